@@ -55,7 +55,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(getattr(model, "module", None), nn.Module):
             model = model.module  # type: ignore[assignment]
         elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()
+            model = model.get_base_model()  # type: ignore[operator]
         else:
             return model
 

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from wagle_trainer.evaluation import load_results, results_table, save_results
+
+
+def test_round_trip_makes_the_folder(tmp_path):
+    results = {
+        "forget_Q_A_Prob": 0.1 + 0.2,
+        "per_example": {"forget": {"question": ["Où ?"], "probability": [1e-300]}},
+    }
+    path = tmp_path / "new" / "results.json"
+    save_results(results, path)
+    assert load_results(path) == results
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+
+
+def test_not_a_number_leaves_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    save_results({"forget_Q_A_Prob": 0.5}, path)
+    with pytest.raises(ValueError, match="nan"):
+        save_results({"forget_Q_A_Prob": float("nan")}, path)
+    assert json.loads(path.read_text()) == {"forget_Q_A_Prob": 0.5}
+
+
+def test_table_is_aligned_and_complete():
+    before = {
+        "forget_Q_A_Prob": 0.98765,
+        "forget_Q_A_ROUGE": 1.0,
+        "forget_truth_ratio": 0.5,
+        "extraction_strength": 0.75,
+        "retain_Q_A_Prob": 0.875,
+        "retain_Q_A_ROUGE": 0.9,
+        "model_utility": 0.6,
+        "forget_quality": 1.2345e-12,
+        "retain_Truth_Ratio": 0.1111,  # not in the selection
+    }
+    table = results_table({"before": before, "after (wagle)": {"forget_Q_A_Prob": 0.01, "forget_quality": 0.05}})
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == ["forget"] * 3 + ["extraction", "retain", "retain", "model", "forget"]
+    assert lines[1].split() == [
+        "prob",
+        "ROUGE-L",
+        "truth",
+        "ratio",
+        "strength",
+        "prob",
+        "ROUGE-L",
+        "utility",
+        "quality",
+    ]
+    assert lines[3].split() == ["before", "0.988", "1.000", "0.500", "0.750", "0.875", "0.900", "0.600", "1.2e-12"]
+    assert lines[4].split() == ["after", "(wagle)", "0.010", "-", "-", "-", "-", "-", "-", "0.050"]

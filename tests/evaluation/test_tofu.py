@@ -1,0 +1,227 @@
+import json
+import math
+
+import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from scipy.stats import hmean, ks_2samp
+
+from wagle_trainer.data import QAFormat, load_tofu_evaluation
+from wagle_trainer.data.fictional import fictional_tokenizer
+from wagle_trainer.evaluation import evaluate_tofu, load_results, save_results
+
+SETS = ("forget", "retain", "real_authors", "world_facts")
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return load_tofu_evaluation("fictional", "forget10", limit=5)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return fictional_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def knowing(words, sets):
+    """A tiny Llama that has half learned the sets, so that no number is trivially 0 or 1."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=words.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=words.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    qa = QAFormat.for_tokenizer(words)
+    examples = [
+        {key: torch.tensor([value]) for key, value in qa.encode(row["question"], answer).items()}
+        for name in SETS
+        for row in sets[name]
+        for answer in (row["answer"], row["perturbed_answer"][0])
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(12):
+        for example in examples:
+            model(**example).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def results(knowing, words, sets):
+    return evaluate_tofu(knowing, words, sets, batch_size=7, progress=False)
+
+
+def plain(model, tokenizer, sets) -> dict[str, float]:
+    """The same numbers from their definitions, one answer at a time, with none of the package's evaluation code."""
+    qa = QAFormat.for_tokenizer(tokenizer)
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+
+    def tokens(question, answer):
+        encoded = qa.encode(question, answer)
+        ids, start = torch.tensor(encoded["input_ids"]), encoded["labels"].count(-100)
+        with torch.no_grad():
+            log_probs = torch.log_softmax(model(ids[None]).logits[0], -1)[start - 1 : -1]
+        return log_probs, ids[start:]
+
+    def mean_log_prob(question, answer):
+        log_probs, labels = tokens(question, answer)
+        return log_probs[range(len(labels)), labels].mean().item()
+
+    def strength(question, answer):
+        log_probs, labels = tokens(question, answer)
+        right = (log_probs.argmax(-1) == labels)[:-1].tolist()
+        return 1 - min(k for k in range(len(right) + 1) if all(right[k:])) / len(right)
+
+    def rouge(question, answer):
+        prompt = torch.tensor([qa.prompt_ids(question)])
+        output = model.generate(prompt, do_sample=False, max_new_tokens=200)[0, prompt.shape[1] :]
+        return scorer.score(answer, tokenizer.decode(output, skip_special_tokens=True))["rougeL"].recall
+
+    def average(function, name):
+        return sum(function(row["question"], row["answer"]) for row in sets[name]) / len(sets[name])
+
+    def wrong(row):
+        return [mean_log_prob(row["question"], answer) for answer in row["perturbed_answer"]]
+
+    def ratio(row, column):
+        return math.exp(sum(wrong(row)) / len(wrong(row))) / math.exp(mean_log_prob(row["question"], row[column]))
+
+    def true_better(name, column):
+        return sum(max(0.0, 1 - ratio(row, column)) for row in sets[name]) / len(sets[name])
+
+    forget_ratios = [ratio(row, "paraphrased_answer") for row in sets["forget"]]
+    numbers = {
+        "forget_Q_A_Prob": average(lambda q, a: math.exp(mean_log_prob(q, a)), "forget"),
+        "forget_Q_A_ROUGE": average(rouge, "forget"),
+        "forget_truth_ratio": sum(min(r, 1 / r) for r in forget_ratios) / len(forget_ratios),
+        "extraction_strength": average(strength, "forget"),
+        "retain_Q_A_Prob": average(lambda q, a: math.exp(mean_log_prob(q, a)), "retain"),
+        "retain_Q_A_ROUGE": average(rouge, "retain"),
+        "retain_Truth_Ratio": true_better("retain", "paraphrased_answer"),
+        "retain_extraction_strength": average(strength, "retain"),
+    }
+    for prefix, name in (("ra", "real_authors"), ("wf", "world_facts")):
+        shares = []
+        for row in sets[name]:
+            right = math.exp(mean_log_prob(row["question"], row["answer"]))
+            shares.append(right / (right + sum(map(math.exp, wrong(row)))))
+        numbers[f"{prefix}_Q_A_Prob_normalised"] = sum(shares) / len(shares)
+        numbers[f"{prefix}_Q_A_ROUGE"] = average(rouge, name)
+        numbers[f"{prefix}_Truth_Ratio"] = true_better(name, "answer")
+    kept = [value for key, value in numbers.items() if not key.startswith("forget") and "strength" not in key]
+    assert len(kept) == 9
+    numbers["model_utility"] = hmean(kept)
+    return numbers
+
+
+def aggregates(results) -> dict[str, float]:
+    return {key: value for key, value in results.items() if key not in ("per_example", "settings")}
+
+
+def test_equals_the_definitions_one_answer_at_a_time(results, knowing, words, sets):
+    expected = plain(knowing, words, sets)
+    assert all(0 < value < 1 for value in expected.values()), expected  # else the comparison would say little
+    assert aggregates(results) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_batch_size_changes_nothing(results, knowing, words, sets, batch_size):
+    again = evaluate_tofu(knowing, words, sets, batch_size=batch_size, progress=False)
+    assert aggregates(again) == pytest.approx(aggregates(results), abs=1e-5)
+    for name in SETS:
+        assert again["per_example"][name]["generation"] == results["per_example"][name]["generation"]
+
+
+def test_per_example_values_are_in_the_order_of_the_rows(results, knowing, words, sets):
+    reverse = {name: list(rows)[::-1] for name, rows in sets.items()}
+    turned = evaluate_tofu(knowing, words, reverse, progress=False)
+    for name in SETS:
+        for key, values in results["per_example"][name].items():
+            other = turned["per_example"][name][key][::-1]
+            if isinstance(values[0], str):
+                assert other == values, key
+            else:
+                torch.testing.assert_close(torch.tensor(other), torch.tensor(values), atol=1e-5, rtol=1e-5)
+
+
+def test_forget_quality_needs_a_reference(results, knowing, words, sets, tmp_path):
+    assert "forget_quality" not in results
+    other = json.loads(json.dumps(results))
+    ratios = other["per_example"]["forget"]["log_truth_ratio"]
+    ratios[:] = [ratio + 0.3 * index for index, ratio in enumerate(ratios)]
+    save_results(other, tmp_path / "retrained.json")
+    from_file = evaluate_tofu(knowing, words, sets, reference=tmp_path / "retrained.json", progress=False)
+    own = [math.exp(ratio) for ratio in results["per_example"]["forget"]["log_truth_ratio"]]
+    expected = ks_2samp(own, [math.exp(ratio) for ratio in ratios]).pvalue
+    assert from_file["forget_quality"] == pytest.approx(expected)
+    assert expected < 1
+    assert evaluate_tofu(knowing, words, sets, reference=results, progress=False)["forget_quality"] == 1.0
+
+
+def test_json_and_settings(results, tmp_path):
+    save_results(results, tmp_path / "results.json")
+    assert load_results(tmp_path / "results.json") == results
+    assert results["settings"]["style"] == "plain"
+    assert results["settings"]["examples"] == dict.fromkeys(SETS, 5)
+
+
+def test_answers_end_at_three_times_the_longest(results, knowing, words, sets):
+    qa = QAFormat.for_tokenizer(words)
+    longest = max(
+        sum(label != -100 for label in qa.encode(row["question"], row["answer"])["labels"])
+        for name in SETS
+        for row in sets[name]
+    )
+    assert results["settings"]["max_new_tokens"] == 3 * longest < 200
+    short = evaluate_tofu(knowing, words, sets, max_new_tokens=2, progress=False)
+    assert short["settings"]["max_new_tokens"] == 2
+    assert max(len(words(text).input_ids) for text in short["per_example"]["retain"]["generation"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda sets: sets.pop("world_facts"), "needs the set 'world_facts'; given are forget, retain, real_authors"),
+        (lambda sets: sets.update(retain=[]), "set 'retain' is empty"),
+        (
+            lambda sets: sets.update(forget=sets["forget"].remove_columns("paraphrased_answer")),
+            "set 'forget' has no 'paraphrased_answer'",
+        ),
+        (
+            lambda sets: sets.update(real_authors=[{**sets["real_authors"][0], "perturbed_answer": []}]),
+            "set 'real_authors' has no 'perturbed_answer' in row 0",
+        ),
+    ],
+)
+def test_missing_data_is_named(knowing, words, sets, change, message):
+    broken = dict(sets)
+    change(broken)
+    with pytest.raises(ValueError, match=message):
+        evaluate_tofu(knowing, words, broken, progress=False)
+
+
+def test_a_reference_that_does_not_fit_is_refused(results, knowing, words, sets):
+    with pytest.raises(ValueError, match="no per-example values of the forget set"):
+        evaluate_tofu(knowing, words, sets, reference=aggregates(results), progress=False)
+    fewer = {**sets, "forget": sets["forget"].select(range(3))}
+    with pytest.raises(ValueError, match=r"other forget questions \(5 of them, here 3\)"):
+        evaluate_tofu(knowing, words, fewer, reference=results, progress=False)
+
+
+def test_a_broken_weight_names_set_and_row(knowing, words, sets):
+    broken = type(knowing)(knowing.config)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match=r"set '\w+', row \d, \w+: the log-probability"):
+        evaluate_tofu(broken, words, sets, progress=False)

@@ -1,0 +1,152 @@
+"""Exact top-k selection by counting over the bit pattern: no sort, no index arrays.
+
+A non-negative float32 orders like its bit pattern read as an integer. One pass counts the upper 16 of those 31 bits, a
+second the lower 15 among the scores that share the threshold's upper ones; that gives the k-th largest score exactly,
+however large the model, and adds up over shards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wagle_trainer.masking import bits
+
+SCOPES = ("global", "tensor", "row")
+_LOW_BITS = 15
+_BINS = 1 << 17  # sign, exponent and the upper mantissa bits; the half with the sign set must stay empty
+_CHUNK = 1 << 18  # elements worked on at a time: their temporaries stay in the processor's cache
+
+Reduce = Callable[[Tensor], None]
+
+
+class Threshold(NamedTuple):
+    """What is selected: every score above `bits` (a float32 bit pattern), and the first `ties` scores equal to it."""
+
+    bits: int
+    ties: int
+    equal: int
+
+
+def num_selected(density: float, num_weights: int) -> int:
+    """floor(density * N), the number of weights that a density selects out of N."""
+    return math.floor(density * num_weights)
+
+
+def select(scores: dict[str, Tensor], density: float, scope: str = "global") -> dict[str, Tensor]:
+    """The `density` share of the weights with the highest scores, as packed bits.
+
+    Ties at the threshold go to the tensor that comes first, then to the lowest flat index.
+
+    Args:
+        scores: name -> float32 tensor, non-negative and finite. Emptied on the way: each tensor is let go once its
+            mask is made.
+        density: in (0, 1].
+        scope: "global" compares all weights, "tensor" those of each tensor, "row" those of each first-dimension row.
+
+    Returns:
+        name -> packed uint8 (see `masking.bits`), in the order of `scores`.
+    """
+    packed = {}
+    if scope == "global":
+        threshold = find_threshold(
+            list(scores.values()), num_selected(density, sum(s.numel() for s in scores.values()))
+        )
+    for name in list(scores):
+        score = scores.pop(name)
+        if scope == "row" and score.dim() > 1:
+            packed[name] = bits.pack(_select_rows(score.flatten(1), density))
+            continue
+        if scope != "global":
+            threshold = find_threshold([score], num_selected(density, score.numel()))
+        packed[name], taken = _apply(score, threshold)
+        threshold = threshold._replace(ties=threshold.ties - taken)
+    return packed
+
+
+def find_threshold(scores: Sequence[Tensor], count: int, reduce: Reduce | None = None) -> Threshold:
+    """The threshold that selects exactly `count` of the scores.
+
+    Args:
+        scores: float32 tensors, non-negative and finite.
+        count: how many to select, out of all processes.
+        reduce: sums a histogram (int64) over processes in place, when each holds a shard.
+
+    Raises:
+        ValueError: a score is negative, infinite or NaN.
+    """
+    if count == 0:
+        return Threshold(np.float32(np.inf).view(np.int32).item(), 0, 0)
+    high = _reduced([_histogram(score) for score in scores], reduce)
+    if high[np.float32(np.inf).view(np.int32).item() >> _LOW_BITS :].any():
+        raise ValueError("Attribution scores must be finite and not negative.")
+    prefix, below_top = _bin_of(high, count)
+    low = _reduced([_histogram(score, prefix) for score in scores], reduce)
+    suffix, below = _bin_of(low, count - below_top)
+    return Threshold((prefix << _LOW_BITS) | suffix, count - below_top - below, int(low[suffix]))
+
+
+def _reduced(histograms: list[np.ndarray], reduce: Reduce | None) -> np.ndarray:
+    histogram = np.sum(histograms, axis=0)
+    if reduce is None:
+        return histogram
+    tensor = torch.from_numpy(histogram)
+    reduce(tensor)
+    return tensor.numpy()
+
+
+def _bin_of(histogram: np.ndarray, count: int) -> tuple[int, int]:
+    """The bin that holds the `count`-th largest value, and how many values lie above that bin."""
+    above = np.cumsum(histogram[::-1])
+    position = int(np.searchsorted(above, count))
+    return len(histogram) - 1 - position, int(above[position] - histogram[len(histogram) - 1 - position])
+
+
+def _histogram(score: Tensor, prefix: int | None = None) -> np.ndarray:
+    """Counts of the upper bits, or of the lower bits among the scores whose upper bits are `prefix`."""
+    bins = _BINS if prefix is None else 1 << _LOW_BITS
+    if score.device.type != "cpu":
+        pattern = score.reshape(-1).view(torch.int32)
+        high = (pattern >> _LOW_BITS) & (_BINS - 1)
+        low = None if prefix is None else pattern[high == prefix] & (bins - 1)
+        return torch.bincount(high if low is None else low, minlength=bins).cpu().numpy()
+    words = score.reshape(-1).numpy().view(np.uint32)
+    counts = np.zeros(bins, dtype=np.int64)
+    for start in range(0, len(words), _CHUNK):
+        chunk = words[start : start + _CHUNK]
+        upper = chunk >> _LOW_BITS
+        counts += np.bincount(upper if prefix is None else chunk[upper == prefix] & (bins - 1), minlength=bins)
+    return counts
+
+
+def _apply(score: Tensor, threshold: Threshold) -> tuple[Tensor, int]:
+    """Packed mask of one tensor, and how many of the threshold's ties it took."""
+    pattern = score.reshape(-1).view(torch.int32)
+    if threshold.ties == threshold.equal:  # all scores at the threshold are in, so which come first does not matter
+        return bits.pack(pattern >= threshold.bits), 0
+    selected = pattern > threshold.bits
+    ties = (pattern == threshold.bits).nonzero().squeeze(-1)[: threshold.ties]
+    selected[ties] = True
+    return bits.pack(selected), ties.numel()
+
+
+def _select_rows(score: Tensor, density: float) -> Tensor:
+    """bool (rows, columns): the same count in every row; ties go to the lowest column."""
+    rows, columns = score.shape
+    count = num_selected(density, columns)
+    selected = torch.zeros(rows, columns, dtype=torch.bool, device=score.device)
+    if count == 0:
+        return selected
+    step = max(1, (1 << 24) // columns)  # rows at a time, so that kthvalue's int64 indices stay small
+    for start in range(0, rows, step):
+        part = score[start : start + step]
+        threshold = part.kthvalue(columns - count + 1, dim=1, keepdim=True).values
+        above, equal = part > threshold, part == threshold
+        missing = count - above.sum(1, keepdim=True)
+        selected[start : start + step] = above | (equal & (equal.cumsum(1) <= missing))
+    return selected

@@ -1,0 +1,283 @@
+"""`WeightAttributionCallback`: makes any Transformers or TRL trainer a masked one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, gather_object
+from datasets import Dataset
+from torch import nn
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from wagle_trainer.attribution.attribute import attribute, check_attribution_arguments, select_parameters
+from wagle_trainer.attribution.scores import Score, arguments_of, get_score
+from wagle_trainer.data.batching import LengthSortedBatches, make_collator
+from wagle_trainer.data.preparation import (
+    DatasetPreparation,
+    as_prompt_completion,
+    check_chat_template,
+    check_set,
+    is_preference,
+)
+from wagle_trainer.masking import MaskedUpdates, WeightMask
+from wagle_trainer.masking.mask import CONFIG_NAME
+
+logger = logging.get_logger(__name__)
+
+SUPPORTED_ENGINES = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+
+
+class WeightAttributionCallback(TrainerCallback):
+    """Before training, score every weight and select the `density` share with the highest scores; during training, let
+    only those change.
+
+    Add it to the callbacks of a `transformers.Trainer`, `trl.SFTTrainer`, `trl.DPOTrainer`, ...: nothing else changes
+    in the script. The mask is saved into every checkpoint, and read from there on resume.
+
+    Args:
+        forget_dataset, retain_dataset: sets in any TRL format, or tokenized.
+        score: a name of `list_scores()`, or a function.
+        density: share of the weights that may change, in (0, 1].
+        gamma: scale of the lower-level Hessian in the "wagle" score, > 0.
+        scope: "global", "tensor" or "row".
+        include, exclude: regular expressions on parameter names; what is left out is frozen.
+        samples: use only the first so many examples of each set.
+        batch_size: of the attribution; the trainer's `per_device_train_batch_size` if None.
+        attribution_loss: on a preference set, "nll" scores by the rejected and "chosen_nll" by the chosen answers;
+            "auto" is "chosen_nll" there, and the answers themselves on other sets.
+        mask: a `WeightMask`, or where one is saved: then nothing is computed, and the sets may be None.
+        seed: of the "random" score.
+
+    Attributes:
+        mask: the `WeightMask` in force, None before training begins.
+
+    Example:
+        >>> SFTTrainer(model, args, train_dataset=data,                                         # doctest: +SKIP
+        ...            callbacks=[WeightAttributionCallback(forget_dataset=forget, retain_dataset=retain, density=0.05)])
+    """
+
+    def __init__(
+        self,
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        *,
+        score: str | Score = "wagle",
+        density: float = 0.8,
+        gamma: float = 1e-6,
+        scope: str = "global",
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        samples: int | None = None,
+        batch_size: int | None = None,
+        attribution_loss: str = "auto",
+        mask: WeightMask | str | os.PathLike[str] | None = None,
+        seed: int = 42,
+    ):
+        check_attribution_arguments(gamma, density, scope)
+        self.score, self.density, self.gamma, self.scope = score, density, gamma, scope
+        self.include, self.exclude, self.samples, self.batch_size = include, exclude, samples, batch_size
+        self.attribution_loss, self.seed = attribution_loss, seed
+        self.needs = [name for name in ("forget", "retain") if f"{name}_grad" in arguments_of(get_score(score))]
+        self.sets = {"forget": forget_dataset, "retain": retain_dataset}
+        self.given = mask if mask is None or isinstance(mask, WeightMask) else WeightMask.from_pretrained(mask)
+        self.mask: WeightMask | None = None
+        self.resume_from: str | None = None
+        self.updates: MaskedUpdates | None = None
+        self._prepared: dict[str, Dataset] | None = None
+        self._steps_before = 0
+
+    def prepare(self, args: Any, model: nn.Module, processing_class: Any) -> None:
+        """Tokenize the sets and refuse what cannot work, before any work is done. Called when the trainer is made.
+
+        Raises:
+            ValueError: a missing, empty or unknown set; a pattern without match; a model or an engine that weight
+                masks do not support; a mask for another model.
+        """
+        check_engine()
+        check_maskable(model)
+        if self.given is not None:
+            self.given.check(model)
+            return
+        select_parameters(model, self.include, self.exclude)
+        preparation = DatasetPreparation(
+            processing_class,
+            max_length=getattr(args, "max_length", None),
+            text_field=getattr(args, "dataset_text_field", "text"),
+            num_proc=getattr(args, "dataset_num_proc", None),
+        )
+        prepared = {}
+        for name in self.needs:
+            dataset = self.sets[name]
+            check_set(dataset, name, preparation.args.dataset_text_field)
+            assert dataset is not None
+            if is_preference(dataset):
+                chosen = name == "retain" or self.attribution_loss != "nll"
+                dataset = as_prompt_completion(dataset, "chosen" if chosen else "rejected")
+            elif (
+                name == "forget" and self.attribution_loss == "chosen_nll" and "input_ids" not in dataset.column_names
+            ):
+                raise ValueError(
+                    'attribution_loss="chosen_nll" needs a forget set with a preferred answer: columns "prompt", '
+                    f'"chosen", "rejected"; it has {", ".join(dataset.column_names)}.'
+                )
+            check_chat_template(dataset, name, processing_class)
+            prepared[name] = preparation(dataset, name)
+        self.collator = make_collator(pad_token_id(processing_class))
+        self._prepared = prepared
+
+    def on_init_end(self, args, state, control, model=None, processing_class=None, **kwargs):
+        self.prepare(args, model, processing_class)
+
+    def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
+        if self.updates is not None:  # train() again, or a retry with a smaller batch
+            self.updates.detach()
+        if state.global_step > 0 and self.mask is None:
+            self.mask = self._from_checkpoint(args, state, model)
+        elif self.mask is None:
+            self.mask = self.given or self._attribute(args, model, processing_class)
+        self._check_processes_agree()
+        self.updates = MaskedUpdates(model, self.mask, optimizer)
+        effective = self.mask.info.effective_density
+        logger.info(
+            f"Weight mask {self.mask.digest[:12]}: {self.mask.num_selected:,} of {self.mask.num_weights:,} weights may "
+            f"change (density {self.mask.density:.4g}"
+            + (f", {effective:.4g} of those with a gradient)." if effective is not None else ").")
+        )
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._steps_before = self.updates.steps if self.updates else 0
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if self.updates is None or self.updates.steps > self._steps_before:
+            return
+        if not getattr(optimizer, "step_was_skipped", False):  # as fp16 scaling does after an overflow
+            raise RuntimeError(
+                "An optimizer step ran without the weight mask: this training engine bypasses the optimizer's hooks, "
+                "and the run would have been silently unmasked."
+            )
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.mask is not None and args.should_save and folder.is_dir() and not (folder / CONFIG_NAME).exists():
+            self.mask.save_pretrained(folder)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.updates is not None:
+            self.updates.detach()
+            self.updates = None
+
+    def _attribute(self, args: Any, model: nn.Module, processing_class: Any) -> WeightMask:
+        if self._prepared is None:  # the callback was added to a trainer that had been made before
+            self.prepare(args, model, processing_class)
+        assert self._prepared is not None
+        batches = {
+            name: LengthSortedBatches(
+                dataset,
+                self.batch_size or args.per_device_train_batch_size,
+                self.collator,
+                rows=None if self.samples is None else range(min(self.samples, len(dataset))),
+                process=args.process_index,
+                num_processes=args.world_size,
+            )
+            for name, dataset in self._prepared.items()
+        }
+        return attribute(
+            model,
+            batches.get("forget"),
+            batches.get("retain"),
+            score=self.score,
+            gamma=self.gamma,
+            density=self.density,
+            scope=self.scope,
+            include=self.include,
+            exclude=self.exclude,
+            seed=self.seed,
+            across_processes=args.world_size > 1,
+            progress=not args.disable_tqdm and args.process_index == 0,
+        )
+
+    def _from_checkpoint(self, args: Any, state: Any, model: nn.Module) -> WeightMask:
+        """The mask that the resumed run trained with. Trainers do not tell callbacks where they resume from."""
+        given = self.resume_from or args.resume_from_checkpoint
+        candidates = [given] if isinstance(given, str) else []
+        candidates.append(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"))
+        folder = next((c for c in candidates if os.path.isfile(os.path.join(c, CONFIG_NAME))), None)
+        if folder is None and self.given is not None:
+            return self.given
+        if folder is None:
+            raise FileNotFoundError(
+                f"The run resumes at step {state.global_step}, but there is no mask in {' or '.join(candidates)}. A new "
+                "one cannot be computed from trained weights: pass mask=, the folder of the mask that the run began "
+                "with, or set args.resume_from_checkpoint to the checkpoint's folder."
+            )
+        mask = WeightMask.from_pretrained(folder, model=model)
+        if self.given is not None and self.given != mask:
+            raise ValueError(f"The given mask is not the one that the checkpoint in {folder} was trained with.")
+        wanted = {"score": self.score, "requested_density": self.density, "scope": self.scope}
+        changed = {
+            name: (getattr(mask.info, name), value)
+            for name, value in wanted.items()
+            if self.given is None and isinstance(value, str | float | int) and getattr(mask.info, name) != value
+        }
+        if changed:
+            raise ValueError(
+                f"The checkpoint in {folder} was trained with another mask: "
+                + "; ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
+                + ". Resume with the old values, or start a new run."
+            )
+        return mask
+
+    def _check_processes_agree(self) -> None:
+        if PartialState().num_processes == 1:
+            return
+        assert self.mask is not None
+        digests = gather_object([self.mask.digest])
+        if len(set(digests)) > 1:
+            raise RuntimeError(
+                f"The processes hold different weight masks ({', '.join(d[:12] for d in digests)}): do they read the "
+                "same data and the same model?"
+            )
+
+
+def check_engine() -> None:
+    """Raise ValueError if training runs on an engine that weight masks do not support."""
+    engine = AcceleratorState().distributed_type if AcceleratorState._shared_state else DistributedType.NO
+    if engine not in SUPPORTED_ENGINES:
+        raise ValueError(
+            f"Weight masks do not support {engine.value} yet: it shards or flattens parameters. Use one process, or "
+            "several with plain data parallelism (accelerate launch --multi_gpu), or train without a mask "
+            "(attribution=None)."
+        )
+
+
+def check_maskable(model: nn.Module) -> None:
+    """Raise ValueError for models whose weights cannot be scored: quantised ones, and freshly made LoRA adapters."""
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(
+            "The base weights are quantised: they have no gradients and cannot change one by one. Load the model "
+            "unquantised, or train a LoRA adapter without a weight mask (attribution=None)."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_B" in name and not bool(torch.any(parameter)):
+            raise ValueError(
+                f"{name!r} is zero, as at every LoRA's start: then the gradient of each lora_A is exactly zero, and "
+                "scores that use it rank nothing but rounding. Score the base weights without an adapter, or train "
+                "the adapter without a mask (attribution=None)."
+            )
+
+
+def pad_token_id(processing_class: Any) -> int:
+    """The tokenizer's pad token; one without gets its end-of-sequence token, with a log line."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError("The tokenizer has neither a pad nor an eos token: set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.warning(f"The tokenizer has no pad token: its eos token {tokenizer.eos_token!r} is used for padding.")
+    return tokenizer.pad_token_id

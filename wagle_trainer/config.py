@@ -1,0 +1,128 @@
+"""`WagleConfig`: the arguments of an unlearning run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from trl import SFTConfig
+
+from wagle_trainer.attribution.attribute import check_attribution_arguments
+from wagle_trainer.attribution.scores import get_score, list_scores
+from wagle_trainer.losses import get_loss, list_losses
+from wagle_trainer.losses.retain import check_retain_loss
+
+ATTRIBUTION_LOSSES = ("auto", "nll", "chosen_nll")
+
+
+@dataclass
+class WagleConfig(SFTConfig):
+    r"""
+    Configuration of [`WagleTrainer`]: that of TRL's [`~trl.SFTConfig`], and the arguments below. Two defaults differ
+    on machines without a GPU that computes in bfloat16: there `bf16` is off unless asked for, since it is slow.
+
+    Parameters:
+        loss_type (`str`, defaults to `"npo"`): Unlearning objective, one of `wagle_trainer.losses.list_losses()`.
+        loss_kwargs (`dict`, *optional*): Arguments of the objective, such as `{"beta": 0.1}`; `"retain_loss"` chooses
+            `"nll"`, `"kl"` (to the model before unlearning) or `None`.
+        forget_weight (`float`, defaults to `1.0`): Factor of the forget loss.
+        retain_weight (`float`, defaults to `1.0`): Factor of the retain loss (lambda).
+        attribution (`str`, *optional*, defaults to `"wagle"`): Score that chooses the weights, one of
+            `wagle_trainer.attribution.list_scores()`; `None` (on the command line: `none`) trains all of them.
+        attribution_gamma (`float`, defaults to `1e-6`): Scale of the lower-level Hessian (arXiv 2410.17509, eq. 7).
+        attribution_loss (`str`, defaults to `"auto"`): Loss of the forget gradient: `"nll"` of the forget answers,
+            `"chosen_nll"` of the preferred answers, or `"auto"`, which is what the objective learns from.
+        attribution_scope (`str`, defaults to `"global"`): `"global"`, `"tensor"` or `"row"`.
+        attribution_samples (`int`, *optional*): Use only the first so many examples of each set for the attribution.
+        attribution_batch_size (`int`, *optional*): Defaults to `per_device_train_batch_size`.
+        attribution_include, attribution_exclude (`list[str]`, *optional*): Regular expressions on parameter names; what
+            is left out is frozen.
+        density (`float`, defaults to `0.8`): Share of the weights that may change.
+        mask_path (`str`, *optional*): A saved mask (folder or Hub id) to use; then nothing is computed.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*SFTConfig._VALID_DICT_FIELDS, "loss_kwargs"]
+
+    loss_type: str = field(
+        default="npo",
+        metadata={"help": f"Unlearning objective: {', '.join(list_losses())}, or one that you registered."},
+    )
+    loss_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Arguments of the objective as JSON, such as \'{"beta": 0.1, "retain_loss": "kl"}\'.'},
+    )
+    forget_weight: float = field(default=1.0, metadata={"help": "Factor of the forget loss."})
+    retain_weight: float = field(default=1.0, metadata={"help": "Factor of the retain loss (lambda)."})
+    attribution: str | None = field(
+        default="wagle",
+        metadata={
+            "help": f"Score that chooses the weights that may change: {', '.join(list_scores())}, one that you "
+            "registered, or none to train all weights."
+        },
+    )
+    attribution_gamma: float = field(
+        default=1e-6,
+        metadata={
+            "help": "Scale of the lower-level Hessian: small where the retain set looks like the training data."
+        },
+    )
+    attribution_loss: str = field(
+        default="auto",
+        metadata={
+            "help": "Loss whose gradient scores the weights on the forget set: 'nll' of the forget answers, "
+            "'chosen_nll' of the preferred ones, or 'auto', which is what the objective learns from.",
+            "choices": list(ATTRIBUTION_LOSSES),
+        },
+    )
+    attribution_scope: str = field(
+        default="global",
+        metadata={
+            "help": "Weights that compete with each other: 'global' (all), 'tensor' or 'row'.",
+            "choices": ["global", "tensor", "row"],
+        },
+    )
+    attribution_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first so many examples of each set for the attribution."}
+    )
+    attribution_batch_size: int | None = field(
+        default=None, metadata={"help": "Batch size of the attribution; per_device_train_batch_size if not given."}
+    )
+    attribution_include: list[str] | None = field(
+        default=None, metadata={"help": "Regular expressions: only parameters whose names match one are scored."}
+    )
+    attribution_exclude: list[str] | None = field(
+        default=None, metadata={"help": "Regular expressions: parameters whose names match one are frozen."}
+    )
+    density: float = field(default=0.8, metadata={"help": "Share of the weights that may change, in (0, 1]."})
+    mask_path: str | None = field(
+        default=None, metadata={"help": "A saved mask (folder or Hub id) to use; then nothing is computed."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not self.fp16:
+            # TRL's default of bf16=True is many times slower than float32 on CPUs without bfloat16 units.
+            self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if isinstance(self.attribution, str) and self.attribution.lower() in ("none", "null"):
+            self.attribution = None
+        super().__post_init__()
+        self.loss_kwargs = dict(self.loss_kwargs or {})  # type: ignore[arg-type]
+        get_loss(self.loss_type)
+        check_retain_loss(self.loss_kwargs.get("retain_loss"))
+        if self.attribution is not None:
+            get_score(self.attribution)
+        check_attribution_arguments(self.attribution_gamma, self.density, self.attribution_scope)
+        if self.attribution_loss not in ATTRIBUTION_LOSSES:
+            raise ValueError(
+                f"Unknown attribution_loss {self.attribution_loss!r}. Known: {', '.join(ATTRIBUTION_LOSSES)}."
+            )
+        for name in ("attribution_samples", "attribution_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        for name in ("packing", "padding_free"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}=True mixes examples within a sequence, but unlearning needs the loss of each example: "
+                    f"set {name}=False."
+                )

@@ -1,0 +1,160 @@
+"""From a raw set in any TRL format to token ids and labels, by TRL's own preparation.
+
+`SFTTrainer._prepare_dataset` is private and a method. This file is the one place that calls it;
+`tests/data/test_preparation.py` fails if a new TRL release changes what it needs or gives.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTTrainer
+from trl.data_utils import maybe_extract_prompt
+
+FORMATS = (
+    '  language modelling  {"text": "..."} or {"messages": [...]}\n'
+    '  prompt-completion   {"prompt": "...", "completion": "..."} (text or messages)\n'
+    '  preference          {"prompt": "...", "chosen": "...", "rejected": "..."}; rejected is what must be forgotten\n'
+    '  tokenized           {"input_ids": [...], "labels": [...]}'
+)
+
+
+class DatasetPreparation(SFTTrainer):
+    """TRL's data set preparation without a trainer, for callbacks that live in other trainers.
+
+    Args:
+        processing_class: the tokenizer.
+        max_length: longest sequence in tokens; None for no limit.
+        text_field: column of language-modelling text.
+        num_proc: processes for `Dataset.map`.
+    """
+
+    def __init__(
+        self, processing_class: Any, *, max_length: int | None, text_field: str = "text", num_proc: int | None = None
+    ):
+        # Deliberately not SFTTrainer.__init__, which needs a model: only what `_prepare_dataset` reads.
+        self.processing_class = self._tokenizer = processing_class
+        self.chat_template = None
+        self.args = SimpleNamespace(
+            max_length=max_length,
+            truncation_mode="keep_start",
+            dataset_text_field=text_field,
+            dataset_num_proc=num_proc,
+            assistant_only_loss=False,
+            shuffle_dataset=False,
+        )
+
+    def __call__(self, dataset: Dataset, name: str) -> Dataset:
+        """Tokenize one set; labels only on the completion if it has one. See `prepare` for the errors."""
+        self.completion_only_loss = "completion" in dataset.column_names
+        return prepare(self, dataset, name)
+
+
+def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: Any = None) -> Dataset:
+    """Tokenize `dataset` as `trainer` does its training set, and refuse examples whose answer would be cut off.
+
+    Returns:
+        A set with `input_ids` and `labels` (-100 = no loss).
+
+    Raises:
+        ValueError: no answer token of some example lies within `max_length`; names the rows.
+    """
+
+    def run(args: Any) -> Dataset:
+        return trainer._prepare_dataset(dataset, trainer.processing_class, args, False, formatting_func, name)
+
+    prepared = run(trainer.args)
+    if len(prepared) < len(dataset):  # TRL drops such examples without a word
+        unlimited = SimpleNamespace(**{**vars(trainer.args), "max_length": None})
+        limit = trainer.args.max_length
+        cut = [row for row, labels in enumerate(run(unlimited)["labels"]) if all(x == -100 for x in labels[:limit])]
+        raise ValueError(
+            f"{len(cut)} of {len(dataset)} examples of the {name} set have no answer token within max_length={limit} "
+            f"(rows {', '.join(map(str, cut[:5]))}{', ...' if len(cut) > 5 else ''}): the prompt alone fills it. "
+            "Raise max_length, or take these examples out."
+        )
+    return prepared.select_columns(["input_ids", "labels"])
+
+
+def check_set(dataset: Any, name: str, text_field: str = "text", formatting_func: Any = None) -> None:
+    """Refuse a missing or empty set, one that cannot be indexed, and one in no known format.
+
+    Raises:
+        ValueError: missing, empty, or unknown columns; the message shows the formats.
+        TypeError: not a `datasets.Dataset`.
+    """
+    if dataset is None:
+        raise ValueError(
+            f"The {name} set is missing. Pass {name}_dataset=..., or a train_dataset with the splits "
+            '"forget" and "retain".'
+        )
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"The {name} set must be a datasets.Dataset, which can be indexed, got {type(dataset).__name__}. "
+            "Pairs of forget and retain examples need random access: load it without streaming."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"The {name} set is empty.")
+    columns = set(dataset.column_names)
+    known = (
+        {text_field},
+        {"messages"},
+        {"prompt", "completion"},
+        {"chosen", "rejected"},
+        {"input_ids"},
+        {"conversations"},
+    )
+    if formatting_func is None and not any(needed <= columns for needed in known):
+        raise ValueError(
+            f"The {name} set has the columns {', '.join(sorted(columns))}, which is no format that TRL knows:\n{FORMATS}\n"
+            "For questions and answers, QAFormat.for_tokenizer(tokenizer).dataset(...) makes prompt-completion."
+        )
+
+
+def check_chat_template(dataset: Dataset, name: str, processing_class: Any) -> None:
+    """Raise ValueError if a conversational set meets a tokenizer without a chat template."""
+    from trl import is_conversational
+
+    if getattr(processing_class, "chat_template", None) is None and is_conversational(dataset[0]):
+        raise ValueError(
+            f"The {name} set is conversational, but the tokenizer has no chat template. Set tokenizer.chat_template "
+            "(or chat_template_path), or pass text: for questions and answers, "
+            'QAFormat.for_tokenizer(tokenizer, style="plain").dataset(...).'
+        )
+
+
+def is_preference(dataset: Dataset) -> bool:
+    """Whether the set has TRL's preference format."""
+    return {"chosen", "rejected"} <= set(dataset.column_names)
+
+
+def as_prompt_completion(dataset: Dataset, answer: str) -> Dataset:
+    """The "chosen" or the "rejected" answers of a preference set, as prompt-completion."""
+    dataset = dataset.map(maybe_extract_prompt, desc="Extracting prompts")
+    return dataset.select_columns(["prompt", answer]).rename_column(answer, "completion")
+
+
+def with_refusals(dataset: Dataset, refusal: Any) -> Dataset:
+    """A prompt-completion set with `refusal(row)` in place of each completion.
+
+    Raises:
+        ValueError: the set has no prompts.
+    """
+    if not {"prompt", "completion"} <= set(dataset.column_names):
+        raise ValueError(
+            "This objective needs a preferred answer for every forget example. Give the forget set as\n"
+            '  {"prompt": ..., "chosen": what to say instead, "rejected": what to forget}   or as\n'
+            '  {"prompt": ..., "completion": what to forget}, and refusals=["I don\'t know.", ...] to the trainer.\n'
+            f"It has the columns {', '.join(dataset.column_names)}."
+        )
+
+    def replace(example: dict[str, Any], row: int) -> dict[str, Any]:
+        text = refusal(row)
+        if isinstance(example["completion"], str):
+            return {"completion": f" {text}" if example["completion"].startswith(" ") else text}
+        return {"completion": [{"role": "assistant", "content": text}]}
+
+    columns = [column for column in dataset.column_names if column not in ("prompt", "completion")]
+    return dataset.map(replace, with_indices=True, remove_columns=columns, desc="Adding refusals")

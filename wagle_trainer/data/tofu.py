@@ -1,0 +1,88 @@
+"""TOFU, the task of fictitious unlearning: from the hub, from a local folder, or the bundled example in its format.
+
+Source: Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 2401.06121.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_RETAIN_SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+
+
+def load_tofu(name_or_path: str, split: str) -> Dataset:
+    """One split of TOFU.
+
+    Args:
+        name_or_path: `"fictional"` (the bundled example), a folder with a JSON-lines file `<split>.json` per split,
+            or a hub id such as `"locuslab/TOFU"`.
+        split: a split name as on the hub: `"full"`, `"forget10"`, `"retain90"`, `"forget10_perturbed"`, ...
+
+    Returns:
+        Rows with `question` and `answer`; the `*_perturbed` splits also have `perturbed_answer` (a list of strings)
+        and, for forget and retain, `paraphrased_question` and `paraphrased_answer`.
+
+    Raises:
+        FileNotFoundError: the folder, its file or the hub dataset cannot be found.
+        ValueError: unknown split of the bundled example or of the hub dataset.
+    """
+    if name_or_path == "fictional":
+        from .fictional import fictional_split
+
+        return fictional_split(split)
+
+    from datasets import load_dataset
+
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        file = folder / f"{split}.json"
+        if not file.is_file():
+            found = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none"
+            raise FileNotFoundError(f"No split {split!r} in {folder} (looked for {file.name}). Splits found: {found}.")
+        return load_dataset("json", data_files=str(file), split="train")
+    try:
+        return load_dataset(name_or_path, split, split="train")
+    except (ConnectionError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{name_or_path!r} is neither a folder nor a dataset that the hub gives access to ({error}). Without a "
+            "network, pass a folder with a <split>.json file per split, or 'fictional' for the bundled example."
+        ) from error
+
+
+def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None = None) -> dict[str, Dataset]:
+    """The four sets that TOFU's metrics are computed on, by the name they have in the results.
+
+    Args:
+        name_or_path: as for `load_tofu`.
+        forget_split: `"forget01"`, `"forget05"` or `"forget10"`.
+        limit: take only the first `limit` rows of each set; None for all.
+
+    Returns:
+        `forget`, `retain`, `real_authors` and `world_facts`, each a `*_perturbed` split.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_tofu`.
+        ValueError: `limit` below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, or None for all rows; got {limit}.")
+    names = {"forget": forget_split, "retain": "retain", "real_authors": "real_authors", "world_facts": "world_facts"}
+    sets = {key: load_tofu(name_or_path, f"{name}_perturbed") for key, name in names.items()}
+    if limit is None:
+        return sets
+    return {key: dataset.select(range(min(limit, len(dataset)))) for key, dataset in sets.items()}
+
+
+def retain_split_for(forget_split: str) -> str:
+    """The split that holds all rows of `full` which `forget_split` does not: `"retain90"` for `"forget10"`.
+
+    Raises:
+        ValueError: not a forget split of TOFU; the message lists them.
+    """
+    if forget_split not in _RETAIN_SPLITS:
+        raise ValueError(f"{forget_split!r} is not a forget split of TOFU: use one of {', '.join(_RETAIN_SPLITS)}.")
+    return _RETAIN_SPLITS[forget_split]

@@ -1,0 +1,35 @@
+"""Batches with little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions of `lengths`, longest first, cut into batches of at most `batch_size`.
+
+    The longest come first, so that memory which does not suffice shows at once and not after an hour.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> Tensor:
+    """`rows` of tokens, filled up with `value` on one side: int64 (rows, longest row)."""
+    longest = max(len(row) for row in rows)
+    padded = torch.full((len(rows), longest), value, dtype=torch.long)
+    for index, row in enumerate(rows):
+        if side == "left":
+            padded[index, longest - len(row) :] = torch.tensor(row)
+        else:
+            padded[index, : len(row)] = torch.tensor(row)
+    return padded

@@ -1,0 +1,64 @@
+"""Results of an evaluation: on disk as JSON, on screen as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from wagle_trainer.files import write_atomically
+
+# what a reader looks at first, by the two lines of the column's head
+_COLUMNS = {
+    "forget_Q_A_Prob": ("forget", "prob"),
+    "forget_Q_A_ROUGE": ("forget", "ROUGE-L"),
+    "forget_truth_ratio": ("forget", "truth ratio"),
+    "extraction_strength": ("extraction", "strength"),
+    "retain_Q_A_Prob": ("retain", "prob"),
+    "retain_Q_A_ROUGE": ("retain", "ROUGE-L"),
+    "model_utility": ("model", "utility"),
+    "forget_quality": ("forget", "quality"),
+}
+
+
+def save_results(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """Write `results` as JSON, whole or not at all; missing folders are made.
+
+    Raises:
+        ValueError: a number is infinite or not a number; an existing file stays as it was.
+    """
+    content = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), f"{content}\n".encode())
+
+
+def load_results(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read what `save_results` wrote."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The main numbers of several evaluations as aligned plain text.
+
+    Args:
+        results: label of each row ("before", "after (wagle)", "retrained") -> what an evaluation returned. Where a
+            number is absent, such as forget quality without a reference, the table has "-".
+    """
+    rows = [["", *(first for first, _ in _COLUMNS.values())], ["", *(second for _, second in _COLUMNS.values())]]
+    rows += [[label, *(_cell(name, numbers.get(name)) for name in _COLUMNS)] for label, numbers in results.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([*lines[:2], rule, *lines[2:]])
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    # p-values span many orders of magnitude
+    return f"{value:#.2g}" if name == "forget_quality" else f"{value:.3f}"

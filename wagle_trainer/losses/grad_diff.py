@@ -1,0 +1,18 @@
+"""Gradient difference."""
+
+from wagle_trainer.losses.base import register_loss
+from wagle_trainer.losses.grad_ascent import GradAscent
+
+
+@register_loss("grad_diff")
+class GradDiff(GradAscent):
+    """Gradient difference (GradDiff; Liu et al. 2022, arXiv 2203.12817): gradient ascent on the forget set, descent on
+    the retain set.
+
+        L = forget_weight * mean log p(forget answer) - retain_weight * mean log p(retain answer)
+
+    Example:
+        >>> WagleConfig(output_dir="out", loss_type="grad_diff", retain_weight=2.0)   # doctest: +SKIP
+    """
+
+    retain_loss = "nll"

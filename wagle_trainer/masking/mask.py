@@ -1,0 +1,334 @@
+"""`WeightMask`: which weights of a model may change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from wagle_trainer.files import write_atomically
+from wagle_trainer.masking import bits
+
+FORMAT_VERSION = 1
+WEIGHTS_NAME = "mask.safetensors"
+CONFIG_NAME = "mask_config.json"
+
+
+class MaskMismatchError(ValueError):
+    """A mask does not fit the model, the other mask or the file that it is used with."""
+
+
+@dataclass(frozen=True)
+class MaskInfo:
+    """How a mask came about. Every field may be None: a mask can also be made by hand.
+
+    Attributes:
+        score: name of the attribution score.
+        gamma: the Hessian scale of the WAGLE score.
+        requested_density: the density asked for; `WeightMask.density` is what rounding down made of it.
+        scope: "global", "tensor" or "row".
+        seed: of the random score.
+        base_model: name or path of the model that was scored.
+        effective_density: share of selected weights among those whose forget or retain gradient is not zero.
+        forget_examples, retain_examples: numbers of examples that the gradients were averaged over.
+    """
+
+    score: str | None = None
+    gamma: float | None = None
+    requested_density: float | None = None
+    scope: str | None = None
+    seed: int | None = None
+    base_model: str | None = None
+    effective_density: float | None = None
+    forget_examples: int | None = None
+    retain_examples: int | None = None
+
+
+class WeightMask(Mapping[str, Tensor]):
+    """A mapping from parameter name to a bool tensor of the parameter's shape: True where the weight may change.
+
+    Kept bit-packed, in memory as on disk (an eighth of a byte per weight); `mask[name]` unpacks one tensor. Parameters
+    that are not in the mask are frozen as a whole.
+
+    Example:
+        >>> mask = WeightMask.from_dict({"weight": torch.tensor([[True, False], [False, False]])})
+        >>> mask.density, mask.num_selected, (~mask).num_selected
+        (0.25, 1, 3)
+    """
+
+    def __init__(
+        self, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], info: MaskInfo | None = None
+    ):
+        """Wrap already packed bits (see `masking.bits`); `from_dict` takes bool tensors.
+
+        Raises:
+            MaskMismatchError: a tensor's packed size does not belong to its shape.
+        """
+        self._packed = {name: tensor.cpu() for name, tensor in packed.items()}
+        self._shapes = {name: tuple(shapes[name]) for name in self._packed}
+        self.info = info or MaskInfo()
+        for name, shape in self._shapes.items():
+            if self._packed[name].numel() != bits.packed_size(math.prod(shape)):
+                raise MaskMismatchError(
+                    f"The mask of {name!r} holds {self._packed[name].numel()} bytes, but shape {shape} needs "
+                    f"{bits.packed_size(math.prod(shape))}."
+                )
+
+    @classmethod
+    def from_dict(cls, masks: Mapping[str, Tensor], info: MaskInfo | None = None) -> WeightMask:
+        """Make a mask from bool tensors.
+
+        Raises:
+            TypeError: a tensor is not of dtype bool.
+        """
+        for name, mask in masks.items():
+            if mask.dtype != torch.bool:
+                raise TypeError(f"The mask of {name!r} must be a bool tensor, got {mask.dtype}.")
+        return cls(
+            {name: bits.pack(mask.cpu()) for name, mask in masks.items()},
+            {name: tuple(mask.shape) for name, mask in masks.items()},
+            info,
+        )
+
+    def __getitem__(self, name: str) -> Tensor:
+        return bits.unpack(self.packed(name), self.shape(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would unpack the tensor
+        return name in self._packed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WeightMask) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return (
+            f"WeightMask({len(self)} tensors, {self.num_selected:,} of {self.num_weights:,} weights selected, "
+            f"density {self.density:.4g}, score {self.info.score})"
+        )
+
+    def packed(self, name: str) -> Tensor:
+        """The packed bits of one parameter, uint8 (ceil(numel / 8),); not a copy.
+
+        Raises:
+            KeyError: the mask has no such parameter.
+        """
+        if name not in self._packed:
+            raise KeyError(f"The mask has no parameter {name!r}; it has {_some(list(self._packed))}.")
+        return self._packed[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one parameter."""
+        return self._shapes[name]
+
+    def num_selected_in(self, name: str) -> int:
+        """Selected weights of one parameter."""
+        return bits.count(self.packed(name))
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights that were scored."""
+        return sum(math.prod(shape) for shape in self._shapes.values())
+
+    @property
+    def num_selected(self) -> int:
+        """Number of weights that may change."""
+        return sum(bits.count(packed) for packed in self._packed.values())
+
+    @property
+    def density(self) -> float:
+        """Selected share of the scored weights."""
+        return self.num_selected / max(self.num_weights, 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the packed mask takes in memory."""
+        return sum(packed.nbytes for packed in self._packed.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and bits; does not depend on the order of the parameters."""
+        sha = hashlib.sha256()
+        for name in sorted(self._packed):
+            sha.update(f"{name}:{self._shapes[name]}:".encode())
+            sha.update(self._packed[name].numpy().data)
+        return sha.hexdigest()
+
+    def __and__(self, other: WeightMask) -> WeightMask:
+        return self._combine(other, torch.bitwise_and)
+
+    def __or__(self, other: WeightMask) -> WeightMask:
+        return self._combine(other, torch.bitwise_or)
+
+    def __invert__(self) -> WeightMask:
+        return WeightMask.from_dict({name: ~self[name] for name in self})
+
+    def overlap(self, other: WeightMask) -> float:
+        """Jaccard index of the two selections: |A and B| / |A or B|; 1.0 if both are empty."""
+        union = (self | other).num_selected
+        return (self & other).num_selected / union if union else 1.0
+
+    def _combine(self, other: WeightMask, operation: Any) -> WeightMask:
+        if self._shapes != other._shapes:
+            raise MaskMismatchError(
+                "The two masks are not of the same model: " + _differences(self._shapes, other._shapes, "other mask")
+            )
+        return WeightMask({name: operation(self._packed[name], other._packed[name]) for name in self}, self._shapes)
+
+    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Selected and total weights by tensor, by module type (such as `q_proj`) and by layer.
+
+        Returns:
+            {"tensor" | "module" | "layer": {key: {"selected": int, "total": int, "density": float}}}
+        """
+        groups: dict[str, dict[str, dict[str, float]]] = {"tensor": {}, "module": {}, "layer": {}}
+        for name in self:
+            parts = name.split(".")
+            layer = next((part for part in parts if part.isdigit()), "outside layers")
+            module = parts[-2] if len(parts) > 1 else name
+            selected, total = self.num_selected_in(name), math.prod(self._shapes[name])
+            for group, key in (("tensor", name), ("module", module), ("layer", layer)):
+                entry = groups[group].setdefault(key, {"selected": 0, "total": 0, "density": 0.0})
+                entry["selected"] += selected
+                entry["total"] += total
+                entry["density"] = entry["selected"] / max(entry["total"], 1)
+        return groups
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless every parameter of the mask is in the model with the same shape.
+
+        Raises:
+            MaskMismatchError: names the first differences.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        expected = {name: shapes[name] for name in shapes if name in self}
+        if expected != self._shapes:
+            raise MaskMismatchError(
+                f"The mask (base model {self.info.base_model!r}) does not belong to this model: "
+                + _differences(self._shapes, expected, "model")
+            )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `mask.safetensors` (bit-packed) and `mask_config.json` into `save_directory`, each at once."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "format_version": FORMAT_VERSION,
+            **asdict(self.info),
+            "density": self.density,
+            "num_selected": self.num_selected,
+            "num_weights": self.num_weights,
+            "digest": self.digest,
+            "shapes": {name: list(shape) for name, shape in self._shapes.items()},
+        }
+        write_atomically(folder / WEIGHTS_NAME, save(self._packed))
+        write_atomically(folder / CONFIG_NAME, json.dumps(config, indent=2).encode())
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo_id: str | os.PathLike[str], *, model: nn.Module | None = None, revision: str | None = None
+    ) -> WeightMask:
+        """Read a mask from a folder or from the Hub, and check it.
+
+        Args:
+            path_or_repo_id: a folder that `save_pretrained` wrote, or a model repository on the Hub.
+            model: if given, the mask is checked against it (see `check`).
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is truncated or not of a known format version.
+            MaskMismatchError: the digest does not belong to the bits (the file was altered), or the model differs.
+        """
+        weights, config_file = (_find_file(path_or_repo_id, name, revision) for name in (WEIGHTS_NAME, CONFIG_NAME))
+        try:
+            config = json.loads(config_file.read_text())
+            version, digest, shapes = config["format_version"], config["digest"], config["shapes"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{config_file} is not a readable mask configuration: {error!r}.") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{config_file} has mask format version {version!r}; this wagle_trainer reads {FORMAT_VERSION}. "
+                "Update wagle-trainer, or compute the mask anew."
+            )
+        try:
+            packed = load_file(weights)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{weights} is truncated or not a safetensors file: {error}.") from error
+        if packed.keys() != shapes.keys():
+            raise MaskMismatchError(f"{weights} and {config_file} name different parameters: one was replaced.")
+        info = MaskInfo(**{key: config.get(key) for key in MaskInfo.__dataclass_fields__})
+        mask = cls({name: packed[name] for name in shapes}, {n: tuple(s) for n, s in shapes.items()}, info)
+        if mask.digest != digest:
+            raise MaskMismatchError(
+                f"The digest in {config_file} is {digest[:12]}..., that of the bits in {weights} is "
+                f"{mask.digest[:12]}...: a file was altered or replaced. Fetch it again or compute the mask anew."
+            )
+        if model is not None:
+            mask.check(model)
+        return mask
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload the two files of `save_pretrained` to a model repository on the Hub; returns the commit's address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload weight mask"))
+
+
+def _find_file(path_or_repo_id: str | os.PathLike[str], name: str, revision: str | None) -> Path:
+    folder = Path(path_or_repo_id)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}: WeightMask.save_pretrained did not write this folder.")
+        return folder / name
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(str(path_or_repo_id), name, revision=revision))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(
+            f"{os.fspath(path_or_repo_id)!r} is neither a folder with a saved mask nor a repository on the Hub that "
+            f"holds {name} and can be reached: {error}"
+        ) from error
+
+
+def _differences(mask: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]], what: str) -> str:
+    """The first few differences between two sets of shapes, as a sentence."""
+    missing = [f"{name!r} is not in the {what}" for name in mask if name not in other]
+    shapes = [
+        f"{name!r} has shape {mask[name]} in the mask and {other[name]} in the {what}"
+        for name in mask
+        if name in other and mask[name] != other[name]
+    ]
+    extra = [f"{name!r} is only in the {what}" for name in other if name not in mask]
+    found = missing + shapes + extra
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more + "."
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,160 @@
+"""What keeps the unselected weights as they are, bit for bit, through any optimizer's steps.
+
+Three things move a weight: its gradient, its decay, and what an optimizer makes of a zero gradient (momentum from
+before, quantised moments). Gradients are masked as they arrive, so that clipping and the logged norm see the selected
+weights only. For `torch.optim.AdamW`, `Adam` and `SGD` a zero gradient and zero moments move nothing, so the decay is
+all that is left: it is applied here, to the selected weights, with the arithmetic that the optimizer would have used.
+Every other optimizer runs as it is, and the unselected weights get their values back after each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from wagle_trainer.masking import bits
+from wagle_trainer.masking.mask import WeightMask
+
+_ZERO_GRADIENT_MOVES_NOTHING = (AdamW, Adam, SGD)
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """The `torch.optim` optimizer inside wrappers such as accelerate's: its step hooks fire under all of them."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+class MaskedUpdates:
+    """Attach a mask to a model and its optimizer; from then on only selected weights change.
+
+    Args:
+        model: the unwrapped model; its parameters that are not in the mask are frozen as a whole.
+        mask: fits the model (see `WeightMask.check`).
+        optimizer: a `torch.optim.Optimizer`, possibly wrapped by accelerate.
+
+    Raises:
+        MaskMismatchError: the mask does not fit the model.
+        ValueError: the optimizer updates parameters that are not the model's.
+
+    Example:
+        >>> updates = MaskedUpdates(model, mask, optimizer)   # doctest: +SKIP
+        >>> loss.backward(); optimizer.step()                 # doctest: +SKIP
+        >>> updates.detach()                                  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, mask: WeightMask, optimizer: Any):
+        mask.check(model)
+        self.mask = mask
+        self.optimizer = innermost(optimizer)
+        self.steps = 0
+        self._handles: list[Any] = []
+        self._packed: dict[nn.Parameter, Tensor] = {}  # parameters of which some weights are selected
+        self._frozen: list[nn.Parameter] = []  # parameters of which none is
+        self._names: dict[nn.Parameter, str] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            self._names[parameter] = name
+            selected = mask.num_selected_in(name) if name in mask else 0
+            if selected == 0:
+                self._frozen.append(parameter)
+            elif selected < parameter.numel():
+                self._packed[parameter] = mask.packed(name).to(parameter.device)
+        held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+        if held.isdisjoint(self._names):
+            raise ValueError(
+                "The optimizer holds none of the masked parameters: it was made for another model, or by an engine "
+                "that flattens parameters, which weight masks do not support."
+            )
+        self._self_decay = type(self.optimizer) in _ZERO_GRADIENT_MOVES_NOTHING
+        self._decay: list[float] = []
+        self._before: list[Tensor] = []
+        for parameter in self._packed:
+            self._handles.append(parameter.register_post_accumulate_grad_hook(self._mask_gradient))
+        for parameter in self._frozen:
+            self._handles.append(parameter.register_post_accumulate_grad_hook(_zero_gradient))
+        self._handles.append(self.optimizer.register_step_pre_hook(self._before_step))
+        self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
+        if self._self_decay:
+            self._clear_moments()
+
+    def detach(self) -> None:
+        """Remove all hooks; the next step is an unmasked one."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _selected(self, parameter: nn.Parameter) -> Tensor:
+        return bits.unpack(self._packed[parameter], parameter.shape)
+
+    def _mask_gradient(self, parameter: Tensor) -> None:
+        # Not a multiplication: infinity times zero is NaN.
+        parameter.grad.masked_fill_(~self._selected(parameter), 0)  # type: ignore[arg-type, union-attr]
+
+    @torch.no_grad()
+    def _before_step(self, *_: Any) -> None:
+        if self.steps == 0:
+            self._assert_gradients_masked()
+        for parameter in self._frozen:
+            parameter.grad = None  # optimizers skip such a parameter: no decay, no moments
+        if self._self_decay:
+            self._decay = [group["weight_decay"] for group in self.optimizer.param_groups]
+            for group in self.optimizer.param_groups:
+                if group["weight_decay"] != 0:
+                    self._apply_decay(group)
+                    group["weight_decay"] = 0.0
+        else:
+            self._before = [parameter.detach().clone() for parameter in self._packed]
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        for group, decay in zip(self.optimizer.param_groups, self._decay, strict=False):
+            group["weight_decay"] = decay  # so that checkpoints hold what the user set
+        for parameter, before in zip(self._packed, self._before, strict=False):
+            parameter.copy_(torch.where(self._selected(parameter), parameter, before))
+        self._decay, self._before = [], []
+        self.steps += 1
+
+    def _apply_decay(self, group: Mapping[str, Any]) -> None:
+        """Weight decay as `torch.optim` does it, with its rounding, on the selected weights of one group."""
+        decoupled = isinstance(self.optimizer, AdamW) or group.get("decoupled_weight_decay", False)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if decoupled:
+                target, decayed = parameter, parameter * (1 - group["lr"] * group["weight_decay"])
+            else:
+                sign = -1 if group.get("maximize", False) else 1
+                target = parameter.grad
+                decayed = target.add(parameter, alpha=sign * group["weight_decay"])
+            partly = parameter in self._packed
+            target.copy_(torch.where(self._selected(parameter), decayed, target) if partly else decayed)
+
+    def _clear_moments(self) -> None:
+        """Moments from before the mask (an optimizer used earlier) move weights that have no gradient."""
+        for parameter in self._packed:
+            for value in self.optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.masked_fill_(~self._selected(parameter), 0)
+
+    def _assert_gradients_masked(self) -> None:
+        for parameter in (*self._packed, *self._frozen):
+            if parameter.grad is None:
+                continue
+            partly = parameter in self._packed
+            outside = parameter.grad[~self._selected(parameter)] if partly else parameter.grad
+            if bool(outside.any()):
+                raise RuntimeError(
+                    f"The gradient of {self._names[parameter]!r} reached the optimizer without its mask: this "
+                    "training engine bypasses gradient hooks, and the run would have been silently unmasked. "
+                    "Nothing has changed yet; see the README for the engines that are supported."
+                )
+
+
+def _zero_gradient(parameter: Tensor) -> None:
+    parameter.grad.zero_()  # type: ignore[union-attr]

@@ -1,0 +1,446 @@
+"""`WagleTrainer`: TRL's `SFTTrainer` for unlearning, with a forget and a retain set."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import seed_worker
+from transformers.utils import logging
+from trl import SFTTrainer
+
+from wagle_trainer.callback import WeightAttributionCallback, check_engine, pad_token_id
+from wagle_trainer.checkpoints import is_complete, last_complete_checkpoint
+from wagle_trainer.config import WagleConfig
+from wagle_trainer.data.batching import LengthSortedBatches
+from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
+from wagle_trainer.data.preparation import (
+    as_prompt_completion,
+    check_chat_template,
+    check_set,
+    is_preference,
+    prepare,
+    with_refusals,
+)
+from wagle_trainer.data.refusals import REFUSALS, refusal_for
+from wagle_trainer.files import write_atomically
+from wagle_trainer.likelihood import token_log_probs
+from wagle_trainer.losses import Signals, UnlearningLoss, get_loss
+from wagle_trainer.losses.retain import kl_to_reference, nll
+from wagle_trainer.masking import WeightMask
+from wagle_trainer.model_card import PAPER, add_unlearning_section
+from wagle_trainer.reference import ReferenceHead, fingerprint, reference_log_probs
+
+logger = logging.get_logger(__name__)
+
+REFERENCE_NAME = "reference_log_probs.safetensors"
+
+
+class WagleTrainer(SFTTrainer):
+    """
+    Trainer for unlearning with weight attribution (WAGLE, arXiv 2410.17509): before training, every weight's influence
+    on forgetting is scored against its influence on retaining; only the top `density` share may change, while an
+    unlearning objective runs on pairs of a forget and a retain example.
+
+    Takes the arguments of [`~trl.SFTTrainer`], with two sets in place of one. No second model is kept in memory: what
+    the objectives need of the model before unlearning is computed once, when training begins.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`): The model that is to forget.
+        args ([`WagleConfig`], *optional*): Configuration; any other `TrainingArguments` are converted.
+        forget_dataset, retain_dataset (`Dataset`): What to forget and what to keep, in any TRL format. A forget set in
+            preference format holds in `rejected` what must be forgotten and in `chosen` what to say instead.
+        train_dataset (`DatasetDict`, *optional*): Instead of the two: a mapping with the keys "forget" and "retain".
+        eval_dataset (`Dataset` or `dict`, *optional*): Sets to evaluate, each on its own (`eval_forget_loss`, ...).
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; loaded with the model if not given.
+        callbacks (`list`, *optional*): Callbacks of the Trainer.
+        mask ([`WeightMask`] or path, *optional*): A mask to use as it is: then nothing is computed.
+        refusals (`list[str]`, *optional*): Preferred answers for objectives that need them, when the forget set has
+            none; by default the bundled sentences.
+        kwargs: Everything else that [`~trl.SFTTrainer`] takes, such as `peft_config`.
+
+    Raises:
+        ValueError, TypeError: a set that is missing, empty, in no known format, or whose answers `max_length` cuts off;
+            a model, engine or mask that do not go together. All of it before any work is done.
+
+    Example:
+        >>> trainer = WagleTrainer(                                                       # doctest: +SKIP
+        ...     model="path-or-hub-id",
+        ...     args=WagleConfig(output_dir="out", loss_type="npo", attribution="wagle", density=0.8),
+        ...     forget_dataset=forget, retain_dataset=retain,
+        ... )
+        >>> trainer.train(); trainer.save_model(); trainer.mask                           # doctest: +SKIP
+    """
+
+    _tag_names = ["trl", "wagle", "unlearning"]  # noqa: RUF012 (as TRL declares it)
+    _name = "WAGLE"
+    _paper = PAPER
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the number of examples of the whole accumulated batch
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        args: TrainingArguments | None = None,
+        *,
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        train_dataset: DatasetDict | dict[str, Dataset] | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        mask: WeightMask | str | os.PathLike[str] | None = None,
+        refusals: Sequence[str] | None = None,
+        formatting_func: Callable[[dict], str] | None = None,
+        **kwargs: Any,
+    ):
+        config = _as_wagle_config(args, model)
+        loss_kwargs = dict(config.loss_kwargs)
+        self.loss = _make_loss(config.loss_type, loss_kwargs)
+        self.retain_loss = loss_kwargs.get("retain_loss", self.loss.retain_loss)
+        forget, retain = _split(train_dataset, forget_dataset, retain_dataset)
+        for name, dataset in (("forget", forget), ("retain", retain)):
+            check_set(dataset, name, config.dataset_text_field, formatting_func)
+            if processing_class is not None and config.chat_template_path is None:
+                check_chat_template(dataset, name, processing_class)
+        preferred = None
+        if is_preference(forget):
+            forget, preferred = as_prompt_completion(forget, "rejected"), as_prompt_completion(forget, "chosen")
+        elif "preferred" in self.loss.needs or config.attribution_loss == "chosen_nll":
+            sentences = REFUSALS if refusals is None else tuple(refusals)
+            preferred = with_refusals(forget, lambda row: refusal_for(row, config.seed, sentences))
+        if is_preference(retain):
+            retain = as_prompt_completion(retain, "chosen")
+        if processing_class is not None:
+            pad_token_id(processing_class)
+
+        loss_type, config.loss_type = config.loss_type, "nll"  # SFTTrainer knows no other; it is back right after
+        try:
+            super().__init__(
+                model=model,
+                args=config,
+                # TRL learns the format from one row; the sets are prepared below, where cut-off answers are refused.
+                train_dataset=forget.select(range(1)),
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                formatting_func=formatting_func,
+                **kwargs,
+            )
+        finally:
+            config.loss_type = loss_type
+
+        sets = {"forget": forget, "retain": retain, **({"preferred": preferred} if preferred is not None else {})}
+        sets = {name: prepare(self, dataset, name, formatting_func) for name, dataset in sets.items()}
+        self.train_dataset = PairedDataset(
+            sets["forget"], sets["retain"], sets["preferred"] if "preferred" in self.loss.needs else None
+        )
+        seed = config.data_seed if config.data_seed is not None else config.seed
+        self._sampler = PairSampler(len(sets["forget"]), len(sets["retain"]), seed)
+        self._collator = self.data_collator
+        self.data_collator = PairCollator(self._collator)
+        self.add_callback(_EpochOfPairs(self._sampler))
+        self._references: dict[
+            str, Tensor
+        ] = {}  # role -> (examples,) log-probability of each answer before unlearning
+        self._reference_head: ReferenceHead | None = None
+        self._step_metrics: dict[str, list[Tensor]] = defaultdict(list)
+        self._attribution = self._attribution_callback(mask, sets)
+        if self._attribution is not None:
+            self.add_callback(self._attribution)
+            self._attribution.prepare(config, self.model, self.processing_class)
+
+    @property
+    def mask(self) -> WeightMask | None:
+        """The weight mask in force; None before training begins, and when all weights are trained."""
+        return self._attribution.mask if self._attribution is not None else None
+
+    def _attribution_callback(self, mask: Any, sets: dict[str, Dataset]) -> WeightAttributionCallback | None:
+        config = self.args
+        mask = mask if mask is not None else config.mask_path
+        if mask is None and config.attribution is None:
+            return None
+        chosen = config.attribution_loss == "chosen_nll" or (
+            config.attribution_loss == "auto" and "forget" not in self.loss.needs
+        )
+        return WeightAttributionCallback(
+            sets["preferred" if chosen else "forget"],
+            sets["retain"],
+            score=config.attribution or "wagle",
+            density=config.density,
+            gamma=config.attribution_gamma,
+            scope=config.attribution_scope,
+            include=config.attribution_include,
+            exclude=config.attribution_exclude,
+            samples=config.attribution_samples,
+            batch_size=config.attribution_batch_size,
+            mask=mask,
+            seed=config.seed,
+        )
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of pairs; see `PairSampler` for their order."""
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            sampler=self._sampler,
+            collate_fn=self.data_collator,
+            drop_last=self.args.dataloader_drop_last,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=_SeedWorker(workers, self.args.process_index) if workers else None,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The batches of one optimizer step and the number of forget examples in all of them, on all processes."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and "forget" in batches[0]:
+            num_items = torch.tensor(sum(len(batch["forget"]["index"]) for batch in batches), device=device)
+            num_items = self.accelerator.reduce(num_items, "sum")
+        return batches, num_items
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of all halves of a batch of pairs."""
+        halves = inputs.values() if "forget" in inputs else [inputs]
+        return sum(super(WagleTrainer, self).floating_point_ops(half) for half in halves)
+
+    # Loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The unlearning objective on a batch of pairs; on an evaluation batch, TRL's mean NLL per token.
+
+        Both losses are means over examples, so that accumulated batches and several processes give what one large
+        batch gives.
+        """
+        if "forget" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        signals = Signals(
+            **{
+                role: token_log_probs(model, inputs[role])
+                for role in ("forget", "preferred")
+                if role in self.loss.needs
+            },
+            **{
+                f"{role}_reference": values[inputs[role]["index"].cpu()].to(self.args.device)
+                for role, values in self._references.items()
+            },
+        )
+        forget_loss = self.loss.forget_loss(signals)
+        total = self.args.forget_weight * forget_loss
+        self._record("forget_loss", forget_loss)
+        if self.retain_loss is not None and self.args.retain_weight != 0:
+            retain_loss = self._compute_retain_loss(model, inputs["retain"])
+            total = total + self.args.retain_weight * retain_loss
+            self._record("retain_loss", retain_loss)
+        if num_items_in_batch is None:
+            num_items_in_batch = len(total) * self.accelerator.num_processes
+        loss = total.sum() / num_items_in_batch * self.accelerator.num_processes  # engines average over processes
+        return (loss, {}) if return_outputs else loss
+
+    def _compute_retain_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        if self._reference_head is None:
+            return nll(token_log_probs(model, batch))
+        reference = self._reference_head.logits(batch["index"].tolist(), batch["input_ids"].device)
+        return kl_to_reference(token_log_probs(model, batch, keep_logits=True), reference)
+
+    # Logging
+
+    def _record(self, name: str, per_example: Tensor) -> None:
+        self._step_metrics[name].append(per_example.detach().mean())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of both losses since the last log, and the selected density."""
+        if self.model.training and self._step_metrics:
+            means = {name: torch.stack(values).mean() for name, values in self._step_metrics.items()}
+            self._step_metrics.clear()
+            logs.update({name: value.item() for name, value in self.accelerator.reduce(means, "mean").items()})
+            if self.mask is not None:
+                logs["density"] = self.mask.density
+                if self.mask.info.effective_density is not None:
+                    logs["effective_density"] = self.mask.info.effective_density
+        super().log(logs, start_time)
+
+    # Training and checkpoints
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """As `Trainer.train`. With `resume_from_checkpoint=True`, checkpoints that a killed run left half-written are
+        passed over."""
+        folder = self._checkpoint_to_resume(resume_from_checkpoint)
+        if self._attribution is not None:
+            check_engine()
+            self._attribution.resume_from = folder
+            if folder is not None:
+                self._attribution.mask = None  # the checkpoint's is the one in force
+        self._prepare_references(folder)
+        return super().train(folder, trial, ignore_keys_for_eval)
+
+    def _checkpoint_to_resume(self, wanted: str | bool | None) -> str | None:
+        if not wanted:
+            return None
+        if isinstance(wanted, str):
+            if not is_complete(wanted):
+                raise ValueError(
+                    f"{wanted} is not a complete checkpoint: its trainer_state.json is missing or cut off."
+                )
+            return wanted
+        folder, skipped = last_complete_checkpoint(self.args.output_dir)
+        if skipped:
+            logger.warning(f"Passing over incomplete checkpoints: {', '.join(skipped)}.")
+        if folder is None:
+            raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+        return folder
+
+    def _prepare_references(self, resume_folder: str | None) -> None:
+        """Values of the model before unlearning. On resume those of the checkpoint count; the model that this trainer
+        was made with is needed again for the KL loss only, and is checked to be the same one."""
+        needs_head = self.retain_loss == "kl" and self._reference_head is None
+        if resume_folder is not None and "reference" in self.loss.needs:
+            self._references = self._load_references(resume_folder)
+        roles = [role for role in ("forget", "preferred") if {role, "reference"} <= self.loss.needs]
+        device = next(self.model.parameters()).device
+        with self.accelerator.autocast():
+            for role in roles:
+                if role not in self._references:
+                    dataset = getattr(self.train_dataset, role)
+                    values = reference_log_probs(self.model, self._batches(dataset), len(dataset), device)
+                    self._references[role] = self.accelerator.reduce(values.to(device), "sum").cpu()
+            if needs_head:
+                rows = sorted({retain for epoch in self._epochs() for _, retain in self._sampler.pairs(epoch)})
+                batches = self._batches(self.train_dataset.retain, rows, share=False)
+                self._reference_head = ReferenceHead(self.model, batches, device)
+
+    def _epochs(self) -> range:
+        if self.args.max_steps > 0:
+            examples = self.args.max_steps * self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return range(-(-examples * self.args.world_size // len(self.train_dataset)) + 1)
+        return range(-int(-self.args.num_train_epochs // 1))
+
+    def _batches(self, dataset: Any, rows: Sequence[int] | None = None, share: bool = True) -> LengthSortedBatches:
+        return LengthSortedBatches(
+            dataset,
+            self.args.per_device_train_batch_size,
+            self._collator,
+            rows=rows,
+            process=self.args.process_index if share else 0,
+            num_processes=self.args.world_size if share else 1,
+        )
+
+    def _save_checkpoint(self, model, trial):
+        # Before all else, so that a checkpoint that is complete has them.
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._references:
+                keys = {role: fingerprint(getattr(self.train_dataset, role)) for role in self._references}
+                write_atomically(folder / REFERENCE_NAME, save(self._references, metadata=keys))
+        super()._save_checkpoint(model, trial)
+
+    def _load_references(self, folder: str) -> dict[str, Tensor]:
+        from safetensors import safe_open
+
+        path = Path(folder) / REFERENCE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {REFERENCE_NAME}: it is not a checkpoint of a WagleTrainer with this objective."
+            )
+        with safe_open(path, "pt") as file:
+            keys = file.metadata()
+        for role, key in keys.items():
+            if fingerprint(getattr(self.train_dataset, role)) != key:
+                raise ValueError(
+                    f"The {role} set is not the one that the checkpoint in {folder} was trained on: its tokens differ. "
+                    "Resume with the same data and tokenizer, or start a new run."
+                )
+        return load_file(path)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`; the mask is saved beside the model."""
+        super().save_model(output_dir, _internal_call)
+        if self.mask is not None and self.args.should_save:
+            self.mask.save_pretrained(output_dir or self.args.output_dir)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's model card with a section on how the model was made to forget."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            settings = {
+                "objective": self.args.loss_type,
+                "arguments of the objective": json.dumps(self.args.loss_kwargs) if self.args.loss_kwargs else None,
+                "retain loss": self.retain_loss,
+                "forget / retain weight": f"{self.args.forget_weight} / {self.args.retain_weight}",
+                "forget / retain examples": f"{len(self.train_dataset)} / {len(self.train_dataset.retain)}",
+            }
+            add_unlearning_section(Path(self.args.output_dir) / "README.md", settings, self.mask)
+
+
+class _EpochOfPairs(TrainerCallback):
+    """Tells the sampler its epoch: accelerate does not, once it skips batches on several processes."""
+
+    def __init__(self, sampler: PairSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class _SeedWorker:
+    """`transformers.trainer_utils.seed_worker` with its last two arguments; a class, since workers must pickle it."""
+
+    def __init__(self, num_workers: int, rank: int):
+        self.num_workers, self.rank = num_workers, rank
+
+    def __call__(self, worker: int) -> None:
+        seed_worker(worker, self.num_workers, self.rank)
+
+
+def _as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
+    if isinstance(args, WagleConfig):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return WagleConfig(f"{name.split('/')[-1]}-WAGLE")
+    values = args.to_dict()
+    values["hub_token"] = args.hub_token  # to_dict hides it
+    values.pop("loss_type", None)  # SFTConfig's has another meaning
+    return WagleConfig(**values)
+
+
+def _make_loss(name: str, loss_kwargs: dict[str, Any]) -> UnlearningLoss:
+    kwargs = {key: value for key, value in loss_kwargs.items() if key != "retain_loss"}
+    try:
+        return get_loss(name)(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"loss_kwargs={kwargs} do not fit the loss {name!r}: {error}.") from error
+
+
+def _split(
+    train_dataset: Any, forget: Dataset | None, retain: Dataset | None
+) -> tuple[Dataset | None, Dataset | None]:
+    if train_dataset is None:
+        return forget, retain
+    if forget is not None or retain is not None:
+        raise ValueError("Pass either train_dataset, or forget_dataset and retain_dataset, not both.")
+    if not isinstance(train_dataset, dict) or not {"forget", "retain"} <= set(train_dataset):
+        found = (
+            ", ".join(map(repr, train_dataset)) if isinstance(train_dataset, dict) else type(train_dataset).__name__
+        )
+        raise ValueError(
+            'train_dataset must be a DatasetDict with the splits "forget" and "retain" (or pass forget_dataset and '
+            f"retain_dataset); got {found}."
+        )
+    return train_dataset["forget"], train_dataset["retain"]
