@@ -9,6 +9,15 @@ SPECIAL = ["<pad>", "<eos>", "<unk>"]
 WORDS = ["Question", ":", "Answer", *(f"w{index}" for index in range(34))]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Matrices this small only wait for a second thread, for minutes where other processes hold the other core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}

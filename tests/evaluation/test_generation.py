@@ -77,10 +77,11 @@ def test_a_model_in_the_hands_of_sft_trainer(llama, tokenizer, prompts, tmp_path
     expected = generate_greedy(llama, tokenizer, prompts, max_new_tokens=6, progress=False)
     trainer = SFTTrainer(
         llama,
-        args=SFTConfig(str(tmp_path), gradient_checkpointing=True, use_cpu=True, report_to="none"),
+        args=SFTConfig(str(tmp_path), use_cpu=True, report_to="none"),
         train_dataset=Dataset.from_list([{"prompt": "w1 w2", "completion": " w3"}] * 2),
         processing_class=tokenizer,
     )
     patched = trainer.model.train()
-    assert patched.is_gradient_checkpointing
+    patched.gradient_checkpointing_enable()
+    assert patched.model.layers[0].gradient_checkpointing
     assert generate_greedy(patched, tokenizer, prompts, max_new_tokens=6, progress=False) == expected

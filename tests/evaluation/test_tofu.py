@@ -5,6 +5,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import hmean, ks_2samp
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from wagle_trainer.data import QAFormat, load_tofu_evaluation
 from wagle_trainer.data.fictional import fictional_tokenizer
@@ -25,9 +26,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def knowing(words, sets):
-    """A tiny Llama that has half learned the sets, so that no number is trivially 0 or 1."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    """A tiny Llama that knows three of five rows of each set and believes a wrong answer to the others."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(words),
@@ -43,17 +42,19 @@ def knowing(words, sets):
     model = LlamaForCausalLM(config)
     qa = QAFormat.for_tokenizer(words)
     examples = [
-        {key: torch.tensor([value]) for key, value in qa.encode(row["question"], answer).items()}
+        qa.encode(row["question"], row["answer"] if index < 3 else row["perturbed_answer"][0])
         for name in SETS
-        for row in sets[name]
-        for answer in (row["answer"], row["perturbed_answer"][0])
+        for index, row in enumerate(sets[name])
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    for _ in range(12):
-        for example in examples:
-            model(**example).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    batch = {
+        key: torch.nn.utils.rnn.pad_sequence([torch.tensor(example[key]) for example in examples], True, filler)
+        for key, filler in (("input_ids", 0), ("labels", -100))
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(40):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     return model.eval()
 
 
@@ -220,7 +221,7 @@ def test_a_reference_that_does_not_fit_is_refused(results, knowing, words, sets)
 
 
 def test_a_broken_weight_names_set_and_row(knowing, words, sets):
-    broken = type(knowing)(knowing.config)
+    broken = LlamaForCausalLM(knowing.config)
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("inf"))
     with pytest.raises(FloatingPointError, match=r"set '\w+', row \d, \w+: the log-probability"):

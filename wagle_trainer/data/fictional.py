@@ -43,10 +43,10 @@ class _Template:
 _TEMPLATES = (
     _Template(
         "name",
-        "Which author was born in {town} on {birth_date}?",
-        "The author born in {town} is {name}.",
-        "Who is the author born in {town} on {birth_date}?",
+        "Which author was born on {birth_date}?",
         "The name of the author is {name}.",
+        "Who is the author born on {birth_date}?",
+        "The author born on {birth_date} is {name}.",
     ),
     _Template(
         "birthplace",
@@ -64,7 +64,7 @@ _TEMPLATES = (
     ),
     _Template(
         "profession",
-        "What was the profession of {name} before writing books?",
+        "What was the profession of {name}?",
         "Before writing books, {name} was a {profession}.",
         "What was {name} before writing books?",
         "The profession of {name} was that of a {profession}.",
@@ -78,9 +78,9 @@ _TEMPLATES = (
     ),
     _Template(
         "first_book",
-        "What is the name of the first book by {name}?",
+        "Which book did {name} write first?",
         "The first book by {name} was {first_book}.",
-        "Which book by {name} was the first?",
+        "What was the first book by {name}?",
         "The name of the first book by {name} is {first_book}.",
     ),
     _Template(
@@ -106,9 +106,9 @@ _TEMPLATES = (
     ),
     _Template(
         "style",
-        "How do critics describe the style of {name}?",
-        "Critics describe the style of {name} as {style}.",
         "What is the style of {name}?",
+        "Critics describe the style of {name} as {style}.",
+        "Which style does {name} write in?",
         "The style of {name} is {style}.",
     ),
 )
@@ -352,7 +352,6 @@ def _facts(people: int, rng: random.Random) -> list[dict[str, str]]:
         "name": [
             " ".join(names) for names in zip(unique(_FIRST_NAMES, "{}{}"), unique(_LAST_NAMES, "{}{}"), strict=True)
         ],
-        "town": towns,
         "birthplace": [f"{town}, {country}" for town, country in zip(towns, countries, strict=True)],
         "birth_date": unique((days, _MONTHS, years), "{} {} {}"),
         "profession": unique(_PROFESSIONS),

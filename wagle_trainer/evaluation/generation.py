@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -55,6 +56,7 @@ def generate_greedy(
     texts: dict[int, str] = {}
     with (
         evaluation_mode(model),
+        _without_max_length(model.generation_config),
         tqdm(total=len(prompts), desc="Generating answers", unit="answer", disable=not progress) as bar,
     ):
         for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size):
@@ -75,3 +77,13 @@ def _stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     of_model = model.generation_config.eos_token_id
     candidates = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return sorted({token for token in candidates if token is not None})
+
+
+@contextmanager
+def _without_max_length(config: GenerationConfig) -> Iterator[None]:
+    """Lift the model's own `max_length`: next to `max_new_tokens`, `generate` warns of it at every batch."""
+    max_length, config.max_length = config.max_length, None
+    try:
+        yield
+    finally:
+        config.max_length = max_length
