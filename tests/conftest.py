@@ -8,7 +8,8 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 import pytest
 import torch
 
-torch.set_num_threads(2)
+# Two threads on a busy machine make tiny models many times slower.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -20,3 +21,144 @@ def tofu_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no TOFU files in {folder}: set WAGLE_TOFU_DIR")
     return folder
+
+
+# Tiny models and sets for everything that trains: every word is a token, and one test takes about a second.
+
+WORDS = [f"w{index}" for index in range(52)]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<eos>{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+
+
+@pytest.fixture
+def word_tokenizer():
+    """Knows w0 to w51; no chat template. A new one for each test, since trainers write to it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<unk>", "<|user|>", "<|assistant|>"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special + WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+@pytest.fixture
+def chat_tokenizer(word_tokenizer):
+    """`word_tokenizer` with a chat template."""
+    word_tokenizer.chat_template = CHAT_TEMPLATE
+    return word_tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_llama():
+    """make_llama(seed) -> a two-layer Llama of 25,000 weights for `word_tokenizer`; the same for the same arguments."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(seed: int = 0, **config):
+        torch.manual_seed(seed)
+        settings = {
+            "vocab_size": 57,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.2,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        }
+        return LlamaForCausalLM(LlamaConfig(**(settings | config)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_set():
+    """make_set(rows, form, seed) -> random questions and answers of different lengths in one of TRL's formats."""
+    import random
+
+    from datasets import Dataset
+
+    def make(rows: int = 8, form: str = "prompt_completion", seed: int = 0) -> Dataset:
+        draw = random.Random(seed)
+        questions, answers, others = (
+            [" ".join(draw.choices(WORDS, k=draw.randint(2, 6))) for _ in range(rows)] for _ in range(3)
+        )
+        user = [[{"role": "user", "content": text}] for text in questions]
+        said, otherwise = ([[{"role": "assistant", "content": text}] for text in texts] for texts in (answers, others))
+        columns = {
+            "text": {"text": [f"{q} {a}" for q, a in zip(questions, answers, strict=True)]},
+            "messages": {"messages": [q + a for q, a in zip(user, said, strict=True)]},
+            "prompt_completion": {"prompt": questions, "completion": [f" {text}" for text in answers]},
+            "conversational": {"prompt": user, "completion": said},
+            "preference": {
+                "prompt": questions,
+                "chosen": [f" {text}" for text in others],
+                "rejected": [f" {text}" for text in answers],
+            },
+            "conversational_preference": {"prompt": user, "chosen": otherwise, "rejected": said},
+        }
+        if form == "tokenized":
+            ids = [[5 + WORDS.index(w) for w in f"{q} {a}".split()] + [1] for q, a in zip(questions, answers, strict=True)]
+            prompts = [len(q.split()) for q in questions]
+            labels = [[-100] * n + row[n:] for n, row in zip(prompts, ids, strict=True)]
+            return Dataset.from_dict({"input_ids": ids, "labels": labels})
+        return Dataset.from_dict(columns[form])
+
+    return make
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """arguments(**changes) -> WagleConfig for a short, silent run on the CPU in float32."""
+    from wagle_trainer import WagleConfig
+
+    def make(**changes):
+        settings = {
+            "output_dir": str(tmp_path / "out"),
+            "per_device_train_batch_size": 4,
+            "max_steps": 3,
+            "learning_rate": 5e-3,
+            "weight_decay": 0.1,
+            "lr_scheduler_type": "constant",
+            "density": 0.3,
+            "gradient_checkpointing": False,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "bf16": False,
+        }
+        return WagleConfig(**(settings | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def assert_only_selected_moved():
+    """assert_only_selected_moved(before, model, mask): unselected weights bit-identical, selected ones not."""
+
+    def check(before, model, mask):
+        for name, parameter in model.named_parameters():
+            moved = before[name].view(torch.int32) != parameter.detach().view(torch.int32)
+            selected = mask[name] if name in mask else torch.zeros_like(moved)
+            assert not bool((moved & ~selected).any()), f"unselected weights of {name} moved"
+        total = sum(
+            int(((before[n] != p.detach()) & mask[n]).sum()) for n, p in model.named_parameters() if n in mask
+        )
+        # A token that never occurs has an embedding row that only decay moves; the rest must have moved.
+        assert total > 0.5 * mask.num_selected
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def weights_of():
+    """weights_of(model) -> a copy of its weights by name."""
+    return lambda model: {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

@@ -220,6 +220,9 @@ class WeightAttributionCallback(TrainerCallback):
         if self.given is not None and self.given != mask:
             raise ValueError(f"The given mask is not the one that the checkpoint in {folder} was trained with.")
         wanted = {"score": self.score, "requested_density": self.density, "scope": self.scope}
+        arguments = arguments_of(get_score(self.score))
+        wanted |= {"gamma": self.gamma} if "gamma" in arguments else {}
+        wanted |= {"seed": self.seed} if "generator" in arguments else {}
         changed = {
             name: (getattr(mask.info, name), value)
             for name, value in wanted.items()
@@ -275,6 +278,11 @@ def check_maskable(model: nn.Module) -> None:
 def pad_token_id(processing_class: Any) -> int:
     """The tokenizer's pad token; one without gets its end-of-sequence token, with a log line."""
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if tokenizer is None:
+        raise ValueError(
+            "The trainer has no tokenizer, but the attribution needs one to tokenize and to pad its batches: pass "
+            "processing_class=... to the trainer."
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError("The tokenizer has neither a pad nor an eos token: set tokenizer.pad_token.")

@@ -13,9 +13,13 @@ from torch import Tensor, nn
 IGNORE_INDEX = -100
 
 
-def label_mask(labels: Tensor) -> Tensor:
-    """Positions whose *next* token carries a label. `labels` (batch, length) -> bool (batch, length - 1)."""
-    return labels[:, 1:] != IGNORE_INDEX
+def label_mask(labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Positions whose *next* token carries a label. `labels` (batch, length) -> bool (batch, length - 1).
+
+    No token precedes the first one of an example, so its label does not count, whichever side the padding is on.
+    """
+    mask = labels[:, 1:] != IGNORE_INDEX
+    return mask if attention_mask is None else mask & attention_mask[:, :-1].bool()
 
 
 @dataclass
@@ -94,7 +98,7 @@ def token_log_probs(
         keep_logits: also return the logits of the kept positions.
     """
     labels = batch["labels"]
-    mask = label_mask(labels)
+    mask = label_mask(labels, batch.get("attention_mask"))
     kept = mask.any(0).nonzero().squeeze(-1)
     if kept.numel() == 0:  # nothing to score, but the caller may still need a differentiable zero
         kept = torch.zeros(1, dtype=torch.long, device=labels.device)
@@ -106,7 +110,7 @@ def token_log_probs(
         logits = model(**inputs, logits_to_keep=kept).logits
     else:
         logits = model(**inputs).logits[:, kept]
-    targets = labels[:, 1:][:, kept]
+    targets = labels[:, 1:].masked_fill(~mask, IGNORE_INDEX)[:, kept]
     losses = F.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )

@@ -47,7 +47,10 @@ def reference_log_probs(model: nn.Module, batches: LengthSortedBatches, size: in
         for rows, batch in zip(batches.rows, batches, strict=True):
             sums = token_log_probs(model, {key: tensor.to(device) for key, tensor in batch.items()}).sum().cpu()
             if not bool(torch.isfinite(sums).all()):
-                raise FloatingPointError(f"The reference log-probability is not finite for one of the rows {rows}.")
+                raise FloatingPointError(
+                    f"The log-probability before unlearning is not finite for one of the rows {rows}: "
+                    f"{first_not_finite(model)}. Nothing was trained."
+                )
             values[rows] = sums
     return values
 
@@ -63,6 +66,9 @@ class ReferenceHead:
         batches: the retain examples that the run will meet.
         device: where the model lies.
 
+    Attributes:
+        log_probs: float32 (rows,), log-probability of each whole answer; zero for examples that were not met.
+
     Raises:
         ValueError: the model changes its logits after the head (soft-capping, scaling), so that they cannot be
             recomputed from the hidden states.
@@ -71,6 +77,7 @@ class ReferenceHead:
     def __init__(self, model: nn.Module, batches: LengthSortedBatches, device: torch.device):
         head = model.get_output_embeddings()  # type: ignore[operator]
         self.hidden: dict[int, Tensor] = {}
+        self.log_probs = torch.zeros(len(batches.dataset))
         seen: list[Tensor] = []
         handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
@@ -84,6 +91,7 @@ class ReferenceHead:
                             f"retain_loss='kl' needs logits that are its head's output, but {type(model).__name__} "
                             "changes them afterwards (soft-capping or scaling). Use retain_loss='nll'."
                         )
+                    self.log_probs[rows] = result.sum().cpu()
                     positions = result.mask[:, result.kept]
                     for row, states, chosen in zip(rows, hidden, positions, strict=True):
                         self.hidden[row] = states[chosen].cpu()
@@ -92,10 +100,31 @@ class ReferenceHead:
         trained = any(parameter.requires_grad for parameter in head.parameters())
         self.head = copy.deepcopy(head).requires_grad_(False) if trained else head
 
+    def check(self, before: Tensor) -> None:
+        """Raise ValueError unless `before`, the `log_probs` when the run began, are of the model that this one is of.
+
+        Values computed on other hardware or in other batches differ by rounding, those of a trained model by far more.
+        """
+        both = (before != 0) & (self.log_probs != 0)
+        if not torch.allclose(before[both], self.log_probs[both], rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                "retain_loss='kl' compares with the model before unlearning, but this trainer was given another one "
+                "than the run began with. Give it that model again, not one of the checkpoints: the trained weights "
+                "are read from the checkpoint anyway."
+            )
+
     def logits(self, rows: Iterable[int], device: torch.device) -> Tensor:
         """Reference logits of the label tokens of these examples, one below the other, (tokens, vocabulary)."""
         with torch.no_grad():
             return self.head(torch.cat([self.hidden[row] for row in rows]).to(device))
+
+
+def first_not_finite(model: nn.Module) -> str:
+    """Which parameter is to blame for a loss that is not finite, as half a sentence."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"the weights of {name!r} are not finite"
+    return "all weights are finite, so the model overflows on this batch"
 
 
 def fingerprint(dataset: Sequence[dict[str, Any]]) -> str:

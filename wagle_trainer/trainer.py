@@ -6,6 +6,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from wagle_trainer.callback import WeightAttributionCallback, check_engine, pad_
 from wagle_trainer.checkpoints import is_complete, last_complete_checkpoint
 from wagle_trainer.config import WagleConfig
 from wagle_trainer.data.batching import LengthSortedBatches
-from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
+from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
 from wagle_trainer.data.preparation import (
     as_prompt_completion,
     check_chat_template,
     check_set,
     is_preference,
     prepare,
+    prepare_by_its_own_format,
     with_refusals,
 )
 from wagle_trainer.data.refusals import REFUSALS, refusal_for
@@ -39,7 +41,7 @@ from wagle_trainer.losses import Signals, UnlearningLoss, get_loss
 from wagle_trainer.losses.retain import kl_to_reference, nll
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.model_card import PAPER, add_unlearning_section
-from wagle_trainer.reference import ReferenceHead, fingerprint, reference_log_probs
+from wagle_trainer.reference import ReferenceHead, fingerprint, first_not_finite, reference_log_probs
 
 logger = logging.get_logger(__name__)
 
@@ -189,6 +191,8 @@ class WagleTrainer(SFTTrainer):
 
     # Data
 
+    _prepare_dataset = prepare_by_its_own_format
+
     def get_train_dataloader(self) -> DataLoader:
         """Batches of pairs; see `PairSampler` for their order."""
         workers = self.args.dataloader_num_workers
@@ -249,8 +253,18 @@ class WagleTrainer(SFTTrainer):
             self._record("retain_loss", retain_loss)
         if num_items_in_batch is None:
             num_items_in_batch = len(total) * self.accelerator.num_processes
+        if not bool(torch.isfinite(total.detach()).all()):  # no further synchronization: Trainer asks this, too
+            raise FloatingPointError(self._why_not_finite(model, inputs, forget_loss))
         loss = total.sum() / num_items_in_batch * self.accelerator.num_processes  # engines average over processes
         return (loss, {}) if return_outputs else loss
+
+    def _why_not_finite(self, model: nn.Module, inputs: dict[str, Any], forget_loss: Tensor) -> str:
+        half = "retain" if bool(torch.isfinite(forget_loss.detach()).all()) else "forget"
+        return (
+            f"The {half} loss of step {self.state.global_step + 1} is not finite (rows "
+            f"{inputs[half]['index'].tolist()} of the {half} set): {first_not_finite(model)}. Training stops before the "
+            "weights are changed; the last checkpoint is intact. A lower learning rate or float32 may help."
+        )
 
     def _compute_retain_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         if self._reference_head is None:
@@ -261,14 +275,16 @@ class WagleTrainer(SFTTrainer):
     # Logging
 
     def _record(self, name: str, per_example: Tensor) -> None:
-        self._step_metrics[name].append(per_example.detach().mean())
+        total = per_example.detach().sum()
+        self._step_metrics[name].append(torch.stack([total, torch.full_like(total, len(per_example))]))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means of both losses since the last log, and the selected density."""
         if self.model.training and self._step_metrics:
-            means = {name: torch.stack(values).mean() for name, values in self._step_metrics.items()}
+            totals = {name: torch.stack(values).sum(0) for name, values in self._step_metrics.items()}
             self._step_metrics.clear()
-            logs.update({name: value.item() for name, value in self.accelerator.reduce(means, "mean").items()})
+            totals = self.accelerator.reduce(totals, "sum")
+            logs.update({name: (total / count).item() for name, (total, count) in totals.items()})
             if self.mask is not None:
                 logs["density"] = self.mask.density
                 if self.mask.info.effective_density is not None:
@@ -309,8 +325,10 @@ class WagleTrainer(SFTTrainer):
         """Values of the model before unlearning. On resume those of the checkpoint count; the model that this trainer
         was made with is needed again for the KL loss only, and is checked to be the same one."""
         needs_head = self.retain_loss == "kl" and self._reference_head is None
-        if resume_folder is not None and "reference" in self.loss.needs:
+        retain_before = None
+        if resume_folder is not None:
             self._references = self._load_references(resume_folder)
+            retain_before = self._references.pop("retain", None)
         roles = [role for role in ("forget", "preferred") if {role, "reference"} <= self.loss.needs]
         device = next(self.model.parameters()).device
         with self.accelerator.autocast():
@@ -323,6 +341,8 @@ class WagleTrainer(SFTTrainer):
                 rows = sorted({retain for epoch in self._epochs() for _, retain in self._sampler.pairs(epoch)})
                 batches = self._batches(self.train_dataset.retain, rows, share=False)
                 self._reference_head = ReferenceHead(self.model, batches, device)
+        if self._reference_head is not None and retain_before is not None:
+            self._reference_head.check(retain_before)
 
     def _epochs(self) -> range:
         if self.args.max_steps > 0:
@@ -345,10 +365,16 @@ class WagleTrainer(SFTTrainer):
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            if self._references:
-                keys = {role: fingerprint(getattr(self.train_dataset, role)) for role in self._references}
-                write_atomically(folder / REFERENCE_NAME, save(self._references, metadata=keys))
+            tensors = dict(self._references)
+            if self._reference_head is not None:
+                tensors["retain"] = self._reference_head.log_probs
+            write_atomically(folder / REFERENCE_NAME, save(tensors, metadata=self._fingerprints))
         super()._save_checkpoint(model, trial)
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        sets = {role: getattr(self.train_dataset, role) for role in ROLES}
+        return {role: fingerprint(dataset) for role, dataset in sets.items() if dataset is not None}
 
     def _load_references(self, folder: str) -> dict[str, Tensor]:
         from safetensors import safe_open
@@ -356,12 +382,12 @@ class WagleTrainer(SFTTrainer):
         path = Path(folder) / REFERENCE_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"{folder} has no {REFERENCE_NAME}: it is not a checkpoint of a WagleTrainer with this objective."
+                f"{folder} has no {REFERENCE_NAME}: it is not a checkpoint of a WagleTrainer."
             )
         with safe_open(path, "pt") as file:
             keys = file.metadata()
         for role, key in keys.items():
-            if fingerprint(getattr(self.train_dataset, role)) != key:
+            if self._fingerprints.get(role) != key:
                 raise ValueError(
                     f"The {role} set is not the one that the checkpoint in {folder} was trained on: its tokens differ. "
                     "Resume with the same data and tokenizer, or start a new run."
@@ -415,7 +441,7 @@ def _as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
         name = model if isinstance(model, str) else model.config._name_or_path
         return WagleConfig(f"{name.split('/')[-1]}-WAGLE")
     values = args.to_dict()
-    values["hub_token"] = args.hub_token  # to_dict hides it
+    values |= {name: getattr(args, name) for name in values if name.endswith("_token")}  # to_dict hides them
     values.pop("loss_type", None)  # SFTConfig's has another meaning
     return WagleConfig(**values)
 

@@ -85,3 +85,13 @@ def test_a_model_in_the_hands_of_sft_trainer(llama, tokenizer, prompts, tmp_path
     patched.gradient_checkpointing_enable()
     assert patched.model.layers[0].gradient_checkpointing
     assert generate_greedy(patched, tokenizer, prompts, max_new_tokens=6, progress=False) == expected
+
+
+def test_a_peft_model_and_its_own_max_length(llama, tokenizer, prompts):
+    from peft import LoraConfig, get_peft_model
+
+    expected = generate_greedy(llama, tokenizer, prompts, max_new_tokens=6, progress=False)
+    llama.generation_config.max_length = 64
+    wrapped = get_peft_model(llama, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))  # starts as a no-op
+    assert generate_greedy(wrapped, tokenizer, prompts, max_new_tokens=6, progress=False) == expected
+    assert wrapped.generation_config.max_length == llama.generation_config.max_length == 64

@@ -156,6 +156,7 @@ def select_parameters(
     Raises:
         ValueError: a pattern is not a regular expression or matches no trainable parameter, or nothing is left.
     """
+    include, exclude = ([patterns] if isinstance(patterns, str) else patterns for patterns in (include, exclude))
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("The model has no trainable parameter to score.")

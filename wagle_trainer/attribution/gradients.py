@@ -81,14 +81,14 @@ def mean_gradient(
     examples = skipped = 0
     try:
         for index, raw in enumerate(tqdm(batches, desc=f"Attribution: {name} gradient", disable=not progress)):
-            has_label = label_mask(raw["labels"]).any(1)
+            has_label = label_mask(raw["labels"], raw.get("attention_mask")).any(1)
             skipped += int((~has_label).sum())
             if not bool(has_label.any()):
                 continue
             batch = {k: v[has_label].to(device) for k, v in raw.items() if isinstance(v, Tensor)}
             loss = -token_log_probs(model, batch).mean().sum()
             if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(_why_not_finite(parameters, name, index, loss))
+                raise FloatingPointError(_why_not_finite(model, name, index, loss))
             loss.backward()
             examples += int(has_label.sum())
     except torch.OutOfMemoryError as error:
@@ -130,7 +130,7 @@ def first_batch_not_finite(
 ) -> int | None:
     """Index of the first batch whose gradient is not finite; None if the batches cannot be read a second time."""
     for index, batch in enumerate(batches):
-        if not bool(label_mask(batch["labels"]).any()):
+        if not bool(label_mask(batch["labels"], batch.get("attention_mask")).any()):
             continue
         with torch.enable_grad():
             gradients, _ = mean_gradient(model, parameters, [batch], name="", progress=False)
@@ -147,9 +147,9 @@ def _move_grad_into(accumulator: Tensor) -> Any:
     return move
 
 
-def _why_not_finite(parameters: Mapping[str, nn.Parameter], name: str, index: int, loss: Tensor) -> str:
+def _why_not_finite(model: nn.Module, name: str, index: int, loss: Tensor) -> str:
     message = f"The loss of batch {index} of the {name} set is {loss.item()}"
-    for key, parameter in parameters.items():
+    for key, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return f"{message}: the weights of {key!r} are not finite. Nothing was written."
     return f"{message}, though all weights are finite: the model overflows on this batch. Nothing was written."

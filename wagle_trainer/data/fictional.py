@@ -66,7 +66,7 @@ _TEMPLATES = (
         "profession",
         "What was the profession of {name}?",
         "Before writing books, {name} was a {profession}.",
-        "What was {name} before writing books?",
+        "What is the profession of {name}?",
         "The profession of {name} was that of a {profession}.",
     ),
     _Template(

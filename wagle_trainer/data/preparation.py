@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 from trl import SFTTrainer
-from trl.data_utils import maybe_extract_prompt
+from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
 
 FORMATS = (
     '  language modelling  {"text": "..."} or {"messages": [...]}\n'
@@ -19,6 +19,20 @@ FORMATS = (
     '  preference          {"prompt": "...", "chosen": "...", "rejected": "..."}; rejected is what must be forgotten\n'
     '  tokenized           {"input_ids": [...], "labels": [...]}'
 )
+
+
+def prepare_by_its_own_format(
+    trainer: SFTTrainer, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
+) -> Any:
+    """`SFTTrainer._prepare_dataset`, but each set decides for itself whether its prompts carry a loss (TRL decides by
+    the first row of the training set), and preference sets are taken too: what must be forgotten of a set whose name
+    begins with "forget", the chosen answers of any other."""
+    if isinstance(dataset, Dataset) and is_preference(dataset):
+        dataset = as_prompt_completion(dataset, "rejected" if name.startswith("forget") else "chosen")
+    trainer.completion_only_loss = args.completion_only_loss
+    if args.completion_only_loss is None:
+        trainer.completion_only_loss = {"prompt", "completion"} <= set(get_dataset_column_names(dataset))
+    return SFTTrainer._prepare_dataset(trainer, dataset, processing_class, args, packing, formatting_func, name)
 
 
 class DatasetPreparation(SFTTrainer):
@@ -43,13 +57,14 @@ class DatasetPreparation(SFTTrainer):
             dataset_text_field=text_field,
             dataset_num_proc=num_proc,
             assistant_only_loss=False,
-            shuffle_dataset=False,
+            completion_only_loss=None,
         )
 
     def __call__(self, dataset: Dataset, name: str) -> Dataset:
         """Tokenize one set; labels only on the completion if it has one. See `prepare` for the errors."""
-        self.completion_only_loss = "completion" in dataset.column_names
         return prepare(self, dataset, name)
+
+    _prepare_dataset = prepare_by_its_own_format
 
 
 def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: Any = None) -> Dataset:
@@ -62,14 +77,20 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
         ValueError: no answer token of some example lies within `max_length`; names the rows.
     """
 
-    def run(args: Any) -> Dataset:
+    def run(**changes: Any) -> Dataset:
+        # Pairs are drawn in an order of their own, and errors name rows: nothing is shuffled here.
+        args = SimpleNamespace(**{**vars(trainer.args), "shuffle_dataset": False, **changes})
         return trainer._prepare_dataset(dataset, trainer.processing_class, args, False, formatting_func, name)
 
-    prepared = run(trainer.args)
+    prepared = run()
     if len(prepared) < len(dataset):  # TRL drops such examples without a word
-        unlimited = SimpleNamespace(**{**vars(trainer.args), "max_length": None})
         limit = trainer.args.max_length
-        cut = [row for row, labels in enumerate(run(unlimited)["labels"]) if all(x == -100 for x in labels[:limit])]
+        kept = slice(None, limit) if trainer.args.truncation_mode == "keep_start" else slice(-limit, None)
+        cut = [
+            row
+            for row, labels in enumerate(run(max_length=None)["labels"])
+            if all(token == -100 for token in labels[kept])
+        ]
         raise ValueError(
             f"{len(cut)} of {len(dataset)} examples of the {name} set have no answer token within max_length={limit} "
             f"(rows {', '.join(map(str, cut[:5]))}{', ...' if len(cut) > 5 else ''}): the prompt alone fills it. "

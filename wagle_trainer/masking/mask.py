@@ -261,7 +261,7 @@ class WeightMask(Mapping[str, Tensor]):
         try:
             config = json.loads(config_file.read_text())
             version, digest, shapes = config["format_version"], config["digest"], config["shapes"]
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{config_file} is not a readable mask configuration: {error!r}.") from error
         if version != FORMAT_VERSION:
             raise ValueError(

@@ -19,8 +19,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from wagle_trainer.masking import bits
 from wagle_trainer.masking.mask import WeightMask
 
-_ZERO_GRADIENT_MOVES_NOTHING = (AdamW, Adam, SGD)
-
 
 def innermost(optimizer: Any) -> Optimizer:
     """The `torch.optim` optimizer inside wrappers such as accelerate's: its step hooks fire under all of them."""
@@ -71,7 +69,7 @@ class MaskedUpdates:
                 "The optimizer holds none of the masked parameters: it was made for another model, or by an engine "
                 "that flattens parameters, which weight masks do not support."
             )
-        self._self_decay = type(self.optimizer) in _ZERO_GRADIENT_MOVES_NOTHING
+        self._self_decay = _zero_gradient_moves_nothing(self.optimizer)
         self._decay: list[float] = []
         self._before: list[Tensor] = []
         for parameter in self._packed:
@@ -154,6 +152,14 @@ class MaskedUpdates:
                     "training engine bypasses gradient hooks, and the run would have been silently unmasked. "
                     "Nothing has changed yet; see the README for the engines that are supported."
                 )
+
+
+def _zero_gradient_moves_nothing(optimizer: Optimizer) -> bool:
+    """Whether a weight with zero gradient, moments and decay keeps its bits. With `maximize`, SGD makes -0.0 of a zero
+    gradient and then 0.0 of a weight that is -0.0; without `eps`, AdamW divides zero by zero."""
+    return type(optimizer) in (AdamW, Adam, SGD) and not any(
+        group["maximize"] or group.get("eps") == 0 for group in optimizer.param_groups
+    )
 
 
 def _zero_gradient(parameter: Tensor) -> None:

@@ -1,0 +1,543 @@
+import gc
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
+from wagle_trainer.data.pairing import PairSampler
+
+FORMS = [
+    "text",
+    "messages",
+    "prompt_completion",
+    "conversational",
+    "preference",
+    "conversational_preference",
+    "tokenized",
+]
+
+
+@pytest.fixture
+def make_trainer(make_llama, make_set, arguments, chat_tokenizer):
+    def make(model=None, args=None, forget=None, retain=None, tokenizer=chat_tokenizer, **kwargs):
+        changes = {key: kwargs.pop(key) for key in list(kwargs) if key in WagleConfig.__dataclass_fields__}
+        return WagleTrainer(
+            model if model is not None else make_llama(),
+            args if args is not None else arguments(**changes),
+            forget_dataset=forget if forget is not None else make_set(8),
+            retain_dataset=retain if retain is not None else make_set(12, seed=1),
+            processing_class=tokenizer,
+            **kwargs,
+        )
+
+    return make
+
+
+def logged(trainer):
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def per_example(model, rows):
+    """(log-probability of the answer, its tokens), for each tokenized row, one at a time: no padding, no batches."""
+    values = []
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        log_probs = F.log_softmax(model(ids).logits[0, :-1], -1)
+        chosen = [log_probs[t, labels[t + 1]] for t in range(len(labels) - 1) if labels[t + 1] != -100]
+        values.append((torch.stack(chosen).sum(), len(chosen)))
+    return values
+
+
+# Data
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_format_trains_masked(form, make_trainer, make_set, weights_of, assert_only_selected_moved):
+    trainer = make_trainer(forget=make_set(8, form), retain=make_set(12, form, seed=1))
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert_only_selected_moved(before, trainer.model, trainer.mask)
+    assert trainer.mask.num_selected == math.floor(0.3 * trainer.mask.num_weights)
+
+
+@pytest.mark.parametrize("form", ["preference", "conversational_preference"])
+def test_rejected_is_what_is_forgotten(form, make_trainer, make_set, chat_tokenizer):
+    plain = "prompt_completion" if form == "preference" else "conversational"
+    trainer = make_trainer(forget=make_set(8, form), loss_type="po")
+    forgotten = make_trainer(forget=make_set(8, plain)).train_dataset.forget
+    assert trainer.train_dataset.forget["input_ids"] == forgotten["input_ids"]
+    assert trainer.train_dataset.forget["labels"] == forgotten["labels"]
+    chosen = make_set(8, form)[3]["chosen"]
+    chosen = chosen if isinstance(chosen, str) else chosen[0]["content"]
+    labels = [token for token in trainer.train_dataset.preferred[3]["labels"] if token != -100]
+    assert chat_tokenizer.decode(labels, skip_special_tokens=True).split() == chosen.split()
+
+
+def test_dataset_dict_is_the_two_sets(make_llama, make_set, arguments, word_tokenizer, make_trainer):
+    both = DatasetDict(forget=make_set(8), retain=make_set(12, seed=1))
+    trainer = WagleTrainer(make_llama(), arguments(), train_dataset=both, processing_class=word_tokenizer)
+    trainer.train()
+    same = make_trainer(tokenizer=word_tokenizer)
+    same.train()
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), same.model.parameters(), strict=True))
+
+
+def test_each_set_has_labels_by_its_own_format(make_trainer, make_set):
+    """TRL decides once per run whether prompts carry a loss; here a text set must not decide it for the other."""
+    alone = make_trainer(retain=make_set(12, seed=1)).train_dataset.retain
+    mixed = make_trainer(forget=make_set(8, "text"), retain=make_set(12, seed=1)).train_dataset
+    assert mixed.retain["labels"] == alone["labels"]
+    assert mixed.forget["labels"] == mixed.forget["input_ids"]
+    everything = make_trainer(completion_only_loss=False).train_dataset.retain
+    assert everything["labels"] == everything["input_ids"] != alone["labels"]
+
+
+@pytest.mark.slow
+def test_dataloader_workers_change_nothing(make_trainer):
+    plain, workers = make_trainer(), make_trainer(dataloader_num_workers=1)
+    plain.train()
+    workers.train()
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), workers.model.parameters(), strict=True))
+
+
+# Losses
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "loss_kwargs"),
+    [
+        ("npo", {"beta": 0.5}),
+        ("npo", {"beta": 0.5, "length_normalized": True}),
+        ("grad_diff", {}),
+        ("grad_ascent", {}),
+        ("po", {}),
+        ("npo", {"beta": 0.5, "retain_loss": "kl"}),
+        ("grad_ascent", {"retain_loss": "nll"}),
+        ("npo", {"retain_loss": None}),
+    ],
+)
+def test_logged_losses_are_the_formulas(loss_type, loss_kwargs, make_trainer, make_llama, make_set):
+    trainer = make_trainer(
+        forget=make_set(8, "preference"),
+        loss_type=loss_type,
+        loss_kwargs=loss_kwargs,
+        forget_weight=0.7,
+        retain_weight=1.3,
+        attribution=None,
+    )
+    trainer.train()
+    # The losses of the second step, worked out with the weights after the first.
+    reference = make_llama()
+    first = make_trainer(
+        forget=make_set(8, "preference"),
+        loss_type=loss_type,
+        loss_kwargs=loss_kwargs,
+        forget_weight=0.7,
+        retain_weight=1.3,
+        attribution=None,
+        max_steps=1,
+    )
+    first.train()
+    model, sets = first.model.eval(), trainer.train_dataset
+    pairs = PairSampler(8, 12, seed=42).pairs(0)[4:8]
+    forget_rows = [sets.forget[f] for f, _ in pairs]
+    retain_rows = [sets.retain[r] for _, r in pairs]
+    with torch.no_grad():
+        now, before = per_example(model, forget_rows), per_example(reference, forget_rows)
+        if loss_type == "npo":
+            beta = loss_kwargs.get("beta", 0.1)
+            scale = (lambda n: n) if loss_kwargs.get("length_normalized") else (lambda n: 1)
+            forget = [
+                2 / beta * math.log1p(math.exp(beta * (a.item() - b.item()) / scale(n)))
+                for (a, n), (b, _) in zip(now, before, strict=True)
+            ]
+        elif loss_type == "po":
+            forget = [-a.item() / n for a, n in per_example(model, [sets.preferred[f] for f, _ in pairs])]
+        else:
+            forget = [a.item() / n for a, n in now]
+        default = None if loss_type == "grad_ascent" else "nll"
+        if (kind := loss_kwargs.get("retain_loss", default)) == "nll":
+            retain = [-a.item() / n for a, n in per_example(model, retain_rows)]
+        elif kind == "kl":
+            retain = []
+            for row in retain_rows:
+                ids, labels = torch.tensor([row["input_ids"]]), row["labels"]
+                p, q = (F.log_softmax(m(ids).logits[0], -1).double() for m in (reference, model))
+                kept = [t - 1 for t in range(1, len(labels)) if labels[t] != -100]
+                retain.append((p.exp() * (p - q)).sum(-1)[kept].mean().item())
+    entry = logged(trainer)[1]
+    expected = 0.7 * sum(forget) / 4
+    assert entry["forget_loss"] == pytest.approx(sum(forget) / 4, rel=1e-4)
+    if kind is None:
+        assert "retain_loss" not in entry
+    else:
+        assert entry["retain_loss"] == pytest.approx(sum(retain) / 4, rel=1e-3)
+        expected += 1.3 * sum(retain) / 4
+    assert entry["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss_kwargs", [{}, {"retain_loss": "kl"}])
+@pytest.mark.parametrize("rows", [8, 5])
+def test_accumulation_is_one_large_batch(rows, loss_kwargs, make_trainer, make_set):
+    """Also with a ragged last batch: 5 examples are a batch of 2, of 2, and of 1."""
+    trainers = [
+        make_trainer(
+            forget=make_set(rows),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=-1,
+            num_train_epochs=2,
+            loss_kwargs=loss_kwargs,
+            optim="sgd",  # AdamW's first step turns rounding into a whole learning rate
+            learning_rate=0.1,
+            mask=None,
+        )
+        for batch, accumulation in ((8, 1), (2, 4))
+    ]
+    for trainer in trainers:
+        trainer.train()
+    large, accumulated = trainers
+    assert large.state.global_step == accumulated.state.global_step == 2
+    assert large.mask.overlap(accumulated.mask) > 0.999
+    for (name, a), b in zip(large.model.named_parameters(), accumulated.model.parameters(), strict=True):
+        both = large.mask[name] == accumulated.mask[name]
+        torch.testing.assert_close(a[both], b[both], atol=1e-6, rtol=0)
+    for key in ("loss", "forget_loss", "retain_loss", "grad_norm"):
+        for one, other in zip(logged(large), logged(accumulated), strict=True):
+            assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("loss_kwargs", [{}, {"retain_loss": "kl"}])
+def test_gradient_checkpointing_changes_nothing(loss_kwargs, make_trainer):
+    trainers = [make_trainer(gradient_checkpointing=on, loss_kwargs=loss_kwargs) for on in (False, True)]
+    for trainer in trainers:
+        trainer.train()
+    assert trainers[1].model.is_gradient_checkpointing
+    for a, b in zip(*(t.model.parameters() for t in trainers), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_preferred_answers(make_trainer, make_set, chat_tokenizer):
+    own = ["w7 w7 w7", "w9"]
+    trainer = make_trainer(loss_type="po", refusals=own)
+    decoded = {
+        chat_tokenizer.decode([t for t in row["labels"] if t != -100], skip_special_tokens=True)
+        for row in trainer.train_dataset.preferred
+    }
+    assert decoded == set(own)
+    trainer.train()
+    unknown = chat_tokenizer.unk_token_id
+    bundled = make_trainer(loss_type="po")
+    assert any(unknown in row["labels"] for row in bundled.train_dataset.preferred)  # English words
+    bundled.train()
+    conversational = make_trainer(loss_type="po", forget=make_set(8, "conversational"), refusals=own)
+    assert {
+        chat_tokenizer.decode([t for t in row["labels"] if t != -100], skip_special_tokens=True).strip()
+        for row in conversational.train_dataset.preferred
+    } == set(own)
+
+
+def test_po_scores_by_the_preferred_answer(make_trainer, make_set, arguments):
+    """ "auto" takes the gradient of what the objective learns from; "nll" that of the forget answers."""
+    masks = {}
+    for name, changes in {
+        "po": {"loss_type": "po"},
+        "po, nll": {"loss_type": "po", "attribution_loss": "nll"},
+        "npo": {},
+        "npo, chosen_nll": {"attribution_loss": "chosen_nll"},
+    }.items():
+        trainer = make_trainer(forget=make_set(8, "preference"), max_steps=1, **changes)
+        trainer.train()
+        masks[name] = trainer.mask
+    assert masks["po"] == masks["npo, chosen_nll"]
+    assert masks["npo"] == masks["po, nll"]
+    assert masks["po"] != masks["npo"]
+
+
+# The mask
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor"])
+def test_unselected_weights_stay_bit_identical(optim, make_trainer, weights_of, assert_only_selected_moved):
+    trainer = make_trainer(optim=optim, max_steps=5, weight_decay=0.1)
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert_only_selected_moved(before, trainer.model, trainer.mask)
+
+
+def test_grad_norm_is_that_of_the_selected_weights(make_trainer, make_llama):
+    trainer = make_trainer(max_steps=1, max_grad_norm=1e-3)
+    trainer.train()
+    dense = make_trainer(attribution=None, max_steps=1)
+    gradients = {}
+    for name, parameter in dense.model.named_parameters():
+        parameter.register_hook(lambda grad, name=name: gradients.__setitem__(name, grad.clone()))
+    dense.train()
+    selected = math.sqrt(sum((gradients[n][trainer.mask[n]] ** 2).sum().item() for n in gradients))
+    everything = math.sqrt(sum((grad**2).sum().item() for grad in gradients.values()))
+    assert selected < 0.95 * everything
+    assert logged(trainer)[0]["grad_norm"] == pytest.approx(selected, rel=1e-4)
+    assert logged(dense)[0]["grad_norm"] == pytest.approx(everything, rel=1e-4)
+
+
+def test_logs(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    entries = logged(trainer)
+    assert len(entries) == 3
+    for entry in entries:
+        assert {"loss", "forget_loss", "retain_loss", "density", "effective_density", "grad_norm"} <= entry.keys()
+        assert entry["density"] == trainer.mask.density == pytest.approx(0.3, abs=1e-4)
+        assert entry["loss"] == pytest.approx(entry["forget_loss"] + entry["retain_loss"], rel=1e-5)
+    assert entries[0]["forget_loss"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-5)  # NPO before any step
+
+
+def test_given_masks(make_trainer, make_llama, tmp_path, arguments, weights_of, assert_only_selected_moved):
+    generator = torch.Generator().manual_seed(5)
+    mask = WeightMask.from_dict(
+        {n: torch.rand(p.shape, generator=generator) < 0.2 for n, p in make_llama().named_parameters() if "mlp" in n}
+    )
+    mask.save_pretrained(tmp_path / "mask")
+    results = []
+    for kwargs in ({"mask": mask}, {"mask": tmp_path / "mask"}, {"mask_path": str(tmp_path / "mask")}):
+        trainer = make_trainer(attribution=None if "mask_path" in kwargs else "wagle", **kwargs)
+        before = weights_of(trainer.model)
+        trainer.train()
+        assert trainer.mask == mask
+        assert_only_selected_moved(before, trainer.model, mask)
+        results.append(weights_of(trainer.model))
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(results, results[1:], strict=False) for n in a)
+
+
+def test_without_attribution_all_weights_train(make_trainer, weights_of):
+    trainer = make_trainer(attribution=None)
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert trainer.mask is None
+    assert all((before[n] != p).float().mean() > 0.9 for n, p in trainer.model.named_parameters())
+    assert "density" not in logged(trainer)[0]
+
+
+def test_excluded_parameters_are_frozen(make_trainer, weights_of):
+    trainer = make_trainer(attribution_exclude=["embed_tokens", "norm"], attribution_include=["layers", "lm_head"])
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert not any("norm" in name or "embed" in name for name in trainer.mask)
+    assert all(torch.equal(before[n], p) for n, p in trainer.model.named_parameters() if n not in trainer.mask)
+
+
+def test_attribution_settings_reach_the_attribution(make_trainer):
+    trainer = make_trainer(
+        attribution="snip", attribution_scope="tensor", attribution_samples=3, attribution_batch_size=2, density=0.5
+    )
+    trainer.train()
+    info = trainer.mask.info
+    assert (info.score, info.scope, info.forget_examples, info.retain_examples) == ("snip", "tensor", 3, None)
+    assert trainer.mask.summary()["tensor"]["lm_head.weight"]["density"] == 0.5
+
+
+# LoRA
+
+
+def lora():
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("loss_kwargs", [{}, {"retain_loss": "kl"}])
+def test_lora_trains_without_attribution(loss_kwargs, make_trainer):
+    trainer = make_trainer(peft_config=lora(), attribution=None, loss_kwargs=loss_kwargs)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(before[name], parameter) == (not parameter.requires_grad), name
+    if loss_kwargs:
+        assert logged(trainer)[0]["retain_loss"] == pytest.approx(0, abs=1e-5)
+        assert logged(trainer)[2]["retain_loss"] > 1e-5
+
+
+def test_lora_with_attribution_is_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"lora_B.*zero.*attribution=None"):
+        make_trainer(peft_config=lora())
+
+
+# Evaluation, arguments, memory
+
+
+@pytest.mark.parametrize("form", ["prompt_completion", "messages", "preference"])
+def test_each_split_is_evaluated(form, make_trainer, make_set):
+    sets = {"forget": make_set(8, form), "retain": make_set(6, form, seed=1)}
+    trainer = make_trainer(forget=sets["forget"], retain=sets["retain"], eval_dataset=sets, eval_strategy="steps", eval_steps=3)
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        rows = per_example(trainer.model, [trainer.train_dataset.forget[i] for i in range(8)])
+    expected = -sum(a.item() for a, _ in rows) / sum(n for _, n in rows)
+    assert metrics["eval_forget_loss"] == pytest.approx(expected, rel=1e-4)
+    assert math.isfinite(metrics["eval_retain_loss"])
+    trainer.train()
+    last = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
+    assert last["eval_forget_loss"] > metrics["eval_forget_loss"]
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, TrainingArguments])
+def test_other_arguments_are_converted(kind, make_trainer, tmp_path):
+    args = kind(str(tmp_path / "out"), max_steps=2, learning_rate=1e-3, report_to="none", use_cpu=True, bf16=False)
+    trainer = make_trainer(args=args)
+    assert isinstance(trainer.args, WagleConfig)
+    assert (trainer.args.learning_rate, trainer.args.max_steps) == (1e-3, 2)
+    assert (trainer.args.loss_type, trainer.args.attribution, trainer.args.density) == ("npo", "wagle", 0.8)
+    trainer.train()
+    assert trainer.mask.info.requested_density == 0.8
+
+
+def test_no_arguments(make_llama, make_set, word_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make_llama()
+    model.config._name_or_path = "somebody/tiny"
+    trainer = WagleTrainer(
+        model, forget_dataset=make_set(8), retain_dataset=make_set(8, seed=1), processing_class=word_tokenizer
+    )
+    assert trainer.args.output_dir == "tiny-WAGLE"
+    assert trainer.args.loss_type == "npo"
+
+
+def test_arguments_are_left_as_they_were(make_trainer, arguments):
+    args = arguments(loss_type="npo", loss_kwargs={"beta": 0.2, "retain_loss": "kl"})
+    before = json.loads(args.to_json_string())
+    make_trainer(args=args)
+    assert json.loads(args.to_json_string()) == before
+
+
+def test_model_by_path(make_llama, make_set, arguments, chat_tokenizer, tmp_path):
+    make_llama().save_pretrained(tmp_path / "model")
+    chat_tokenizer.save_pretrained(tmp_path / "model")
+    trainer = WagleTrainer(
+        str(tmp_path / "model"), arguments(), forget_dataset=make_set(8), retain_dataset=make_set(8, seed=1)
+    )
+    trainer.train()
+    assert trainer.mask.info.base_model == str(tmp_path / "model")
+
+
+def parameter_storages(minimum):
+    """Distinct storages of live float tensors with at least `minimum` numbers."""
+    gc.collect()
+    return {
+        t.untyped_storage().data_ptr()
+        for t in gc.get_objects()
+        if type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_floating_point() and t.numel() >= minimum
+    }
+
+
+@pytest.mark.parametrize("loss_kwargs", [{}, {"retain_loss": "kl"}])
+def test_no_second_model_is_kept(loss_kwargs, make_trainer):
+    trainer = make_trainer(loss_kwargs=loss_kwargs)
+    size = 32 * 32  # every matrix of the model, none of the batches
+    before = parameter_storages(size)
+    trainer._prepare_references(None)
+    added = len(parameter_storages(size) - before)
+    assert added == (1 if loss_kwargs else 0)  # the frozen copy of the head
+    models = [o for o in gc.get_objects() if isinstance(o, type(trainer.model)) and o is not trainer.model]
+    assert not any("model" in vars(trainer) and o in vars(trainer).values() for o in models)
+
+
+def test_frozen_head_is_not_copied(make_trainer):
+    trainer = make_trainer(peft_config=lora(), attribution=None, loss_kwargs={"retain_loss": "kl"})
+    trainer._prepare_references(None)
+    assert trainer._reference_head.head is trainer.model.get_output_embeddings()
+
+
+def test_repeated_training_is_masked_both_times(make_trainer, weights_of, assert_only_selected_moved):
+    trainer = make_trainer()
+    before = weights_of(trainer.model)
+    trainer.train()
+    mask, between = trainer.mask, weights_of(trainer.model)
+    trainer.train()
+    assert trainer.mask == mask
+    assert_only_selected_moved(before, trainer.model, mask)
+    assert any(not torch.equal(between[n], p) for n, p in trainer.model.named_parameters())
+
+
+# What is written
+
+
+def test_model_card_says_how(make_trainer, tmp_path):
+    trainer = make_trainer(loss_kwargs={"beta": 0.2}, save_strategy="steps", save_steps=3)
+    trainer.train()
+    trainer.create_model_card()
+    cards = [tmp_path / "out" / "README.md"]
+    for card in cards:
+        text = card.read_text()
+        for expected in ("npo", "wagle", "2410.17509", f"{trainer.mask.density:.4g}", trainer.mask.digest, '"beta": 0.2', "nll"):
+            assert expected in text, expected
+        assert text.count("## Unlearning") == 1
+        assert "- unlearning" in text.split("---")[1]  # a tag
+
+
+def test_model_card_without_mask(make_trainer, tmp_path):
+    trainer = make_trainer(attribution=None)
+    trainer.create_model_card()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "all weights were trained" in text
+    assert "mask digest" not in text
+
+
+def test_saved_model_has_the_mask(make_trainer, tmp_path):
+    trainer = make_trainer(save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    for folder in ("out", "elsewhere", "out/checkpoint-2"):
+        assert WeightMask.from_pretrained(tmp_path / folder, model=trainer.model) == trainer.mask
+
+
+def test_dense_model_has_no_mask(make_trainer, tmp_path):
+    trainer = make_trainer(attribution=None)
+    trainer.train()
+    trainer.save_model()
+    assert not list(tmp_path.rglob("mask*"))
+
+
+def test_reference_pass_leaves_the_model_as_found(make_trainer, weights_of):
+    trainer = make_trainer(loss_kwargs={"retain_loss": "kl"})
+    trainer.model.train()
+    trainer.model.model.layers[0].eval()
+    modes = [module.training for module in trainer.model.modules()]
+    before = weights_of(trainer.model)
+    trainer._prepare_references(None)
+    assert modes == [module.training for module in trainer.model.modules()]
+    assert all(torch.equal(before[n], p) and p.grad is None for n, p in trainer.model.named_parameters())
+
+
+def test_epoch_pairs_differ_and_cover_the_forget_set():
+    sampler = PairSampler(10, 4, seed=0)
+    first, second = sampler.pairs(0), sampler.pairs(1)
+    assert first != second
+    assert first == sampler.pairs(0)
+    assert first != PairSampler(10, 4, seed=1).pairs(0)
+    for pairs in (first, second):
+        assert sorted(f for f, _ in pairs) == list(range(10))
+        counts = [sum(r == row for _, r in pairs) for row in range(4)]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_trainer_goes_through_the_pairs_of_each_epoch(make_trainer, make_set):
+    seen = []
+    trainer = make_trainer(forget=make_set(6), max_steps=-1, num_train_epochs=2, per_device_train_batch_size=4)
+    collate = trainer.data_collator
+
+    def watch(examples):
+        seen.extend((e["forget"]["index"], e["retain"]["index"]) for e in examples)
+        return collate(examples)
+
+    trainer.data_collator = watch
+    trainer.train()
+    assert seen == PairSampler(6, 12, 42).pairs(0) + PairSampler(6, 12, 42).pairs(1)
+
+
