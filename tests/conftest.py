@@ -104,7 +104,9 @@ def make_set():
             "conversational_preference": {"prompt": user, "chosen": otherwise, "rejected": said},
         }
         if form == "tokenized":
-            ids = [[5 + WORDS.index(w) for w in f"{q} {a}".split()] + [1] for q, a in zip(questions, answers, strict=True)]
+            ids = [
+                [5 + WORDS.index(w) for w in f"{q} {a}".split()] + [1] for q, a in zip(questions, answers, strict=True)
+            ]
             prompts = [len(q.split()) for q in questions]
             labels = [[-100] * n + row[n:] for n, row in zip(prompts, ids, strict=True)]
             return Dataset.from_dict({"input_ids": ids, "labels": labels})
@@ -149,9 +151,7 @@ def assert_only_selected_moved():
             moved = before[name].view(torch.int32) != parameter.detach().view(torch.int32)
             selected = mask[name] if name in mask else torch.zeros_like(moved)
             assert not bool((moved & ~selected).any()), f"unselected weights of {name} moved"
-        total = sum(
-            int(((before[n] != p.detach()) & mask[n]).sum()) for n, p in model.named_parameters() if n in mask
-        )
+        total = sum(int(((before[n] != p.detach()) & mask[n]).sum()) for n, p in model.named_parameters() if n in mask)
         # A token that never occurs has an embedding row that only decay moves; the rest must have moved.
         assert total > 0.5 * mask.num_selected
 

@@ -374,7 +374,9 @@ def test_lora_with_attribution_is_refused(make_trainer):
 @pytest.mark.parametrize("form", ["prompt_completion", "messages", "preference"])
 def test_each_split_is_evaluated(form, make_trainer, make_set):
     sets = {"forget": make_set(8, form), "retain": make_set(6, form, seed=1)}
-    trainer = make_trainer(forget=sets["forget"], retain=sets["retain"], eval_dataset=sets, eval_strategy="steps", eval_steps=3)
+    trainer = make_trainer(
+        forget=sets["forget"], retain=sets["retain"], eval_dataset=sets, eval_strategy="steps", eval_steps=3
+    )
     metrics = trainer.evaluate()
     with torch.no_grad():
         rows = per_example(trainer.model, [trainer.train_dataset.forget[i] for i in range(8)])
@@ -474,7 +476,15 @@ def test_model_card_says_how(make_trainer, tmp_path):
     cards = [tmp_path / "out" / "README.md"]
     for card in cards:
         text = card.read_text()
-        for expected in ("npo", "wagle", "2410.17509", f"{trainer.mask.density:.4g}", trainer.mask.digest, '"beta": 0.2', "nll"):
+        for expected in (
+            "npo",
+            "wagle",
+            "2410.17509",
+            f"{trainer.mask.density:.4g}",
+            trainer.mask.digest,
+            '"beta": 0.2',
+            "nll",
+        ):
             assert expected in text, expected
         assert text.count("## Unlearning") == 1
         assert "- unlearning" in text.split("---")[1]  # a tag
@@ -539,5 +549,3 @@ def test_trainer_goes_through_the_pairs_of_each_epoch(make_trainer, make_set):
     trainer.data_collator = watch
     trainer.train()
     assert seen == PairSampler(6, 12, 42).pairs(0) + PairSampler(6, 12, 42).pairs(1)
-
-

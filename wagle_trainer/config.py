@@ -100,7 +100,7 @@ class WagleConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and not self.fp16:
+        if self.bf16 is None and not self.fp16:  # type: ignore[has-type]
             # TRL's default of bf16=True is many times slower than float32 on CPUs without bfloat16 units.
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if isinstance(self.attribution, str) and self.attribution.lower() in ("none", "null"):

@@ -381,9 +381,7 @@ class WagleTrainer(SFTTrainer):
 
         path = Path(folder) / REFERENCE_NAME
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} has no {REFERENCE_NAME}: it is not a checkpoint of a WagleTrainer."
-            )
+            raise FileNotFoundError(f"{folder} has no {REFERENCE_NAME}: it is not a checkpoint of a WagleTrainer.")
         with safe_open(path, "pt") as file:
             keys = file.metadata()
         for role, key in keys.items():

@@ -1,5 +1,7 @@
 """Gradient ascent on the forget set."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from wagle_trainer.losses.base import Signals, UnlearningLoss, register_loss
@@ -17,7 +19,7 @@ class GradAscent(UnlearningLoss):
         >>> WagleConfig(output_dir="out", loss_type="grad_ascent")   # doctest: +SKIP
     """
 
-    retain_loss = None
+    retain_loss: ClassVar[str | None] = None
 
     def forget_loss(self, signals: Signals) -> Tensor:
         assert signals.forget is not None
