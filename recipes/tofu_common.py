@@ -78,7 +78,7 @@ def load_model(path: str, model_args: ModelConfig, device: Any) -> Any:
 
 def load_format(tofu: TofuArguments, model_args: ModelConfig) -> QAFormat:
     """How this model's tokenizer writes questions and answers."""
-    return QAFormat.for_tokenizer(AutoTokenizer.from_pretrained(model_args.model_name_or_path), tofu.style)  # type: ignore[arg-type]
+    return QAFormat.for_tokenizer(AutoTokenizer.from_pretrained(model_args.model_name_or_path), tofu.style)
 
 
 def variants(tofu: TofuArguments, args: WagleConfig) -> dict[str, WagleConfig]:

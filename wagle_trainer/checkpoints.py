@@ -24,7 +24,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[str | 
     """The complete checkpoint with the highest step in `output_dir`, and the incomplete ones above it."""
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)$")
     folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if pattern.match(path.name)]
-    skipped = []
+    skipped: list[str] = []
     for folder in sorted(folders, key=lambda path: -int(path.name.rpartition("-")[2])):
         if is_complete(folder):
             return str(folder), skipped

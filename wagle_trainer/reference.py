@@ -86,6 +86,7 @@ class ReferenceHead:
                     seen.clear()
                     moved = {key: tensor.to(device) for key, tensor in batch.items()}
                     result = token_log_probs(model, moved, keep_logits=True)
+                    assert result.logits is not None
                     if not torch.allclose(head(hidden := seen[0]), result.logits, rtol=1e-2, atol=1e-2):
                         raise ValueError(
                             f"retain_loss='kl' needs logits that are its head's output, but {type(model).__name__} "

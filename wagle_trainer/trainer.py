@@ -106,7 +106,7 @@ class WagleTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         config = _as_wagle_config(args, model)
-        loss_kwargs = dict(config.loss_kwargs)
+        loss_kwargs: dict[str, Any] = dict(config.loss_kwargs)  # type: ignore[arg-type]
         self.loss = _make_loss(config.loss_type, loss_kwargs)
         self.retain_loss = loss_kwargs.get("retain_loss", self.loss.retain_loss)
         forget, retain = _split(train_dataset, forget_dataset, retain_dataset)
@@ -114,6 +114,7 @@ class WagleTrainer(SFTTrainer):
             check_set(dataset, name, config.dataset_text_field, formatting_func)
             if processing_class is not None and config.chat_template_path is None:
                 check_chat_template(dataset, name, processing_class)
+        assert forget is not None and retain is not None
         preferred = None
         if is_preference(forget):
             forget, preferred = as_prompt_completion(forget, "rejected"), as_prompt_completion(forget, "chosen")
@@ -148,12 +149,10 @@ class WagleTrainer(SFTTrainer):
         )
         seed = config.data_seed if config.data_seed is not None else config.seed
         self._sampler = PairSampler(len(sets["forget"]), len(sets["retain"]), seed)
-        self._collator = self.data_collator
+        self._collator: Any = self.data_collator  # type: ignore[has-type]
         self.data_collator = PairCollator(self._collator)
         self.add_callback(_EpochOfPairs(self._sampler))
-        self._references: dict[
-            str, Tensor
-        ] = {}  # role -> (examples,) log-probability of each answer before unlearning
+        self._references: dict[str, Tensor] = {}  # role -> (examples,) log-probability of each answer, before
         self._reference_head: ReferenceHead | None = None
         self._step_metrics: dict[str, list[Tensor]] = defaultdict(list)
         self._attribution = self._attribution_callback(mask, sets)
@@ -233,17 +232,12 @@ class WagleTrainer(SFTTrainer):
         """
         if "forget" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        signals = Signals(
-            **{
-                role: token_log_probs(model, inputs[role])
-                for role in ("forget", "preferred")
-                if role in self.loss.needs
-            },
-            **{
-                f"{role}_reference": values[inputs[role]["index"].cpu()].to(self.args.device)
-                for role, values in self._references.items()
-            },
-        )
+        signals = Signals()
+        for role in self.loss.needs - {"reference"}:
+            setattr(signals, role, token_log_probs(model, inputs[role]))
+        for role, values in self._references.items():
+            reference = values[inputs[role]["index"].cpu()].to(self.args.device)
+            setattr(signals, f"{role}_reference", reference)
         forget_loss = self.loss.forget_loss(signals)
         total = self.args.forget_weight * forget_loss
         self._record("forget_loss", forget_loss)
