@@ -78,6 +78,80 @@ def make_llama():
 
 
 @pytest.fixture(scope="session")
+def make_gpt2():
+    """make_gpt2(seed) -> a two-layer GPT-2 (absolute positions, tied embeddings, dropout) for `word_tokenizer`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def make(seed: int = 0, **config):
+        torch.manual_seed(seed)
+        settings = {
+            "vocab_size": 57,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 64,
+            "initializer_range": 0.2,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        }
+        return GPT2LMHeadModel(GPT2Config(**(settings | config)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_examples():
+    """make_examples(number, seed) -> [(ids, labels), ...] of different lengths; the first tokens have no label."""
+    import random
+
+    def make(number: int = 8, seed: int = 0, prompt: tuple[int, int] = (1, 4), answer: tuple[int, int] = (1, 6)):
+        draw = random.Random(seed)
+        examples = []
+        for _ in range(number):
+            length = draw.randint(*prompt)
+            ids = [draw.randrange(5, 57) for _ in range(length + draw.randint(*answer))]
+            examples.append((ids, [-100] * length + ids[length:]))
+        return examples
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pad_batches():
+    """pad_batches(examples, size, side) -> batches of `make_examples`, padded with token 0."""
+
+    def pad(examples, size: int = 1, side: str = "right"):
+        batches = []
+        for start in range(0, len(examples), size):
+            rows = examples[start : start + size]
+            length = max(len(ids) for ids, _ in rows)
+            batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+            for ids, labels in rows:
+                for key, values, fill in (
+                    ("input_ids", ids, 0),
+                    ("attention_mask", [1] * len(ids), 0),
+                    ("labels", labels, -100),
+                ):
+                    padding = [fill] * (length - len(ids))
+                    batch[key].append(values + padding if side == "right" else padding + values)
+            batches.append({key: torch.tensor(values) for key, values in batch.items()})
+        return batches
+
+    return pad
+
+
+@pytest.fixture(scope="session")
+def log_probs_by_hand():
+    """log_probs_by_hand(model, ids, labels) -> the label tokens' log-probabilities, from one unpadded forward pass."""
+
+    def compute(model, ids, labels):
+        logits = model(input_ids=torch.tensor([ids])).logits[0].float()
+        return torch.stack([logits[t - 1].log_softmax(-1)[labels[t]] for t in range(1, len(ids)) if labels[t] != -100])
+
+    return compute
+
+
+@pytest.fixture(scope="session")
 def make_set():
     """make_set(rows, form, seed) -> random questions and answers of different lengths in one of TRL's formats."""
     import random

@@ -1,11 +1,12 @@
 import gc
+import itertools
 import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import TrainingArguments
 from trl import SFTConfig
 
@@ -312,7 +313,7 @@ def test_given_masks(make_trainer, make_llama, tmp_path, arguments, weights_of, 
         assert trainer.mask == mask
         assert_only_selected_moved(before, trainer.model, mask)
         results.append(weights_of(trainer.model))
-    assert all(torch.equal(a[n], b[n]) for a, b in zip(results, results[1:], strict=False) for n in a)
+    assert all(torch.equal(a[n], b[n]) for a, b in itertools.pairwise(results) for n in a)
 
 
 def test_without_attribution_all_weights_train(make_trainer, weights_of):

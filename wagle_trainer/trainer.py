@@ -119,6 +119,8 @@ class WagleTrainer(SFTTrainer):
         if is_preference(forget):
             forget, preferred = as_prompt_completion(forget, "rejected"), as_prompt_completion(forget, "chosen")
         elif "preferred" in self.loss.needs or config.attribution_loss == "chosen_nll":
+            if refusals is None:
+                logger.info("The forget set has no preferred answers: the bundled refusals are used.")
             sentences = REFUSALS if refusals is None else tuple(refusals)
             preferred = with_refusals(forget, lambda row: refusal_for(row, config.seed, sentences))
         if is_preference(retain):

@@ -39,7 +39,8 @@ class MaskInfo:
         scope: "global", "tensor" or "row".
         seed: of the random score.
         base_model: name or path of the model that was scored.
-        effective_density: share of selected weights among those whose forget or retain gradient is not zero.
+        effective_density: share of selected weights among those whose forget or retain gradient is not zero; of the
+            gradients that the score needs, so None for scores that look at no data.
         forget_examples, retain_examples: numbers of examples that the gradients were averaged over.
     """
 

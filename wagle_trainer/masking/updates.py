@@ -127,9 +127,8 @@ class MaskedUpdates:
             if decoupled:
                 target, decayed = parameter, parameter * (1 - group["lr"] * group["weight_decay"])
             else:
-                sign = -1 if group.get("maximize", False) else 1
                 target = parameter.grad
-                decayed = target.add(parameter, alpha=sign * group["weight_decay"])
+                decayed = target.add(parameter, alpha=group["weight_decay"])
             partly = parameter in self._packed
             target.copy_(torch.where(self._selected(parameter), decayed, target) if partly else decayed)
 
