@@ -58,6 +58,7 @@ def _train(split: str, folder: Path, seed: int) -> None:
             lr_scheduler_type="cosine",
             warmup_steps=20,
             bf16=False,
+            dataloader_pin_memory=False,
             gradient_checkpointing=False,
             logging_steps=50,
             save_strategy="no",

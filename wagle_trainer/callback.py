@@ -105,11 +105,13 @@ class WeightAttributionCallback(TrainerCallback):
             self.given.check(model)
             return
         select_parameters(model, self.include, self.exclude)
+        pad_token = pad_token_id(processing_class)
         preparation = DatasetPreparation(
             processing_class,
             max_length=getattr(args, "max_length", None),
             text_field=getattr(args, "dataset_text_field", "text"),
             num_proc=getattr(args, "dataset_num_proc", None),
+            completion_only_loss=getattr(args, "completion_only_loss", None),
         )
         prepared = {}
         for name in self.needs:
@@ -128,7 +130,7 @@ class WeightAttributionCallback(TrainerCallback):
                 )
             check_chat_template(dataset, name, processing_class)
             prepared[name] = preparation(dataset, name)
-        self.collator = make_collator(pad_token_id(processing_class))
+        self.collator = make_collator(pad_token)
         self._prepared = prepared
 
     def on_init_end(self, args, state, control, model=None, processing_class=None, **kwargs):

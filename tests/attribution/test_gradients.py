@@ -96,7 +96,7 @@ class Bigram(nn.Module):
         super().__init__()
         self.table = nn.Embedding(vocabulary, vocabulary, dtype=dtype)
 
-    def forward(self, input_ids):
+    def forward(self, input_ids, attention_mask=None):
         return SimpleNamespace(logits=self.table(input_ids))
 
 

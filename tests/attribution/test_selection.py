@@ -59,7 +59,7 @@ def selected(scores: dict[str, torch.Tensor], density: float, scope: str) -> dic
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor", "row"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(scores=score_dicts(), density=DENSITIES)
 @example(scores={"a": torch.zeros(3, 5), "b": torch.zeros(7)}, density=0.5)
 @example(scores={"a": torch.ones(4, 4), "b": torch.ones(2, 3)}, density=1.0)
@@ -72,7 +72,7 @@ def test_equals_a_stable_sort(scope, scores, density):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(values=hnp.arrays(np.float32, st.integers(1, 40), elements=st.one_of(FEW, ANY)))
 def test_every_possible_count(values):
     for count in range(1, values.size + 1):

@@ -21,10 +21,12 @@ OPTIMIZERS = {
     "adafactor": lambda p: Adafactor(p, lr=1e-2, weight_decay=0.1, relative_step=False, scale_parameter=False),
 }
 
+WIDE_ENOUGH_FOR_8_BITS = 256  # smaller tensors keep their moments in float32
 
-def network(dtype=torch.float32):
+
+def network(dtype=torch.float32, width=40):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(24, 40), nn.Tanh(), nn.Linear(40, 8, bias=False)).to(dtype)
+    model = nn.Sequential(nn.Linear(24, width), nn.Tanh(), nn.Linear(width, 8, bias=False)).to(dtype)
     with torch.no_grad():
         model[0].weight[:, ::5] = -0.0  # minus zero differs from zero in its bits only
     return model
@@ -65,11 +67,15 @@ def test_unselected_weights_keep_their_bits(name, dtype):
 @pytest.mark.slow  # torchao compiles its step
 def test_unselected_weights_keep_their_bits_under_an_8_bit_optimizer():
     low_bit = pytest.importorskip("torchao.optim", reason="torchao's 8-bit AdamW is not installed")
-    check_only_selected_moved(lambda p: low_bit.AdamW8bit(p, lr=1e-2, weight_decay=0.1), torch.float32)
+    optimizer = check_only_selected_moved(
+        lambda p: low_bit.AdamW8bit(p, lr=1e-2, weight_decay=0.1), torch.float32, WIDE_ENOUGH_FOR_8_BITS
+    )
+    moments = {type(value).__name__ for state in optimizer.state.values() for value in state.values()}
+    assert "OptimState8bit" in moments
 
 
-def check_only_selected_moved(make, dtype):
-    model = network(dtype)
+def check_only_selected_moved(make, dtype, width=40):
+    model = network(dtype, width)
     mask = random_mask(model)
     optimizer = make(model.parameters())
     before = snapshot(model)
@@ -83,6 +89,7 @@ def check_only_selected_moved(make, dtype):
         moved.append(~same[mask[name]])
     # A small step on a bfloat16 weight is often lost in rounding.
     assert torch.cat(moved).float().mean() > (0.9 if dtype == torch.float32 else 0.2)
+    return optimizer
 
 
 def test_every_optimizer_would_have_moved_them_without_the_mask():
@@ -245,3 +252,166 @@ def test_an_optimizer_of_another_model_is_refused():
     model = network()
     with pytest.raises(ValueError, match="holds none of the masked parameters"):
         MaskedUpdates(model, random_mask(model), torch.optim.SGD(network().parameters(), lr=0.1))
+
+
+def train_by_hand(model, mask, optimizer, decay, steps=20):
+    """A dense optimizer without decay of its own, on masked gradients; `decay(weight, gradient)` acts on the selected."""
+
+    class Masked:
+        zero_grad = optimizer.zero_grad
+
+        @staticmethod
+        @torch.no_grad()
+        def step():
+            for name, p in model.named_parameters():
+                p.grad = torch.where(mask[name], p.grad, 0)
+                weight, grad = decay(p, p.grad)
+                p.copy_(torch.where(mask[name], weight, p))
+                p.grad = torch.where(mask[name], grad, 0)
+            optimizer.step()
+
+    train(model, Masked, steps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "make", "decay"),
+    [
+        (
+            "adamw_foreach",
+            lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0, foreach=True),
+            lambda weight, grad: (weight * (1 - 1e-2 * 0.1), grad),
+        ),
+        (
+            "adamw_loop",
+            lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0, foreach=False),
+            lambda weight, grad: (weight * (1 - 1e-2 * 0.1), grad),
+        ),
+        (
+            "adam",
+            lambda p: torch.optim.Adam(p, lr=1e-2),
+            lambda weight, grad: (weight, grad.add(weight, alpha=0.1)),
+        ),
+        (
+            "sgd",
+            lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
+            lambda weight, grad: (weight, grad.add(weight, alpha=0.1)),
+        ),
+    ],
+)
+def test_bit_equal_to_torchs_own_steps_with_masked_gradients_and_decay(name, make, decay, dtype):
+    model, reference = network(dtype), network(dtype)
+    mask = random_mask(model)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    updates = MaskedUpdates(model, mask, optimizer)
+    train(model, optimizer)
+    assert updates.steps == 20
+    train_by_hand(reference, mask, make(reference.parameters()), decay)
+    for (key, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert torch.equal(as_integers(p), as_integers(q)), key
+
+
+@pytest.mark.parametrize("name", ["adamw_maximize", "sgd_maximize", "rmsprop", "nadam"])
+def test_selected_weights_move_as_with_all_others_put_back(name):
+    """These optimizers work on each weight by itself, so decay on the others changes nothing for the selected ones."""
+    model, reference = network(), network()
+    mask, start = random_mask(model), snapshot(network())
+    optimizer = OPTIMIZERS[name](model.parameters())
+    updates = MaskedUpdates(model, mask, optimizer)
+    train(model, optimizer)
+    assert updates.steps == 20
+    inner = OPTIMIZERS[name](reference.parameters())
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        inner.zero_grad()
+        reference(torch.randn(16, 24, generator=generator)).square().mean().backward()
+        for key, p in reference.named_parameters():
+            p.grad[~mask[key]] = 0
+        inner.step()
+        with torch.no_grad():
+            for key, p in reference.named_parameters():
+                p[~mask[key]] = start[key][~mask[key]]
+    for (key, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert torch.equal(as_integers(p), as_integers(q)), key
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam])
+def test_an_optimizer_without_eps_divides_no_frozen_weight_by_zero(make):
+    model = network()
+    mask, before = random_mask(model), snapshot(model)
+    optimizer = make(model.parameters(), lr=1e-2, eps=0.0)
+    MaskedUpdates(model, mask, optimizer)
+    train(model, optimizer, steps=2)
+    for name, p in model.named_parameters():
+        assert torch.equal(as_integers(p)[~mask[name]], as_integers(before[name])[~mask[name]]), name
+
+
+def test_gradients_of_several_backward_passes_add_up():
+    model, plain = network(), network()
+    mask = random_mask(model)
+    updates = MaskedUpdates(model, mask, torch.optim.SGD(model.parameters(), lr=0.1))
+    inputs = torch.randn(2, 4, 24)
+    for net in (model, plain):
+        for part in inputs:
+            net(part).square().sum().backward()
+    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, torch.where(mask[name], q.grad, 0))
+    assert updates.steps == 0
+
+
+def test_clipping_survives_infinite_gradients_of_frozen_weights():
+    model = network()
+    mask, before = random_mask(model), snapshot(model)
+    optimizer = OPTIMIZERS["adamw_foreach"](model.parameters())
+    updates = MaskedUpdates(model, mask, optimizer)
+    for name, p in model.named_parameters():
+        p.register_hook(lambda grad, name=name: torch.where(mask[name], grad, float("inf")))
+    train(model, optimizer, steps=2, clip=1.0)
+    assert updates.steps == 2
+    for name, p in model.named_parameters():
+        assert bool(torch.isfinite(p).all())
+        assert torch.equal(p[~mask[name]], before[name][~mask[name]])
+        assert bool((p[mask[name]] != before[name][mask[name]]).any())
+
+
+def test_a_wrapped_optimizer():
+    class Wrapper:  # as accelerate's AcceleratedOptimizer
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    model = network()
+    mask, before = random_mask(model), snapshot(model)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    updates = MaskedUpdates(model, mask, Wrapper(Wrapper(optimizer)))
+    train(model, optimizer, steps=2)
+    assert updates.steps == 2
+    assert all(torch.equal(p[~mask[n]], before[n][~mask[n]]) for n, p in model.named_parameters())
+
+
+def test_old_momentum_does_not_pull_frozen_weights_under_any_optimizer():
+    for name, make in OPTIMIZERS.items():
+        model = network()
+        optimizer = make(model.parameters())
+        train(model, optimizer, steps=3)
+        mask, before = random_mask(model), snapshot(model)
+        updates = MaskedUpdates(model, mask, optimizer)
+        train(model, optimizer, steps=3)
+        assert updates.steps == 3
+        for key, p in model.named_parameters():
+            assert torch.equal(as_integers(p)[~mask[key]], as_integers(before[key])[~mask[key]]), (name, key)
+            assert bool((p[mask[key]] != before[key][mask[key]]).any()), (name, key)
+
+
+def test_unselected_weights_keep_their_bits_under_bitsandbytes():
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    probe = nn.Linear(64, 64, bias=False)
+    try:
+        optimizer = bitsandbytes.optim.AdamW8bit(probe.parameters(), lr=1e-2)
+        probe(torch.ones(1, 64)).sum().backward()
+        optimizer.step()
+    except Exception as error:
+        pytest.skip(f"bitsandbytes does not run here: {error!r}")
+    optimizer = check_only_selected_moved(
+        lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-2, weight_decay=0.1), torch.float32, WIDE_ENOUGH_FOR_8_BITS
+    )
+    assert any(state["state1"].dtype == torch.uint8 for state in optimizer.state.values())

@@ -43,10 +43,17 @@ class DatasetPreparation(SFTTrainer):
         max_length: longest sequence in tokens; None for no limit.
         text_field: column of language-modelling text.
         num_proc: processes for `Dataset.map`.
+        completion_only_loss: no labels on prompts; None to decide by the format of each set.
     """
 
     def __init__(
-        self, processing_class: Any, *, max_length: int | None, text_field: str = "text", num_proc: int | None = None
+        self,
+        processing_class: Any,
+        *,
+        max_length: int | None,
+        text_field: str = "text",
+        num_proc: int | None = None,
+        completion_only_loss: bool | None = None,
     ):
         # Deliberately not SFTTrainer.__init__, which needs a model: only what `_prepare_dataset` reads.
         self.processing_class = self._tokenizer = processing_class
@@ -57,11 +64,11 @@ class DatasetPreparation(SFTTrainer):
             dataset_text_field=text_field,
             dataset_num_proc=num_proc,
             assistant_only_loss=False,
-            completion_only_loss=None,
+            completion_only_loss=completion_only_loss,
         )
 
     def __call__(self, dataset: Dataset, name: str) -> Dataset:
-        """Tokenize one set; labels only on the completion if it has one. See `prepare` for the errors."""
+        """Tokenize one set. See `prepare` for the errors."""
         return prepare(self, dataset, name)
 
     _prepare_dataset = prepare_by_its_own_format

@@ -1,0 +1,75 @@
+"""Timing and memory as ratios: everything against a named floor, in one run, on one machine."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each variant; they take turns, so that a slow minute of the machine hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_mib(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+    """Peak memory in MiB of what `prepare(*arguments)` returns, over what there was before it ran; on the CPU, measured
+    in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (prepare, arguments))
+
+
+def _peak(prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> float:
+    run = prepare(*arguments)
+    # Linux: writing 5 resets the high-water mark of the process to what it holds now.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def report(title: str, rows: list[dict[str, Any]], settings: dict[str, Any], output: str) -> None:
+    """Print the rows as a table and write them, with versions and machine, as JSON."""
+    columns = list(rows[0])
+    cells = [columns, *[[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    print(f"\n{title}\n")
+    for row in cells:
+        print("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]))
+    result = {
+        "title": title,
+        "rows": rows,
+        "settings": settings,
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "accelerate", "numpy")},
+        "machine": {
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "peak_rss_of_this_process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    Path(output).write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nWritten to {output}")

@@ -1,0 +1,181 @@
+"""Bad input gets a clear error, before any work is lost: what is wrong, where, what to do."""
+
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
+from wagle_trainer.masking import MaskMismatchError
+
+
+@pytest.fixture
+def build(make_llama, make_set, word_tokenizer, arguments):
+    """build(config changes, trainer arguments) -> a WagleTrainer; each test makes one thing wrong."""
+
+    def make(changes=None, **trainer):
+        given = {"forget_dataset": make_set(6), "retain_dataset": make_set(9, seed=1)} | trainer
+        given = {"model": make_llama(), "processing_class": word_tokenizer} | given
+        return WagleTrainer(args=arguments(**(changes or {})), **given)
+
+    return make
+
+
+def test_what_the_tests_below_make_wrong_is_right_without_it(build):
+    build().train()
+
+
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_missing_set(name, build):
+    with pytest.raises(ValueError, match=f"The {name} set is missing. Pass {name}_dataset"):
+        build(**{f"{name}_dataset": None})
+
+
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_empty_set(name, build, make_set):
+    with pytest.raises(ValueError, match=f"The {name} set is empty"):
+        build(**{f"{name}_dataset": make_set(1).select([])})
+
+
+def test_streamed_set(build, make_set):
+    with pytest.raises(TypeError, match="must be a datasets.Dataset"):
+        build(forget_dataset=make_set(4).to_iterable_dataset())
+
+
+def test_train_dataset_without_the_two_splits(build, make_set):
+    with pytest.raises(ValueError, match='the splits "forget" and "retain".*got \'train\''):
+        build(forget_dataset=None, retain_dataset=None, train_dataset={"train": make_set(4)})
+
+
+def test_both_ways_of_giving_the_sets(build, make_set):
+    with pytest.raises(ValueError, match="not both"):
+        build(train_dataset={"forget": make_set(4), "retain": make_set(4)})
+
+
+def test_wrong_columns(build):
+    questions = Dataset.from_dict({"question": ["w1"], "answer": ["w2"]})
+    with pytest.raises(ValueError, match=r"forget set has the columns answer, question(.|\n)*prompt-completion"):
+        build(forget_dataset=questions)
+
+
+def test_answer_cut_off_names_the_rows(build):
+    long = Dataset.from_dict({"prompt": ["w1", "w1 " * 30, "w2"], "completion": [" w2", " w3", " w4"]})
+    with pytest.raises(ValueError, match=r"1 of 3 examples of the forget set .*max_length=8 \(rows 1\)(.|\n)*Raise"):
+        build({"max_length": 8}, forget_dataset=long)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"density": 0.0}, r"density must be in \(0, 1\], got 0.0"),
+        ({"density": 1.5}, r"density must be in \(0, 1\], got 1.5"),
+        ({"attribution_gamma": 0.0}, "gamma must be a positive, finite number"),
+        ({"attribution_gamma": -1.0}, "gamma must be a positive, finite number"),
+        ({"attribution_gamma": float("nan")}, "gamma must be a positive, finite number"),
+        ({"attribution": "wagel"}, "Unknown attribution score 'wagel'. Did you mean 'wagle'.*random"),
+        ({"attribution_scope": "layer"}, "Unknown attribution scope 'layer'. Known: global, tensor, row"),
+        ({"loss_type": "nop"}, "Unknown loss 'nop'. Did you mean 'npo'.*grad_diff"),
+        ({"loss_kwargs": {"retain_loss": "mse"}}, "Unknown retain_loss 'mse'. Known: nll, kl"),
+        ({"attribution_loss": "loss"}, "Unknown attribution_loss 'loss'. Known"),
+        ({"attribution_samples": 0}, "attribution_samples must be at least 1"),
+        ({"packing": True}, "packing=True mixes examples"),
+        ({"padding_free": True}, "padding_free=True mixes examples"),
+    ],
+)
+def test_configuration(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        WagleConfig(str(tmp_path), bf16=False, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_kwargs": {"betta": 0.1}}, r"loss_kwargs=\{'betta': 0.1\} do not fit the loss 'npo'"),
+        ({"loss_kwargs": {"beta": 0.0}}, "beta must be positive"),
+        ({"attribution_include": ["lm_haed"]}, "'lm_haed' matches no trainable parameter. Names look like 'model"),
+        ({"attribution_exclude": ["("]}, "'\\(' is not a regular expression"),
+        ({"assistant_only_loss": True}, "the dataset is not conversational"),
+        ({"mask_path": "/nowhere/mask"}, "neither a folder with a saved mask nor a repository"),
+    ],
+)
+def test_trainer(changes, message, build):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        build(changes)
+
+
+def test_density_that_selects_nothing(build):
+    with pytest.raises(ValueError, match="selects none of the"):
+        build({"density": 1e-9}).train()
+
+
+def test_conversation_without_chat_template(build, make_set):
+    with pytest.raises(ValueError, match="forget set is conversational, but the tokenizer has no chat template"):
+        build(forget_dataset=make_set(4, "conversational"))
+
+
+def test_mask_of_another_model(build, make_llama):
+    other = make_llama(num_hidden_layers=1, hidden_size=16)
+    mask = WeightMask.from_dict({n: torch.ones(p.shape, dtype=torch.bool) for n, p in other.named_parameters()})
+    with pytest.raises(
+        MaskMismatchError, match=r"does not belong to this model: 'model.embed_tokens.weight' has shape"
+    ):
+        build(mask=mask)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_damaged_mask_file(damage, build, tmp_path):
+    trainer = build()
+    trainer.train()
+    trainer.mask.save_pretrained(tmp_path / "mask")
+    file = tmp_path / "mask" / "mask.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-50] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="truncated" if damage == "truncated" else "was altered or replaced"):
+        build(mask=tmp_path / "mask")
+
+
+@pytest.mark.parametrize("loss_type", ["npo", "grad_diff"])
+def test_weights_that_are_not_finite(loss_type, build, make_llama, tmp_path):
+    model = make_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    trainer = build({"loss_type": loss_type, "save_strategy": "steps", "save_steps": 1}, model=model)
+    with pytest.raises(FloatingPointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        trainer.train()
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_weights_that_are_not_finite_without_a_mask(build, make_llama):
+    model = make_llama()
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("inf")
+    trainer = build({"loss_type": "grad_diff", "attribution": None}, model=model)
+    with pytest.raises(FloatingPointError, match=r"step 1 is not finite.*'model\.norm\.weight'"):
+        trainer.train()
+
+
+def test_quantised_base(build, make_llama):
+    model = make_llama()
+    model.is_quantized = True
+    with pytest.raises(ValueError, match="quantis|quantiz"):
+        build(model=model)
+
+
+def test_attribution_at_the_start_of_lora(build):
+    with pytest.raises(ValueError, match=r"lora_B.*is zero.*attribution=None"):
+        build(peft_config=LoraConfig(target_modules=["q_proj"]))
+
+
+def test_tokenizer_without_pad_token_gets_one(build, word_tokenizer, caplog):
+    word_tokenizer.pad_token = None
+    with caplog.at_level(logging.WARNING):
+        build().train()
+    assert word_tokenizer.pad_token == word_tokenizer.eos_token
+    assert "no pad token: its eos token '<eos>' is used" in caplog.text
+
+
+def test_preferred_answers_need_prompts(build, make_set):
+    with pytest.raises(ValueError, match=r"needs a preferred answer(.|\n)*chosen(.|\n)*It has the columns text"):
+        build({"loss_type": "po"}, forget_dataset=make_set(4, "text"))

@@ -1,0 +1,326 @@
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+
+from wagle_trainer import WeightMask
+from wagle_trainer.checkpoints import last_complete_checkpoint
+from wagle_trainer.trainer import REFERENCE_NAME
+
+# Nine steps: five batches per epoch, two to a step, so that the last step of each epoch is a ragged one. Dropout makes
+# the run depend on the random state, too.
+SCRIPT = '''
+import os, signal, sys
+import torch
+from datasets import load_from_disk
+from transformers import TrainerCallback
+from wagle_trainer import WagleConfig, WagleTrainer
+
+torch.set_num_threads(1)
+
+
+class Kill(TrainerCallback):
+    """SIGKILL at an event of a step, as the out-of-memory killer would."""
+
+    def __init__(self, step, event):
+        self.step = step
+        setattr(self, event, self.kill)
+
+    def kill(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_trainer(folder, output_dir, callbacks=None, forget=None, retain=None, model=None, mask=None, **changes):
+    settings = dict(
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=3, learning_rate=5e-3,
+        weight_decay=0.1, density=0.3, warmup_steps=2, save_steps=2, logging_steps=1, report_to="none",
+        disable_tqdm=True, use_cpu=True, bf16=False, gradient_checkpointing=False,
+    )
+    return WagleTrainer(
+        model or f"{folder}/model",
+        WagleConfig(output_dir, **{**settings, **changes}),
+        forget_dataset=load_from_disk(f"{folder}/forget") if forget is None else forget,
+        retain_dataset=load_from_disk(f"{folder}/retain") if retain is None else retain,
+        callbacks=callbacks,
+        mask=mask,
+    )
+
+
+if __name__ == "__main__":
+    folder, output_dir, step, event = sys.argv[1:]
+    make_trainer(folder, output_dir, [Kill(int(step), event)]).train()
+'''
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_llama, make_set):
+    """The script, its model and its sets."""
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "train.py").write_text(SCRIPT)
+    make_llama(attention_dropout=0.1).save_pretrained(folder / "model")
+    make_set(10).save_to_disk(folder / "forget")
+    make_set(14, seed=1).save_to_disk(folder / "retain")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tokenizer_beside_the_model(folder, word_tokenizer):
+    word_tokenizer.save_pretrained(folder / "model")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in another order would be other weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def make_trainer(folder):
+    make = runpy.run_path(str(folder / "train.py"))["make_trainer"]
+    return lambda output_dir, **kwargs: make(str(folder), str(output_dir), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(make_trainer, folder, tmp_path_factory):
+    """Runs that nobody killed, by their arguments: (final weights, folder with the checkpoints)."""
+    done = {}
+
+    def run(**changes):
+        key = json.dumps(changes, sort_keys=True)
+        if key not in done:
+            output_dir = tmp_path_factory.mktemp("uninterrupted")
+            trainer = make_trainer(output_dir, **changes)
+            trainer.train()
+            assert trainer.state.global_step == STEPS
+            done[key] = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}, output_dir
+        return done[key]
+
+    return run
+
+
+@pytest.fixture
+def interrupted(uninterrupted, tmp_path):
+    """interrupted(after, **changes): what a run that was killed some time after a checkpoint has left behind."""
+
+    def make(after=4, **changes):
+        output_dir = tmp_path / "out"
+        shutil.copytree(uninterrupted(**changes)[1], output_dir)
+        for checkpoint in output_dir.glob("checkpoint-*"):
+            if int(checkpoint.name.split("-")[1]) > after:
+                shutil.rmtree(checkpoint)
+        return output_dir
+
+    return make
+
+
+def assert_same_bits(model, weights):
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.detach().view(torch.int32), weights[name].view(torch.int32)), name
+
+
+@pytest.mark.slow
+def test_killed_run_ends_with_the_same_weights(folder, make_trainer, uninterrupted, tmp_path):
+    step = random.SystemRandom().randint(3, STEPS - 1)
+    event = random.SystemRandom().choice(["on_step_begin", "on_substep_end", "on_step_end", "on_save", "on_log"])
+    if event == "on_save":
+        step -= step % 2  # only then there is one
+    killed = subprocess.run(
+        [sys.executable, str(folder / "train.py"), str(folder), str(tmp_path / "out"), str(step), event],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    newest, _ = last_complete_checkpoint(tmp_path / "out")
+    assert newest is not None
+    trainer = make_trainer(tmp_path / "out")
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == STEPS
+    print(f"killed {event} of step {step}, resumed from {newest}")
+    assert_same_bits(trainer.model, uninterrupted()[0])
+
+
+@pytest.mark.parametrize("after", [2, 4, 6, 8])
+def test_resume_from_every_checkpoint(after, make_trainer, uninterrupted, interrupted, monkeypatch):
+    """Steps 3 and 6 end an epoch: each of these lies differently to it. The mask is read, not computed."""
+    output_dir = interrupted(after)
+    trainer = make_trainer(output_dir)
+    monkeypatch.setattr("wagle_trainer.callback.attribute", None)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == STEPS
+    assert_same_bits(trainer.model, uninterrupted()[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss_type": "grad_diff", "loss_kwargs": {"retain_loss": "kl"}},
+        {"loss_kwargs": {"retain_loss": "kl"}},
+        {"optim": "sgd", "optim_args": "momentum=0.9"},
+        {"attribution": None},
+    ],
+    ids=["grad_diff-kl", "npo-kl", "sgd", "dense"],
+)
+def test_resume_with_other_settings(changes, make_trainer, uninterrupted, interrupted):
+    trainer = make_trainer(interrupted(**changes), **changes)
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_bits(trainer.model, uninterrupted(**changes)[0])
+
+
+def test_resume_by_path_from_elsewhere(make_trainer, uninterrupted, interrupted, tmp_path):
+    checkpoint = interrupted() / "checkpoint-4"
+    trainer = make_trainer(tmp_path / "new")
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert_same_bits(trainer.model, uninterrupted()[0])
+
+
+def test_resume_with_the_same_mask_given(make_trainer, uninterrupted, interrupted):
+    output_dir = interrupted()
+    mask = WeightMask.from_pretrained(output_dir / "checkpoint-4")
+    trainer = make_trainer(output_dir, mask=mask)
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_bits(trainer.model, uninterrupted()[0])
+
+
+# Half-written checkpoints
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed", "empty"])
+def test_half_written_checkpoint_is_passed_over(damage, make_trainer, uninterrupted, interrupted, caplog):
+    output_dir = interrupted(after=6)
+    state = output_dir / "checkpoint-6" / "trainer_state.json"
+    if damage == "removed":
+        state.unlink()
+    else:
+        state.write_text(state.read_text()[:100] if damage == "truncated" else "")
+    trainer = make_trainer(output_dir)
+    trainer.train(resume_from_checkpoint=True)
+    assert "Passing over incomplete checkpoints" in caplog.text
+    assert "checkpoint-6" in caplog.text
+    assert "checkpoint-4" not in caplog.text
+    assert_same_bits(trainer.model, uninterrupted()[0])
+    # Going on has written the one that was incomplete anew.
+    assert last_complete_checkpoint(output_dir) == (str(output_dir / f"checkpoint-{STEPS}"), [])
+
+
+def test_incomplete_checkpoint_by_path_is_an_error(make_trainer, interrupted):
+    output_dir = interrupted()
+    (output_dir / "checkpoint-4" / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-4 is not a complete checkpoint.*trainer_state\.json"):
+        make_trainer(output_dir).train(resume_from_checkpoint=str(output_dir / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("some", [True, False])
+def test_no_complete_checkpoint_is_an_error(some, make_trainer, tmp_path):
+    if some:
+        (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no complete checkpoint in .*out"):
+        make_trainer(tmp_path / "out").train(resume_from_checkpoint=True)
+
+
+def test_last_complete_checkpoint_counts_numbers(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-100", "checkpoint-x", "other-200"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == (str(tmp_path / "checkpoint-100"), [])
+    (tmp_path / "checkpoint-100" / "trainer_state.json").unlink()
+    assert last_complete_checkpoint(tmp_path) == (str(tmp_path / "checkpoint-10"), [str(tmp_path / "checkpoint-100")])
+    assert last_complete_checkpoint(tmp_path / "none") == (None, [])
+
+
+# What must not change
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"density": 0.4}, r"requested_density was 0\.3 and is now 0\.4"),
+        ({"attribution": "snip"}, "score was 'wagle' and is now 'snip'"),
+        ({"attribution_gamma": 1.0}, r"gamma was 1e-06 and is now 1\.0"),
+        ({"attribution_scope": "tensor"}, "scope was 'global' and is now 'tensor'"),
+    ],
+)
+def test_changed_mask_settings_are_an_error(changes, message, make_trainer, interrupted):
+    trainer = make_trainer(interrupted(), **changes)
+    with pytest.raises(ValueError, match=rf"{message}.*old values, or start a new run"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_other_mask_given_is_an_error(make_trainer, interrupted):
+    output_dir = interrupted()
+    mask = ~WeightMask.from_pretrained(output_dir / "checkpoint-4")
+    with pytest.raises(ValueError, match="not the one that the checkpoint in .*checkpoint-4 was trained with"):
+        make_trainer(output_dir, mask=mask).train(resume_from_checkpoint=True)
+
+
+def test_checkpoint_without_mask_is_an_error(make_trainer, interrupted):
+    output_dir = interrupted()
+    for file in ("mask.safetensors", "mask_config.json"):
+        (output_dir / "checkpoint-4" / file).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no mask in .*checkpoint-4.*pass mask="):
+        make_trainer(output_dir).train(resume_from_checkpoint=True)
+
+
+def test_altered_mask_is_an_error(make_trainer, interrupted):
+    output_dir = interrupted()
+    file = output_dir / "checkpoint-4" / "mask.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="a file was altered or replaced"):
+        make_trainer(output_dir).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("loss_type", ["npo", "grad_diff"])
+@pytest.mark.parametrize("role", ["forget", "retain"])
+def test_changed_data_is_an_error(role, loss_type, make_trainer, interrupted, folder):
+    rows = list(Dataset.load_from_disk(folder / role))
+    rows[3] = {**rows[3], "completion": " w1"}
+    trainer = make_trainer(interrupted(loss_type=loss_type), loss_type=loss_type, **{role: Dataset.from_list(rows)})
+    with pytest.raises(ValueError, match=f"The {role} set is not the one .*checkpoint-4.*start a new run"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_checkpoint_of_another_trainer_is_an_error(make_trainer, interrupted):
+    output_dir = interrupted()
+    (output_dir / "checkpoint-4" / REFERENCE_NAME).unlink()
+    with pytest.raises(FileNotFoundError, match=f"checkpoint-4 has no {REFERENCE_NAME}"):
+        make_trainer(output_dir).train(resume_from_checkpoint=True)
+
+
+def test_reference_is_the_model_before_unlearning(make_trainer, uninterrupted, interrupted):
+    """NPO needs no model for it: resumed with the trained weights as `model`, the run ends the same."""
+    output_dir = interrupted()
+    trainer = make_trainer(output_dir, model=str(output_dir / "checkpoint-4"))
+    trainer.train(resume_from_checkpoint=True)
+    assert_same_bits(trainer.model, uninterrupted()[0])
+
+
+@pytest.mark.parametrize("loss_type", ["npo", "grad_diff"])
+def test_kl_to_a_trained_model_is_an_error(loss_type, make_trainer, interrupted):
+    changes = {"loss_type": loss_type, "loss_kwargs": {"retain_loss": "kl"}}
+    output_dir = interrupted(**changes)
+    trainer = make_trainer(output_dir, model=str(output_dir / "checkpoint-4"), **changes)
+    with pytest.raises(ValueError, match=r"model before unlearning.*not one of the checkpoints"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_references_are_saved_before_the_checkpoint_is_complete(interrupted):
+    values = load_file(interrupted() / "checkpoint-4" / REFERENCE_NAME)
+    assert values.keys() == {"forget"}
+    assert values["forget"].shape == (10,)
+    assert bool((values["forget"] < 0).all())

@@ -1,0 +1,69 @@
+"""The private parts of Transformers and TRL that this package leans on. A failure here names the file of ours to mend."""
+
+import inspect
+
+import pytest
+import transformers
+from transformers import Trainer
+from trl import SFTTrainer
+
+
+def source(function):
+    return inspect.getsource(function)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters", "ours"),
+    [
+        (
+            SFTTrainer,
+            "_prepare_dataset",
+            ["dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
+            "wagle_trainer/data/preparation.py",
+        ),
+        (Trainer, "_save_checkpoint", ["model", "trial"], "wagle_trainer/trainer.py"),
+        (Trainer, "_get_output_dir", ["trial"], "wagle_trainer/trainer.py"),
+        (Trainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"], "wagle_trainer/trainer.py"),
+        (transformers.trainer_utils, "seed_worker", None, "wagle_trainer/trainer.py (_SeedWorker)"),
+    ],
+)
+def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters, ours):
+    function = getattr(owner, name, None)
+    assert function is not None, f"{owner.__name__}.{name} is gone: mend {ours}"
+    found = [p for p in inspect.signature(function).parameters if p != "self"]
+    expected = parameters or ["worker_id", "num_workers", "rank"]
+    assert found == expected, f"{owner.__name__}.{name} now takes {found}: mend {ours}"
+
+
+def test_the_loop_reads_what_we_set():
+    reads = source(Trainer)
+    assert "self._train_batch_size" in reads, "mend WagleTrainer.get_train_dataloader"
+    assert "loss_is_scaled_for_ga" in source(Trainer.training_step), "mend WagleTrainer.loss_is_scaled_for_ga"
+    assert "on_epoch_begin" in source(Trainer._inner_training_loop), "mend _EpochOfPairs in wagle_trainer/trainer.py"
+
+
+def test_checkpoints_end_with_the_trainers_state():
+    """`checkpoints.is_complete` takes trainer_state.json for the end of a checkpoint."""
+    text = source(Trainer._save_checkpoint)
+    assert text.index("save_model") < text.index("_save_optimizer_and_scheduler") < text.index("save_to_json"), (
+        "Trainer._save_checkpoint writes in another order: mend wagle_trainer/checkpoints.py"
+    )
+
+
+def test_trl_builds_labels_and_keeps_the_ones_there_are():
+    text = source(SFTTrainer._prepare_dataset)
+    for part in ("is_processed", "completion_only_loss", "self.chat_template", "self._tokenizer", '"labels"'):
+        assert part in text, (
+            f"SFTTrainer._prepare_dataset no longer knows {part}: mend wagle_trainer/data/preparation.py"
+        )
+
+
+def test_trls_collator_is_where_we_import_it_from():
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    batch = DataCollatorForLanguageModeling(pad_token_id=9)(
+        [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [3], "labels": [3]}]
+    )
+    assert batch["input_ids"].tolist() == [[1, 2], [3, 9]], "mend wagle_trainer/data/batching.py (make_collator)"
+    assert batch["labels"].tolist() == [[-100, 2], [3, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
