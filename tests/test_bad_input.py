@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from trl import SFTConfig
 
 from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
 from wagle_trainer.masking import MaskMismatchError
@@ -179,3 +180,72 @@ def test_tokenizer_without_pad_token_gets_one(build, word_tokenizer, caplog):
 def test_preferred_answers_need_prompts(build, make_set):
     with pytest.raises(ValueError, match=r"needs a preferred answer(.|\n)*chosen(.|\n)*It has the columns text"):
         build({"loss_type": "po"}, forget_dataset=make_set(4, "text"))
+
+
+def test_set_without_labels(build):
+    for changes in ({}, {"max_length": None}, {"max_length": None, "attribution": None}):
+        nothing = Dataset.from_dict({"input_ids": [[5, 6], [7, 8]], "labels": [[-100, 6], [-100, -100]]})
+        with pytest.raises(
+            ValueError, match=r"1 of 2 examples of the retain set .*\(rows 1\).*all their labels are -100"
+        ):
+            build(changes, retain_dataset=nothing)
+
+
+def test_evaluation_set_of_unknown_format(build):
+    questions = Dataset.from_dict({"question": ["w1"]})
+    with pytest.raises(ValueError, match="The forget evaluation set has the columns question"):
+        build(eval_dataset={"forget": questions})
+    with pytest.raises(ValueError, match="The eval evaluation set has the columns question"):
+        build(eval_dataset=questions)
+
+
+def test_settings_of_the_loss_that_are_no_json(tmp_path):
+    assert WagleConfig(str(tmp_path), bf16=False, loss_kwargs='{"beta": 0.3}').loss_kwargs == {"beta": 0.3}
+    with pytest.raises(ValueError, match="loss_kwargs must be a dict, or JSON"):
+        WagleConfig(str(tmp_path), bf16=False, loss_kwargs="beta=0.3")
+
+
+def test_packing_in_other_arguments(build, tmp_path):
+    with pytest.raises(ValueError, match="packing=True mixes examples"):
+        WagleTrainer("model", SFTConfig(str(tmp_path), packing=True, bf16=False))
+
+
+def test_no_refusals_to_choose_from(build):
+    with pytest.raises(ValueError, match="no refusals"):
+        build({"loss_type": "po"}, refusals=[])
+
+
+def test_model_by_path_is_checked_as_well(build, make_llama, make_set, word_tokenizer, tmp_path, caplog):
+    """There the tokenizer is the one beside the model."""
+    make_llama().save_pretrained(tmp_path / "model")
+    word_tokenizer.pad_token = None
+    word_tokenizer.save_pretrained(tmp_path / "model")
+    loaded = {"model": str(tmp_path / "model"), "processing_class": None}
+    with pytest.raises(ValueError, match="forget set is conversational, but the tokenizer has no chat template"):
+        build(**loaded, forget_dataset=make_set(4, "messages"))
+    trainer = build(**loaded)
+    assert trainer.processing_class.pad_token == "<eos>"
+    assert "no pad token" in caplog.text
+
+
+def test_model_without_a_path_needs_its_tokenizer(build, make_llama):
+    with pytest.raises(ValueError, match="pass processing_class=tokenizer"):
+        build(model=make_llama(), processing_class=None)
+
+
+def test_loss_that_overflows_stops_the_run(build, tmp_path):
+    """Nothing after it is written: the last checkpoint is the last good one."""
+    settings = {"loss_type": "grad_ascent", "learning_rate": 1e30, "max_steps": 5}
+    trainer = build({**settings, "save_strategy": "steps", "save_steps": 1})
+    with pytest.raises(
+        FloatingPointError, match=r"forget loss of step 2 is not finite \(rows \[\d, \d\] of the forget"
+    ):
+        trainer.train()
+    assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_retain_loss_that_is_not_finite_is_named(build, monkeypatch):
+    trainer = build({"attribution": None})
+    monkeypatch.setattr(trainer, "_compute_retain_loss", lambda model, batch: torch.full((4,), float("inf")))
+    with pytest.raises(FloatingPointError, match="The retain loss of step 1 is not finite .*of the retain set"):
+        trainer.train()

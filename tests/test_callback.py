@@ -5,7 +5,6 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
     Trainer,
     TrainerCallback,

@@ -106,7 +106,11 @@ class WagleConfig(SFTConfig):
         if isinstance(self.attribution, str) and self.attribution.lower() in ("none", "null"):
             self.attribution = None
         super().__post_init__()
-        self.loss_kwargs = dict(self.loss_kwargs or {})  # type: ignore[arg-type]
+        if not isinstance(self.loss_kwargs, dict | None):
+            raise ValueError(
+                f"loss_kwargs must be a dict, or JSON such as '{{\"beta\": 0.1}}', got {self.loss_kwargs!r}."
+            )
+        self.loss_kwargs = dict(self.loss_kwargs or {})
         get_loss(self.loss_type)
         check_retain_loss(self.loss_kwargs.get("retain_loss"))
         if self.attribution is not None:

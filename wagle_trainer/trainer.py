@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import AutoProcessor, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 from trl import SFTTrainer
@@ -110,10 +110,15 @@ class WagleTrainer(SFTTrainer):
         self.loss = _make_loss(config.loss_type, loss_kwargs)
         self.retain_loss = loss_kwargs.get("retain_loss", self.loss.retain_loss)
         forget, retain = _split(train_dataset, forget_dataset, retain_dataset)
+        if processing_class is None:
+            processing_class = _load_processing_class(model, config)
         for name, dataset in (("forget", forget), ("retain", retain)):
             check_set(dataset, name, config.dataset_text_field, formatting_func)
-            if processing_class is not None and config.chat_template_path is None:
+            if config.chat_template_path is None:
                 check_chat_template(dataset, name, processing_class)
+        for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}).items():
+            if isinstance(dataset, Dataset):
+                check_set(dataset, f"{name} evaluation", config.dataset_text_field, formatting_func)
         assert forget is not None and retain is not None
         preferred = None
         if is_preference(forget):
@@ -125,8 +130,7 @@ class WagleTrainer(SFTTrainer):
             preferred = with_refusals(forget, lambda row: refusal_for(row, config.seed, sentences))
         if is_preference(retain):
             retain = as_prompt_completion(retain, "chosen")
-        if processing_class is not None:
-            pad_token_id(processing_class)
+        pad_token_id(processing_class)
 
         loss_type, config.loss_type = config.loss_type, "nll"  # SFTTrainer knows no other; it is back right after
         try:
@@ -438,6 +442,18 @@ def _as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
     values |= {name: getattr(args, name) for name in values if name.endswith("_token")}  # to_dict hides them
     values.pop("loss_type", None)  # SFTConfig's has another meaning
     return WagleConfig(**values)
+
+
+def _load_processing_class(model: Any, config: WagleConfig) -> Any:
+    """The tokenizer that belongs to the model. TRL would load it, but after our checks, which need it."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    if not name:
+        raise ValueError(
+            "The model was not loaded from a folder or from the Hub, so its tokenizer is not known: pass "
+            "processing_class=tokenizer."
+        )
+    revision = (config.model_init_kwargs or {}).get("revision")
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
 
 
 def _make_loss(name: str, loss_kwargs: dict[str, Any]) -> UnlearningLoss:

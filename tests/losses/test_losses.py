@@ -150,15 +150,16 @@ def test_npo_needs_a_positive_beta(beta):
 
 @pytest.mark.parametrize(("size", "side"), PADDINGS)
 def test_losses_that_are_means_over_tokens(models, examples, pad_batches, log_probs_by_hand, size, side):
-    model = models[0]
-    means = torch.stack([log_probs_by_hand(model, *example).mean() for example in examples])
-    batches = pad_batches(examples, size, side)
-    for name in ("grad_ascent", "grad_diff"):
-        ascent = get_loss(name)()
-        assert_same(model, in_parts(model, batches, lambda f, _: ascent.forget_loss(Signals(forget=f))), means)  # noqa: B023
-    refusal = get_loss("po")()
-    assert_same(model, in_parts(model, batches, lambda p, _: refusal.forget_loss(Signals(preferred=p))), -means)
-    assert_same(model, in_parts(model, batches, lambda retain, _: nll(retain)), -means)
+    model, batches = models[0], pad_batches(examples, size, side)
+    ascent, difference, refusal = (get_loss(name)() for name in ("grad_ascent", "grad_diff", "po"))
+    for sign, loss_of in (
+        (1, lambda answers, _: ascent.forget_loss(Signals(forget=answers))),
+        (1, lambda answers, _: difference.forget_loss(Signals(forget=answers))),
+        (-1, lambda answers, _: refusal.forget_loss(Signals(preferred=answers))),
+        (-1, lambda answers, _: nll(answers)),
+    ):
+        means = torch.stack([log_probs_by_hand(model, *example).mean() for example in examples])
+        assert_same(model, in_parts(model, batches, loss_of), sign * means)
 
 
 def test_preference_optimization_ignores_the_forget_answers(models, examples, pad_batches):
@@ -323,6 +324,17 @@ def test_kl_refuses_logits_that_are_changed_after_the_head(examples, as_batches)
         ReferenceHead(SoftCapped(1.0), as_batches(examples), CPU)
 
 
+@pytest.mark.parametrize(("size", "side"), PADDINGS)
+def test_kl_of_models_that_compute_all_logits(examples, as_batches, pad_batches, size, side):
+    """A model without `logits_to_keep` runs its head on prompts and padding too."""
+    model = SoftCapped(None)
+    reference = ReferenceHead(model, as_batches(examples, size), CPU)
+    for batch, rows in zip(pad_batches(examples, size, side), torch.arange(7).split(size), strict=True):
+        retain = token_log_probs(model, batch, keep_logits=True)
+        found = kl_to_reference(retain, reference.logits(rows.tolist(), CPU))
+        torch.testing.assert_close(found, torch.zeros(len(rows)), rtol=0, atol=1e-6)
+
+
 def test_check_tells_the_model_before_from_a_trained_one(models, examples, reference_sums, as_batches):
     reference = ReferenceHead(models[1], as_batches(examples, rows=range(5)), CPU)
     reference.check(reference_sums + 1e-4)  # rows that this run does not meet do not count
@@ -380,7 +392,7 @@ def test_unknown_losses():
         ValueError, match=r"Unknown loss 'np0'. Did you mean 'npo'\? Known: .*grad_ascent, grad_diff, npo"
     ):
         get_loss("np0")
-    with pytest.raises(ValueError, match="Unknown retain_loss 'KL'. Known: nll, kl, or None"):
+    with pytest.raises(ValueError, match=r"Unknown retain_loss 'KL'\. Known: nll, kl, or None"):
         check_retain_loss("KL")
     for known in ("nll", "kl", None):
         check_retain_loss(known)

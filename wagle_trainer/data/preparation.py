@@ -13,6 +13,8 @@ from datasets import Dataset
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
 
+from wagle_trainer.likelihood import IGNORE_INDEX
+
 FORMATS = (
     '  language modelling  {"text": "..."} or {"messages": [...]}\n'
     '  prompt-completion   {"prompt": "...", "completion": "..."} (text or messages)\n'
@@ -81,7 +83,7 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
         A set with `input_ids` and `labels` (-100 = no loss).
 
     Raises:
-        ValueError: no answer token of some example lies within `max_length`; names the rows.
+        ValueError: some example has no answer token, or none within `max_length`; names the rows.
     """
 
     def run(**changes: Any) -> Dataset:
@@ -89,21 +91,32 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
         args = SimpleNamespace(**{**vars(trainer.args), "shuffle_dataset": False, **changes})
         return trainer._prepare_dataset(dataset, trainer.processing_class, args, False, formatting_func, name)
 
-    prepared = run()
-    if len(prepared) < len(dataset):  # TRL drops such examples without a word
-        limit = trainer.args.max_length
-        kept = slice(None, limit) if trainer.args.truncation_mode == "keep_start" else slice(-limit, None)
-        cut = [
-            row
-            for row, labels in enumerate(run(max_length=None)["labels"])
-            if all(token == -100 for token in labels[kept])
-        ]
-        raise ValueError(
-            f"{len(cut)} of {len(dataset)} examples of the {name} set have no answer token within max_length={limit} "
-            f"(rows {', '.join(map(str, cut[:5]))}{', ...' if len(cut) > 5 else ''}): the prompt alone fills it. "
-            "Raise max_length, or take these examples out."
-        )
+    prepared, limit = run(), trainer.args.max_length
+    if limit is None or len(prepared) < len(dataset):  # beyond the limit, TRL drops such examples without a word
+        kept = slice(None, limit) if trainer.args.truncation_mode == "keep_start" else slice(-(limit or 0), None)
+        all_labels = (prepared if limit is None else run(max_length=None))["labels"]
+        without = [row for row, labels in enumerate(all_labels) if not _any_label(labels)]
+        cut = [row for row, labels in enumerate(all_labels) if not _any_label(labels[kept])]
+        if without:
+            raise ValueError(
+                f"{len(without)} of {len(dataset)} examples of the {name} set have no answer token "
+                f"({_rows(without)}): all their labels are -100, or they are empty. Take these examples out."
+            )
+        if cut:
+            raise ValueError(
+                f"{len(cut)} of {len(dataset)} examples of the {name} set have no answer token within "
+                f"max_length={limit} ({_rows(cut)}): the prompt alone fills it. Raise max_length, or take these "
+                "examples out."
+            )
     return prepared.select_columns(["input_ids", "labels"])
+
+
+def _any_label(labels: list[int]) -> bool:
+    return any(token != IGNORE_INDEX for token in labels)
+
+
+def _rows(rows: list[int]) -> str:
+    return f"rows {', '.join(map(str, rows[:5]))}{', ...' if len(rows) > 5 else ''}"
 
 
 def check_set(dataset: Any, name: str, text_field: str = "text", formatting_func: Any = None) -> None:
