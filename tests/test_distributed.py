@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,8 +64,20 @@ def test_two_processes_train_what_one_trains(loss_kwargs, tmp_path, make_llama, 
             str(batch_size),
             json.dumps(loss_kwargs),
         ]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stderr[-3000:]
+        with subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=180)
+            finally:
+                if process.poll() is None:  # the launcher's own processes, too
+                    os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, output[-3000:]
         return tmp_path / name
 
     one = run("one", [sys.executable], batch_size=4)

@@ -1,5 +1,6 @@
 """The private parts of Transformers and TRL that this package leans on. A failure here names the file of ours to mend."""
 
+import importlib
 import inspect
 
 import pytest
@@ -33,6 +34,66 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
     found = [p for p in inspect.signature(function).parameters if p != "self"]
     expected = parameters or ["worker_id", "num_workers", "rank"]
     assert found == expected, f"{owner.__name__}.{name} now takes {found}: mend {ours}"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "ours"),
+    [
+        ("trl.data_utils", "get_dataset_column_names", "wagle_trainer/data/preparation.py"),
+        ("trl.data_utils", "maybe_extract_prompt", "wagle_trainer/data/preparation.py"),
+        ("trl", "is_conversational", "wagle_trainer/data/preparation.py (check_chat_template)"),
+        ("transformers.trainer", "TRAINER_STATE_NAME", "wagle_trainer/checkpoints.py"),
+        ("transformers.trainer_utils", "PREFIX_CHECKPOINT_DIR", "wagle_trainer/checkpoints.py"),
+        ("accelerate.state", "AcceleratorState._shared_state", "wagle_trainer/callback.py (check_engine)"),
+        ("accelerate.utils", "gather_object", "wagle_trainer/callback.py"),
+        ("trl", "SFTConfig._VALID_DICT_FIELDS", "wagle_trainer/config.py"),
+        ("trl", "SFTTrainer._tag_names", "wagle_trainer/trainer.py"),
+        ("trl", "SFTTrainer._name", "wagle_trainer/trainer.py"),
+        ("trl", "SFTTrainer._paper", "wagle_trainer/trainer.py and model_card.py"),
+        ("trl", "SFTTrainer.create_model_card", "wagle_trainer/trainer.py"),
+    ],
+)
+def test_what_we_import_or_override_is_there(module, name, ours):
+    thing = importlib.import_module(module)
+    for part in name.split("."):
+        assert hasattr(thing, part), f"{module} has no {name} any more: mend {ours}"
+        thing = getattr(thing, part)
+
+
+def test_masks_act_between_the_backward_pass_and_the_step():
+    """The callback relies on this order: gradients are masked before they are clipped, steps are watched after."""
+    text = source(Trainer._run_epoch)
+    events = [
+        "self.training_step(",
+        "_clip_grad_norm(",
+        "on_pre_optimizer_step(",
+        "self.optimizer.step()",
+        "on_optimizer_step(",
+    ]
+    places = [text.index(event) for event in events]
+    assert places == sorted(places), "Trainer._run_epoch has another order: mend wagle_trainer/callback.py"
+
+
+def test_training_begins_after_the_checkpoint_is_read_and_the_optimizer_is_made():
+    text = source(Trainer._inner_training_loop)
+    assert (
+        text.index("_init_training_state(") < text.index("_prepare_for_training(") < text.index("on_train_begin(")
+    ), "Trainer._inner_training_loop has another order: mend WeightAttributionCallback.on_train_begin"
+    assert "_load_optimizer_and_scheduler" in source(Trainer._prepare_for_training)
+
+
+def test_evaluation_batches_go_to_trls_loss():
+    found = list(inspect.signature(SFTTrainer.compute_loss).parameters)
+    assert found == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"], (
+        "SFTTrainer.compute_loss has other arguments: mend WagleTrainer.compute_loss"
+    )
+
+
+def test_configurations_hide_their_tokens():
+    """`_as_wagle_config` reads fields that end in _token from the object, since `to_dict` replaces their values."""
+    assert 'endswith("_token")' in source(transformers.TrainingArguments.to_dict), (
+        "TrainingArguments.to_dict hides other values: mend _as_wagle_config in wagle_trainer/trainer.py"
+    )
 
 
 def test_the_loop_reads_what_we_set():

@@ -1,5 +1,7 @@
 """Pairs of forget and retain examples: every forget example once per epoch, the same on every run and process."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -40,7 +42,7 @@ def test_seed_and_epoch_are_all_that_counts():
     assert pairs(1, 3) == pairs(1, 3, before=(0, 1, 2))
     different = [pairs(seed, epoch) for seed in (1, 2) for epoch in (0, 1)]
     assert all(different[i] != different[j] for i in range(4) for j in range(i))
-    assert all([f for f, _ in a] != [f for f, _ in b] for a, b in zip(different, different[1:], strict=False))
+    assert all([f for f, _ in a] != [f for f, _ in b] for a, b in itertools.pairwise(different))
     assert {retain for _, retain in different[0]} != {retain for _, retain in different[1]}
 
 
@@ -60,7 +62,7 @@ def rows(start, lengths):
     return [
         {
             "input_ids": list(range(start, start + n)),
-            "labels": [-100] + list(range(start + 1, start + n)),
+            "labels": [-100, *range(start + 1, start + n)],
             "extra": "x",
         }
         for n in lengths
@@ -121,3 +123,23 @@ def test_processes_share_out_the_same_pairs(processes):
         for batch in batches[rank::processes]:
             seen += zip(batch["forget"]["index"].tolist(), batch["retain"]["index"].tolist(), strict=True)
     assert sorted(seen) == sorted(sampler.pairs(0))
+
+
+def test_every_epoch_pairs_anew_and_in_time_covers_a_large_retain_set():
+    sampler = PairSampler(10, 40, seed=0)
+    epochs = [sampler.pairs(epoch) for epoch in range(40)]
+    assert len({frozenset(pairs) for pairs in epochs}) == 40  # other partners, not only another order
+    assert {retain for pairs in epochs for _, retain in pairs} == set(range(40))
+
+
+def test_with_trls_collator():
+    from wagle_trainer.data.batching import make_collator
+
+    dataset = PairedDataset(rows(10, (2, 5, 3)), rows(20, (4, 2)))
+    batch = PairCollator(make_collator(pad_token_id=9))([dataset[2, 1], dataset[0, 0]])
+    assert batch["forget"]["input_ids"].tolist() == [[10, 11, 12], [10, 11, 9]]
+    assert batch["forget"]["labels"].tolist() == [[-100, 11, 12], [-100, 11, -100]]
+    assert batch["forget"]["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["retain"]["input_ids"].tolist() == [[20, 21, 9, 9], [20, 21, 22, 23]]
+    assert batch["retain"]["index"].tolist() == [1, 0]
+    assert batch["retain"]["index"].dtype == torch.int64

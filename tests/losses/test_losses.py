@@ -320,7 +320,7 @@ class SoftCapped(nn.Module):
 
 
 def test_kl_refuses_logits_that_are_changed_after_the_head(examples, as_batches):
-    with pytest.raises(ValueError, match=r"retain_loss='kl' needs logits .* SoftCapped changes them .* 'nll'"):
+    with pytest.raises(ValueError, match=r"retain_loss='kl' needs logits .* SoftCapped changes them .*'nll'"):
         ReferenceHead(SoftCapped(1.0), as_batches(examples), CPU)
 
 
