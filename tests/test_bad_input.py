@@ -182,13 +182,14 @@ def test_preferred_answers_need_prompts(build, make_set):
         build({"loss_type": "po"}, forget_dataset=make_set(4, "text"))
 
 
-def test_set_without_labels(build):
-    for changes in ({}, {"max_length": None}, {"max_length": None, "attribution": None}):
-        nothing = Dataset.from_dict({"input_ids": [[5, 6], [7, 8]], "labels": [[-100, 6], [-100, -100]]})
-        with pytest.raises(
-            ValueError, match=r"1 of 2 examples of the retain set .*\(rows 1\).*all their labels are -100"
-        ):
-            build(changes, retain_dataset=nothing)
+@pytest.mark.parametrize("changes", [{}, {"max_length": None}, {"max_length": None, "attribution": None}])
+def test_examples_without_labels_are_skipped_and_counted(changes, build):
+    some = Dataset.from_dict({"input_ids": [[5, 6], [7, 8]], "labels": [[-100, 6], [-100, -100]]})
+    with pytest.warns(UserWarning, match=r"1 of 2 examples of the retain set have no label token \(rows 1\)"):
+        trainer = build(changes, retain_dataset=some)
+    assert len(trainer.train_dataset.retain) == 1
+    with pytest.raises(ValueError, match="No example of the retain set has a label token"):
+        build(changes, retain_dataset=some.select([1]))
 
 
 def test_evaluation_set_of_unknown_format(build):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,7 +84,9 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
         A set with `input_ids` and `labels` (-100 = no loss).
 
     Raises:
-        ValueError: some example has no answer token, or none within `max_length`; names the rows.
+        ValueError: no answer token of some example lies within `max_length` (names the rows), or no example has any.
+
+    Examples without a label token are left out, with a warning that counts them.
     """
 
     def run(**changes: Any) -> Dataset:
@@ -96,18 +99,22 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
         kept = slice(None, limit) if trainer.args.truncation_mode == "keep_start" else slice(-(limit or 0), None)
         all_labels = (prepared if limit is None else run(max_length=None))["labels"]
         without = [row for row, labels in enumerate(all_labels) if not _any_label(labels)]
-        cut = [row for row, labels in enumerate(all_labels) if not _any_label(labels[kept])]
-        if without:
-            raise ValueError(
-                f"{len(without)} of {len(dataset)} examples of the {name} set have no answer token "
-                f"({_rows(without)}): all their labels are -100, or they are empty. Take these examples out."
-            )
+        cut = [row for row, labels in enumerate(all_labels) if _any_label(labels) and not _any_label(labels[kept])]
         if cut:
             raise ValueError(
                 f"{len(cut)} of {len(dataset)} examples of the {name} set have no answer token within "
                 f"max_length={limit} ({_rows(cut)}): the prompt alone fills it. Raise max_length, or take these "
                 "examples out."
             )
+        if len(without) == len(dataset):
+            raise ValueError(f"No example of the {name} set has a label token: all labels are -100.")
+        if without:
+            warnings.warn(
+                f"{len(without)} of {len(dataset)} examples of the {name} set have no label token ({_rows(without)}) "
+                "and are skipped.",
+                stacklevel=2,
+            )
+            prepared = prepared.filter(lambda example: _any_label(example["labels"]))
     return prepared.select_columns(["input_ids", "labels"])
 
 
