@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from wagle_trainer.files import write_atomically
+
 
 def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median seconds of each variant; they take turns, so that a slow minute of the machine hits all of them."""
@@ -71,5 +73,6 @@ def report(title: str, rows: list[dict[str, Any]], settings: dict[str, Any], out
         },
         "peak_rss_of_this_process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    Path(output).write_text(json.dumps(result, indent=1) + "\n")
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(output), f"{json.dumps(result, indent=1)}\n".encode())
     print(f"\nWritten to {output}")
