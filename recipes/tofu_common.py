@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from small_llama import small_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,6 +59,7 @@ def parse_arguments(loss_type: str) -> tuple[TofuArguments, WagleConfig, ModelCo
     parser.set_defaults(loss_type=loss_type)
     tofu, args, model_args = parser.parse_args_and_config(arguments)
     if model_args.model_name_or_path is None:
+        torch.set_num_threads(1)  # so small a model gains nothing from more, and then stands other load
         models = Path(args.output_dir).parent / "models"
         model_args.model_name_or_path = small_llama("full", models)
         tofu.retrained_model = small_llama(retain_split_for(tofu.forget_split), models)

@@ -230,6 +230,7 @@ def test_smaller_batch_after_out_of_memory(make_sft, callback, weights_of, asser
     trainer.train()
     assert trainer.failed == 1
     assert trainer._train_batch_size < 4
+    assert not any(p._post_accumulate_grad_hooks for p in trainer.model.parameters())  # of either attempt
     assert trainer.state.global_step == 3
     check_run(trainer, attribution, before, assert_only_selected_moved)
 

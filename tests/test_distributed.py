@@ -28,14 +28,14 @@ trainer = WagleTrainer(
     WagleConfig(
         output, per_device_train_batch_size=batch_size, gradient_accumulation_steps=2, num_train_epochs=2,
         optim="sgd", learning_rate=0.05, weight_decay=0.1, density=0.3, gradient_checkpointing=False, logging_steps=1,
-        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, bf16=False, loss_kwargs=loss_kwargs,
+        save_strategy="steps", save_steps=3, report_to="none", disable_tqdm=True, use_cpu=True, bf16=False, loss_kwargs=loss_kwargs,
         ddp_backend="gloo" if batch_size == 2 else None,
     ),
     forget_dataset=load_from_disk(str(folder / "forget")),
     retain_dataset=load_from_disk(str(folder / "retain")),
     processing_class=AutoTokenizer.from_pretrained(folder / "model"),
 )
-trainer.train()
+trainer.train(resume_from_checkpoint=(sys.argv[5:] or [None])[0])
 trainer.save_model()
 rank = trainer.args.process_index
 result = {"world": trainer.args.world_size, "digest": trainer.mask.digest, "log": trainer.state.log_history}
@@ -55,7 +55,7 @@ def test_two_processes_train_what_one_trains(loss_kwargs, tmp_path, make_llama, 
     script.write_text(SCRIPT)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
 
-    def run(name: str, launcher: list[str], batch_size: int) -> Path:
+    def run(name: str, launcher: list[str], batch_size: int, *resume_from: str) -> Path:
         command = [
             *launcher,
             str(script),
@@ -63,6 +63,7 @@ def test_two_processes_train_what_one_trains(loss_kwargs, tmp_path, make_llama, 
             str(tmp_path / name),
             str(batch_size),
             json.dumps(loss_kwargs),
+            *resume_from,
         ]
         with subprocess.Popen(
             command,
@@ -105,3 +106,10 @@ def test_two_processes_train_what_one_trains(loss_kwargs, tmp_path, make_llama, 
     for key in ("forget_loss", "retain_loss", "grad_norm"):
         values = [[entry[key] for entry in log if key in entry] for log in logs]
         assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-4), key
+
+    # Resumed in the middle of the second epoch, with the pairs of that epoch: the same weights, bit for bit.
+    if "retain_loss" not in loss_kwargs:
+        resumed = load_file(run("resumed", torchrun, 2, str(two / "checkpoint-3")) / "model.safetensors")
+        assert all(torch.equal(resumed[name], after_two[name]) for name in after_two)
+        rank = json.loads((tmp_path / "resumed" / "rank0.json").read_text())
+        assert rank["digest"] == ranks[0]["digest"]

@@ -260,6 +260,14 @@ def test_changed_mask_settings_are_an_error(changes, message, make_trainer, inte
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_mask_of_the_checkpoint_counts_after_a_run_of_the_same_trainer(make_trainer, interrupted, tmp_path):
+    """A trainer that has trained holds a mask; resuming from another run's checkpoint, that run's is in force."""
+    trainer = make_trainer(tmp_path / "new", attribution_gamma=1.0, max_steps=1)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"gamma was 1e-06 and is now 1\.0"):
+        trainer.train(resume_from_checkpoint=str(interrupted() / "checkpoint-4"))
+
+
 def test_other_mask_given_is_an_error(make_trainer, interrupted):
     output_dir = interrupted()
     mask = ~WeightMask.from_pretrained(output_dir / "checkpoint-4")

@@ -481,7 +481,7 @@ def test_model_card_says_how(make_trainer, tmp_path):
             "npo",
             "wagle",
             "2410.17509",
-            f"{trainer.mask.density:.4g}",
+            f"| density | {trainer.mask.density:.4g} (",
             trainer.mask.digest,
             '"beta": 0.2',
             "nll",
@@ -524,6 +524,23 @@ def test_reference_pass_leaves_the_model_as_found(make_trainer, weights_of):
     trainer._prepare_references(None)
     assert modes == [module.training for module in trainer.model.modules()]
     assert all(torch.equal(before[n], p) and p.grad is None for n, p in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize("loss_kwargs", [{}, {"retain_loss": "kl"}])
+def test_reference_is_without_dropout(loss_kwargs, make_trainer, make_llama):
+    trainer = make_trainer(model=make_llama(attention_dropout=0.5), loss_kwargs=loss_kwargs)
+    trainer.model.train()
+    trainer._prepare_references(None)
+    model = make_llama().eval()
+    with torch.no_grad():
+        expected = [value.item() for value, _ in per_example(model, list(trainer.train_dataset.forget))]
+        assert trainer._references["forget"].tolist() == pytest.approx(expected, rel=1e-4)
+        if loss_kwargs:
+            rows = [row for row in range(12) if trainer._reference_head.log_probs[row] != 0]
+            expected = [
+                value.item() for value, _ in per_example(model, [trainer.train_dataset.retain[r] for r in rows])
+            ]
+            assert trainer._reference_head.log_probs[rows].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_epoch_pairs_differ_and_cover_the_forget_set():

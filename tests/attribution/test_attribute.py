@@ -208,9 +208,10 @@ def test_random_is_seeded_and_blind(build, batches):
     assert other != first
     assert first.info.seed == 1
     assert first.overlap(other) == pytest.approx(0.25**2 / (2 * 0.25 - 0.25**2), abs=0.02)  # as independent sets do
-    # each tensor has its own draw
-    same_shape = [first[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (0, 1)]
-    assert not torch.equal(*same_shape)
+    mlps = [first[f"model.layers.{layer}.mlp.{name}_proj.weight"] for layer in (0, 1) for name in ("up", "gate")]
+    for i, one in enumerate(mlps):  # each tensor has its own draw
+        for another in mlps[:i]:
+            assert (one & another).float().mean() == pytest.approx(0.25**2, abs=0.02)
     for name in first:
         assert first[name].float().mean() == pytest.approx(0.25, abs=0.2), name
 
@@ -320,11 +321,12 @@ def used_model(build, batches, request):
     return model
 
 
+@pytest.mark.parametrize("include", [None, ["mlp"]])
 @pytest.mark.parametrize("score", ["wagle", "random"])
-def test_leaves_the_model_as_found(used_model, batches, score):
+def test_leaves_the_model_as_found(used_model, batches, score, include):
     before = state_of(used_model)
     with torch.no_grad():
-        mask = scored(used_model, *batches, score=score)
+        mask = scored(used_model, *batches, score=score, include=include)
         assert not torch.is_grad_enabled()
     assert_same_state(state_of(used_model), before)
     assert mask.num_selected > 0

@@ -40,8 +40,8 @@ def test_seed_and_epoch_are_all_that_counts():
         return list(sampler)
 
     assert pairs(1, 3) == pairs(1, 3, before=(0, 1, 2))
-    different = [pairs(seed, epoch) for seed in (1, 2) for epoch in (0, 1)]
-    assert all(different[i] != different[j] for i in range(4) for j in range(i))
+    different = [pairs(seed, epoch) for seed in (1, 2, 1 + 2**12, 1 + 2**20, 1 + 2**31) for epoch in (0, 1)]
+    assert all(different[i] != different[j] for i in range(len(different)) for j in range(i))
     assert all([f for f, _ in a] != [f for f, _ in b] for a, b in itertools.pairwise(different))
     assert {retain for _, retain in different[0]} != {retain for _, retain in different[1]}
 

@@ -98,7 +98,7 @@ def attribute(
                     moving[key] = _packed_nonzero(list(available.values()))
                 try:
                     scores[key] = _score_tensor(
-                        function, arguments, key, parameter.detach(), available, gamma, seed=seed + (index << 32)
+                        function, arguments, key, parameter.detach(), available, gamma, seed=_seed_of(seed, index)
                     )
                 except _NotFiniteError as error:
                     raise FloatingPointError(error.explain(model, parameters, batches)) from None
@@ -205,6 +205,11 @@ def _score_tensor(
     if bool(lowest == 0) and bool(torch.signbit(score).any()):
         score = score.abs()  # -0.0 would sort above all others by its bit pattern
     return score.contiguous()
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """A seed for each parameter. An odd factor, since PyTorch's generator on the CPU reads the lower 32 bits alone."""
+    return (seed + index * 0x9E3779B1) % 2**32
 
 
 class _NotFiniteError(Exception):

@@ -64,7 +64,9 @@ class PairSampler(Sampler[tuple[int, int]]):
 
     def pairs(self, epoch: int) -> list[tuple[int, int]]:
         """All pairs of one epoch, in order."""
-        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+        state = (self.seed << 20) + epoch
+        # PyTorch's generator on the CPU reads the lower 32 bits of a seed alone: fold the others in.
+        generator = torch.Generator().manual_seed((state + (state >> 32) * 0x9E3779B1) % 2**32)
         forget = torch.randperm(self.num_forget, generator=generator).tolist()
         retain: list[int] = []
         while len(retain) < self.num_forget:
