@@ -138,6 +138,8 @@ def test_killed_run_ends_with_the_same_weights(folder, make_trainer, uninterrupt
     event = random.SystemRandom().choice(["on_step_begin", "on_substep_end", "on_step_end", "on_save", "on_log"])
     if event == "on_save":
         step -= step % 2  # only then there is one
+    elif event == "on_substep_end" and step % 3 == 2:
+        step -= 1  # the ragged last step of an epoch has no substep
     killed = subprocess.run(
         [sys.executable, str(folder / "train.py"), str(folder), str(tmp_path / "out"), str(step), event],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

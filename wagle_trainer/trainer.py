@@ -150,6 +150,11 @@ class WagleTrainer(SFTTrainer):
 
         sets = {"forget": forget, "retain": retain, **({"preferred": preferred} if preferred is not None else {})}
         sets = {name: prepare(self, dataset, name, formatting_func) for name, dataset in sets.items()}
+        if "preferred" in sets and len(sets["preferred"]) != len(sets["forget"]):
+            raise ValueError(
+                f"{len(sets['forget'])} forget answers but {len(sets['preferred'])} preferred ones have label tokens: "
+                "take the examples out of the forget set that have an empty answer."
+            )
         self.train_dataset = PairedDataset(
             sets["forget"], sets["retain"], sets["preferred"] if "preferred" in self.loss.needs else None
         )

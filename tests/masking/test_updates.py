@@ -415,3 +415,21 @@ def test_unselected_weights_keep_their_bits_under_bitsandbytes():
         lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-2, weight_decay=0.1), torch.float32, WIDE_ENOUGH_FOR_8_BITS
     )
     assert any(state["state1"].dtype == torch.uint8 for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("next_use", ["step", "detach"])
+def test_a_step_that_fails_does_not_lose_the_weight_decay(next_use):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, weight_decay=0.1)
+    updates = MaskedUpdates(model, random_mask(model), optimizer)
+
+    def fail():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        optimizer.step(closure=fail)
+    if next_use == "detach":
+        updates.detach()
+    else:
+        train(model, optimizer, steps=1)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1

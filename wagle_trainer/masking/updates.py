@@ -86,6 +86,7 @@ class MaskedUpdates:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._restore_decay()  # of a step that ended in an exception
 
     def _selected(self, parameter: nn.Parameter) -> Tensor:
         return bits.unpack(self._packed[parameter], parameter.shape)
@@ -100,6 +101,7 @@ class MaskedUpdates:
             self._assert_gradients_masked()
         for parameter in self._frozen:
             parameter.grad = None  # optimizers skip such a parameter: no decay, no moments
+        self._restore_decay()
         if self._self_decay:
             self._decay = [group["weight_decay"] for group in self.optimizer.param_groups]
             for group in self.optimizer.param_groups:
@@ -111,12 +113,17 @@ class MaskedUpdates:
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
-        for group, decay in zip(self.optimizer.param_groups, self._decay, strict=False):
-            group["weight_decay"] = decay  # so that checkpoints hold what the user set
+        self._restore_decay()
         for parameter, before in zip(self._packed, self._before, strict=False):
             parameter.copy_(torch.where(self._selected(parameter), parameter, before))
-        self._decay, self._before = [], []
+        self._before = []
         self.steps += 1
+
+    def _restore_decay(self) -> None:
+        """The groups hold what the user set whenever no step is under way: checkpoints read it."""
+        for group, decay in zip(self.optimizer.param_groups, self._decay, strict=False):
+            group["weight_decay"] = decay
+        self._decay = []
 
     def _apply_decay(self, group: Mapping[str, Any]) -> None:
         """Weight decay as `torch.optim` does it, with its rounding, on the selected weights of one group."""
