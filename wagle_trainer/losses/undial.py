@@ -16,11 +16,14 @@ class UNDIAL(UnlearningLoss):
     at the positions that predict answer tokens, and there only; OpenUnlearning's code also averages over prompts and
     padding. No retain loss unless one is asked for.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         beta: how far the true token's logit is lowered; 10 in OpenUnlearning's configuration.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="undial", loss_kwargs={"beta": 10.0})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="undial", loss_kwargs={"beta": 10.0})
     """
 
     needs = frozenset({"forget", "forget_logits", "forget_reference_logits"})
