@@ -1,6 +1,5 @@
 """Unlearning by self-distillation on adjusted logits."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from wagle_trainer.losses.base import Signals, UnlearningLoss, register_loss
@@ -37,6 +36,7 @@ class UNDIAL(UnlearningLoss):
     def forget_loss(self, signals: Signals) -> Tensor:
         assert signals.forget is not None and signals.forget_reference_logits is not None
         reference = signals.forget_reference_logits.float()
-        lowered = reference - self.beta * F.one_hot(signals.forget.label_tokens(), reference.shape[-1])
+        tokens = signals.forget.label_tokens()[:, None]
+        lowered = reference.scatter_add(1, tokens, reference.new_full(tokens.shape, -self.beta))
         log_p = signals.forget.label_logits().log_softmax(-1)
         return signals.forget.mean_of(-(lowered.softmax(-1) * log_p).sum(-1))
