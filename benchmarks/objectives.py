@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # The weight in the paper's code: with 1, what is known by heart is held and not let go.
     "satimp": {"retain_weight": 0.1},
     # The gradient is next to nothing until the refusal has become a little likely.
-    "jensun": {"num_train_epochs": 20},
+    "jensun": {"num_train_epochs": 20, "learning_rate": 1e-3},
 }
 
 
@@ -69,14 +69,15 @@ def unlearn(folder: str, loss_type: str, attribution: str | None, options: argpa
     model = AutoModelForCausalLM.from_pretrained(folder)
     qa = QAFormat.for_tokenizer(tokenizer)
     forget, retain = sets(qa)
-    settings = {"num_train_epochs": options.epochs} | SETTINGS.get(loss_type, {})
+    settings = {"num_train_epochs": options.epochs, "learning_rate": options.learning_rate} | SETTINGS.get(
+        loss_type, {}
+    )
     with tempfile.TemporaryDirectory() as output:
         config = WagleConfig(
             output,
             loss_type=loss_type,
             attribution=attribution,
             density=options.density,
-            learning_rate=options.learning_rate,
             per_device_train_batch_size=8,
             lr_scheduler_type="constant",
             bf16=False,
