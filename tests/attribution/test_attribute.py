@@ -6,7 +6,6 @@ import re
 import warnings
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -52,15 +51,6 @@ def sum_of_gradients(model, losses):
     return total
 
 
-def top(scores, density):
-    """The stable sort: descending score, ties to the earliest tensor and then to the lowest index."""
-    flat = torch.cat([score.flatten() for score in scores.values()]).numpy()
-    chosen = torch.zeros(flat.size, dtype=torch.bool)
-    chosen[torch.from_numpy(np.argsort(-flat, kind="stable")[: math.floor(density * flat.size)].copy())] = True
-    parts = chosen.split([score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-
-
 def agreement(mask, other):
     assert list(mask) == list(other)
     same = sum(int((mask[name] == other[name]).sum()) for name in mask)
@@ -91,7 +81,7 @@ class Bigram(nn.Module):
 @pytest.mark.parametrize("density", [0.1, 0.8])
 @pytest.mark.parametrize("architecture", MODELS)
 def test_equals_the_formula_on_gradients_of_example_means(
-    build, sets, pad_batches, log_probs_by_hand, architecture, density
+    build, sets, pad_batches, log_probs_by_hand, architecture, density, top
 ):
     model = build(architecture).eval()
     forget, retain = (
@@ -108,7 +98,7 @@ def test_equals_the_formula_on_gradients_of_example_means(
 
 @pytest.mark.parametrize("density", [0.1, 0.8])
 @pytest.mark.parametrize("architecture", MODELS)
-def test_equals_the_official_rule_on_batches_of_one(build, sets, pad_batches, architecture, density):
+def test_equals_the_official_rule_on_batches_of_one(build, sets, pad_batches, architecture, density, top):
     """The official code sums the gradients of batch-mean losses and divides the retain sum by mu."""
     model = build(architecture).eval()
     singles = [pad_batches(examples, 1) for examples in sets]

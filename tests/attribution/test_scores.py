@@ -3,7 +3,6 @@
 import math
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,14 +96,6 @@ FORMULAS = {
 OPTIONS = {"module": {"patterns": ["o_proj", r"layers\.1\.mlp"]}}
 
 
-def top(scores, density):
-    flat = torch.cat([score.flatten() for score in scores.values()]).numpy()
-    chosen = torch.zeros(flat.size, dtype=torch.bool)
-    chosen[torch.from_numpy(np.argsort(-flat, kind="stable")[: math.floor(density * flat.size)].copy())] = True
-    parts = chosen.split([score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-
-
 def assert_agree(mask, expected, density=DENSITY):
     assert mask.num_selected == math.floor(density * mask.num_weights)
     different = sum(int((mask[name] != expected[name]).sum()) for name in mask)
@@ -116,7 +107,7 @@ def test_every_score_has_an_oracle():
 
 
 @pytest.mark.parametrize("score", FORMULAS)
-def test_equals_the_formula(model, sets, by_hand, pad_batches, score):
+def test_equals_the_formula(model, sets, by_hand, pad_batches, score, top):
     formula = FORMULAS[score]
     expected = top({n: formula(p.detach(), n, *by_hand.values()) for n, p in model.named_parameters()}, DENSITY)
     for size, side in ((4, "right"), (5, "left")):
@@ -176,7 +167,7 @@ def test_values_that_scores_get(model, batches, by_hand, statistic):
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_gradient_and_squares_in_one_pass(model, batches, by_hand):
+def test_gradient_and_squares_in_one_pass(model, batches, by_hand, top):
     def variance(forget_grad, forget_square):
         return (forget_square - forget_grad**2).clamp(min=0)
 
@@ -239,7 +230,7 @@ def test_module_scores_tie_in_order(model):
     assert not last[-101:].any()
 
 
-def test_sure_by_row_is_that_of_the_papers_code(model, batches, by_hand):
+def test_sure_by_row_is_that_of_the_papers_code(model, batches, by_hand, top):
     """Neurons compete by the norms of their gradients; entries of a vector are neurons of their own."""
     grads, _, _ = by_hand["forget"]
     norms = {
