@@ -156,6 +156,25 @@ def pad_batches():
 
 
 @pytest.fixture(scope="session")
+def as_batches(pad_batches):
+    """as_batches(examples, size, **share) -> LengthSortedBatches of `make_examples`."""
+    from datasets import Dataset
+
+    from wagle_trainer.data.batching import LengthSortedBatches
+
+    def make(examples, size: int, **share):
+        columns = {"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]}
+        return LengthSortedBatches(
+            Dataset.from_dict(columns),
+            size,
+            lambda rows: pad_batches([(row["input_ids"], row["labels"]) for row in rows], len(rows))[0],
+            **share,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def log_probs_by_hand():
     """log_probs_by_hand(model, ids, labels) -> the label tokens' log-probabilities, from one unpadded forward pass."""
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -48,6 +51,19 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._entries)
+
+    def describe(self) -> dict[str, str]:
+        """Name -> first paragraph of the docstring, in one line."""
+        return {
+            name: " ".join((inspect.getdoc(self._entries[name]) or "").split("\n\n")[0].split())
+            for name in self.names()
+        }
+
+
+def import_all(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that what they register is known."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def _origin(entry: object) -> tuple[object, object]:

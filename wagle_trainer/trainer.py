@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from wagle_trainer.engines import WHOLE, engine, is_deepspeed, shards_forward
 from wagle_trainer.files import write_atomically
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs
 from wagle_trainer.losses import Signals, UnlearningLoss, get_loss
-from wagle_trainer.losses.base import NEEDS
+from wagle_trainer.losses.base import NEEDS, example_of
 from wagle_trainer.losses.retain import embedding_difference, js_to_reference, kl_to_reference, nll
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.flat import FSDP1MaskedUpdates
@@ -705,7 +706,11 @@ def _make_loss(name: str, loss_kwargs: dict[str, Any]) -> UnlearningLoss:
     try:
         loss = get_loss(name)(**kwargs)
     except TypeError as error:
-        raise ValueError(f"loss_kwargs={kwargs} do not fit the loss {name!r}: {error}.") from error
+        example = indent(example_of(name), "  ").rstrip()
+        raise ValueError(
+            f"loss_kwargs={kwargs} do not fit the loss {name!r}: {error}."
+            + (f" For example:\n{example}" if example else "")
+        ) from error
     unknown = sorted(loss.needs - NEEDS)
     alone = sorted(need for need in loss.needs if need.startswith("forget_") and "forget" not in loss.needs)
     if unknown or alone:

@@ -6,7 +6,6 @@ import re
 import warnings
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -52,15 +51,6 @@ def sum_of_gradients(model, losses):
     return total
 
 
-def top(scores, density):
-    """The stable sort: descending score, ties to the earliest tensor and then to the lowest index."""
-    flat = torch.cat([score.flatten() for score in scores.values()]).numpy()
-    chosen = torch.zeros(flat.size, dtype=torch.bool)
-    chosen[torch.from_numpy(np.argsort(-flat, kind="stable")[: math.floor(density * flat.size)].copy())] = True
-    parts = chosen.split([score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-
-
 def agreement(mask, other):
     assert list(mask) == list(other)
     same = sum(int((mask[name] == other[name]).sum()) for name in mask)
@@ -91,7 +81,7 @@ class Bigram(nn.Module):
 @pytest.mark.parametrize("density", [0.1, 0.8])
 @pytest.mark.parametrize("architecture", MODELS)
 def test_equals_the_formula_on_gradients_of_example_means(
-    build, sets, pad_batches, log_probs_by_hand, architecture, density
+    build, sets, pad_batches, log_probs_by_hand, architecture, density, top
 ):
     model = build(architecture).eval()
     forget, retain = (
@@ -108,7 +98,7 @@ def test_equals_the_formula_on_gradients_of_example_means(
 
 @pytest.mark.parametrize("density", [0.1, 0.8])
 @pytest.mark.parametrize("architecture", MODELS)
-def test_equals_the_official_rule_on_batches_of_one(build, sets, pad_batches, architecture, density):
+def test_equals_the_official_rule_on_batches_of_one(build, sets, pad_batches, architecture, density, top):
     """The official code sums the gradients of batch-mean losses and divides the retain sum by mu."""
     model = build(architecture).eval()
     singles = [pad_batches(examples, 1) for examples in sets]
@@ -185,17 +175,13 @@ def test_limits_of_gamma(build, batches):
     assert agreement(scored(model, *batches, gamma=1e12), scored(model, *batches, gamma=1e-12)) < 0.95
 
 
-def test_scores_that_need_no_retain_set(build, sets, pad_batches, log_probs_by_hand):
-    model, forget = build().eval(), pad_batches(sets[0], 3)
-    grads = sum_of_gradients(model, [-log_probs_by_hand(model, *one).mean() for one in sets[0]])
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for score, expected in {
-        "snip": {n: (w * grads[n]).abs() for n, w in weights.items()},
-        "gradient": {n: grads[n].abs() for n in weights},
-        "magnitude": {n: w.abs() for n, w in weights.items()},
-    }.items():
-        assert_agree(scored(model, forget, None, score=score), top(expected, 0.3), 0.3)
-    assert_agree(scored(model, None, None, score="magnitude"), top({n: w.abs() for n, w in weights.items()}, 0.3), 0.3)
+def test_scores_that_need_no_retain_set(build, batches):
+    """Nor, some of them, a forget set; with one or without, they select the same."""
+    model = build()
+    for score in ("snip", "gradient", "magnitude", "random"):
+        assert scored(model, batches[0], None, score=score) == scored(model, *batches, score=score)
+    for score in ("magnitude", "random"):
+        assert scored(model, None, None, score=score) == scored(model, *batches, score=score)
 
 
 def test_random_is_seeded_and_blind(build, batches):
@@ -388,12 +374,6 @@ def test_a_score_that_is_minus_zero_somewhere(build, batches):
     assert all(bool((p.detach()[mask[n]] > 0).all()) for n, p in model.named_parameters())
 
 
-def test_the_built_in_scores():
-    built_in = [name for name in list_scores() if get_score(name).__module__.startswith("wagle_trainer.")]
-    assert {"gradient", "magnitude", "random", "snip", "wagle"} <= set(built_in)
-    assert built_in == sorted(built_in)
-
-
 def test_unknown_argument_of_a_score():
     with pytest.raises(
         TypeError, match=r"'hessian'; a score can take weight, name, forget_grad, retain_grad, .*gamma, generator"
@@ -406,14 +386,6 @@ def test_unknown_argument_of_a_score():
     assert "test: needs too much" not in list_scores()
     with pytest.raises(TypeError, match="'hessian'"):
         attribute(Bigram(), None, None, score=lambda hessian: hessian)
-
-
-def test_a_name_is_given_once():
-    with pytest.raises(ValueError, match="The attribution score 'wagle' exists already"):
-
-        @register_score("wagle")
-        def mine(weight):
-            return weight.abs()
 
 
 # What is refused
@@ -432,9 +404,7 @@ def test_gamma_out_of_range(gamma):
 
 
 def test_unknown_names():
-    with pytest.raises(
-        ValueError, match=r"Unknown attribution score 'wagel'. Did you mean 'wagle'\? Known: fisher, frp"
-    ):
+    with pytest.raises(ValueError, match=r"Unknown attribution score 'wagel'. Did you mean 'wagle'\?"):
         attribute(Bigram(), None, None, score="wagel")
     with pytest.raises(ValueError, match="Unknown attribution scope 'layer'. Known: global, tensor, row"):
         attribute(Bigram(), None, None, scope="layer")
@@ -524,7 +494,7 @@ def test_infinite_gradient_with_finite_loss(pad_batches):
 @pytest.mark.parametrize(
     ("score", "error", "message"),
     [
-        (lambda weight: weight.abs() / 0, FloatingPointError, "'table.weight': weight and gradients are finite, but"),
+        (lambda weight: weight.abs() / 0, FloatingPointError, "'table.weight': what the score reads is finite, but"),
         (lambda weight: weight - 100, ValueError, "The score of 'table.weight' has negative values"),
         (
             lambda weight: weight.abs().sum(),

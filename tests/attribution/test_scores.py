@@ -1,26 +1,27 @@
 """Every score against its formula on gradients, squares and activations of single unpadded examples."""
 
-import json
 import math
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from wagle_trainer import attribute
-from wagle_trainer.attribution import describe_scores, get_score, list_scores
+from wagle_trainer.attribution import get_score, list_scores
+from wagle_trainer.attribution.inputs import NotFiniteError, score_tensor
+from wagle_trainer.attribution.scores import arguments_of, with_options
+from wagle_trainer.attribution.selection import SCOPES
 
-README = Path(__file__).parents[2] / "README.md"
 DENSITY = 0.3
 HEAD = "lm_head.weight"
 
 
-@pytest.fixture
+GAMMA = 0.05  # with tiny random models, both terms of WAGLE's score count
+SCORES = [name for name in list_scores() if get_score(name).__module__.startswith("wagle_trainer.")]
+
+
+@pytest.fixture(scope="module")
 def sets(make_examples):
     return {"forget": make_examples(9, seed=1), "retain": make_examples(7, seed=2)}
 
@@ -30,13 +31,25 @@ def model(make_llama):
     return make_llama(tie_word_embeddings=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def batches(sets, pad_batches):
     return [pad_batches(examples, 4) for examples in sets.values()]
 
 
+@pytest.fixture(scope="module")
+def by_hand(make_llama, sets, log_probs_by_hand):
+    """set -> `statistics_by_hand` of the model that the tests have."""
+    model = make_llama(tie_word_embeddings=False)
+    return {name: statistics_by_hand(model, examples, log_probs_by_hand) for name, examples in sets.items()}
+
+
 def scored(model, batches, score, **arguments):
-    return attribute(model, *batches, score=score, progress=False, **({"density": DENSITY} | arguments))
+    settings = {
+        "density": DENSITY,
+        "gamma": GAMMA,
+        "score_kwargs": OPTIONS.get(score) if isinstance(score, str) else None,
+    }
+    return attribute(model, *batches, score=score, progress=False, **(settings | arguments))
 
 
 def statistics_by_hand(model, examples, log_probs_by_hand):
@@ -66,6 +79,10 @@ def statistics_by_hand(model, examples, log_probs_by_hand):
 
 
 FORMULAS = {
+    "wagle": lambda w, n, f, r: ((w - r[0][n] / GAMMA) * f[0][n]).abs(),
+    "snip": lambda w, n, f, r: (w * f[0][n]).abs(),
+    "gradient": lambda w, n, f, r: f[0][n].abs(),
+    "magnitude": lambda w, n, f, r: w.abs(),
     "grad_ratio": lambda w, n, f, r: f[0][n].abs() / (r[0][n].abs() + 1e-10),
     "module": lambda w, n, f, r: torch.full_like(w, float(bool(re.search("o_proj|layers.1.mlp", n)))),
     "fisher": lambda w, n, f, r: f[1][n] / (r[1][n] + 1e-20),
@@ -79,19 +96,6 @@ FORMULAS = {
 OPTIONS = {"module": {"patterns": ["o_proj", r"layers\.1\.mlp"]}}
 
 
-def top(scores, density):
-    flat = torch.cat([score.flatten() for score in scores.values()]).numpy()
-    chosen = torch.zeros(flat.size, dtype=torch.bool)
-    chosen[torch.from_numpy(np.argsort(-flat, kind="stable")[: math.floor(density * flat.size)].copy())] = True
-    parts = chosen.split([score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-
-
-def formula_on(model, sets, score, log_probs_by_hand):
-    forget, retain = (statistics_by_hand(model, examples, log_probs_by_hand) for examples in sets.values())
-    return {n: FORMULAS[score](p.detach(), n, forget, retain) for n, p in model.named_parameters()}
-
-
 def assert_agree(mask, expected, density=DENSITY):
     assert mask.num_selected == math.floor(density * mask.num_weights)
     different = sum(int((mask[name] != expected[name]).sum()) for name in mask)
@@ -99,37 +103,50 @@ def assert_agree(mask, expected, density=DENSITY):
 
 
 def test_every_score_has_an_oracle():
-    tested_elsewhere = {"wagle", "snip", "gradient", "magnitude", "random"}  # in test_attribute.py
-    built_in = {name for name in list_scores() if get_score(name).__module__.startswith("wagle_trainer.")}
-    assert built_in == tested_elsewhere | set(FORMULAS)
-
-
-@pytest.mark.parametrize(("size", "side"), [(4, "right"), (5, "left")])
-@pytest.mark.parametrize("score", FORMULAS)
-def test_equals_the_formula(model, sets, pad_batches, log_probs_by_hand, score, size, side):
-    expected = top(formula_on(model, sets, score, log_probs_by_hand), DENSITY)
-    batches = [pad_batches(examples, size, side) for examples in sets.values()]
-    mask = scored(model, batches, score, score_kwargs=OPTIONS.get(score))
-    assert_agree(mask, expected)
-    assert mask.info.score == score
-    assert mask.info.score_kwargs == OPTIONS.get(score)
+    assert set(SCORES) == {*FORMULAS, "random"}  # which is in test_attribute.py
 
 
 @pytest.mark.parametrize("score", FORMULAS)
+def test_equals_the_formula(model, sets, by_hand, pad_batches, score, top):
+    formula = FORMULAS[score]
+    expected = top({n: formula(p.detach(), n, *by_hand.values()) for n, p in model.named_parameters()}, DENSITY)
+    for size, side in ((4, "right"), (5, "left")):
+        mask = scored(model, [pad_batches(examples, size, side) for examples in sets.values()], score)
+        assert_agree(mask, expected)
+        assert mask.info.score == score
+        assert mask.info.score_kwargs == OPTIONS.get(score)
+
+
+@pytest.mark.parametrize("score", SCORES)
 def test_every_score_is_left_as_found_and_repeats(model, batches, score):
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    first, second = (scored(model, batches, score, score_kwargs=OPTIONS.get(score)) for _ in range(2))
+    first, second = (scored(model, batches, score) for _ in range(2))
     assert first == second
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("score", SCORES)
+def test_exact_counts(model, batches, score, scope):
+    """Also of scores with many ties, or zeros, in a tensor."""
+    include = None if scope == "global" else ["o_proj", "up_proj"]
+    mask = scored(model, batches, score, scope=scope, include=include)
+    if scope == "global":
+        assert mask.num_selected == math.floor(DENSITY * sum(p.numel() for p in model.parameters()))
+    for name in mask:
+        if scope == "tensor":
+            assert mask[name].sum() == math.floor(DENSITY * mask[name].numel())
+        if scope == "row":
+            assert set(mask[name].sum(1).tolist()) == {math.floor(DENSITY * mask[name].shape[1])}
+
+
 @pytest.mark.parametrize("statistic", ["forget_grad", "retain_square", "forget_activation", "retain_activation"])
-def test_values_that_scores_get(model, sets, batches, log_probs_by_hand, statistic):
+def test_values_that_scores_get(model, batches, by_hand, statistic):
     """The numbers themselves, not only their order."""
     which, _, what = statistic.partition("_")
-    expected = statistics_by_hand(model, sets[which], log_probs_by_hand)[["grad", "square", "activation"].index(what)]
+    expected = by_hand[which][["grad", "square", "activation"].index(what)]
     seen = {}
 
     def look(weight, name, value):
@@ -150,11 +167,11 @@ def test_values_that_scores_get(model, sets, batches, log_probs_by_hand, statist
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_gradient_and_squares_in_one_pass(model, sets, batches, log_probs_by_hand):
+def test_gradient_and_squares_in_one_pass(model, batches, by_hand, top):
     def variance(forget_grad, forget_square):
         return (forget_square - forget_grad**2).clamp(min=0)
 
-    grads, squares, _ = statistics_by_hand(model, sets["forget"], log_probs_by_hand)
+    grads, squares, _ = by_hand["forget"]
     expected = top({name: (squares[name] - grads[name] ** 2).clamp(min=0) for name in grads}, DENSITY)
     mask = scored(model, [batches[0], None], variance)
     assert mask.num_selected == math.floor(DENSITY * mask.num_weights)
@@ -181,8 +198,8 @@ def test_only_what_is_named_is_computed(model, batches, monkeypatch):
         scored(model, [batches[0], None], "frp")
 
 
-def test_wanda_by_row_is_that_of_the_paper(model, sets, batches, log_probs_by_hand):
-    _, _, rms = statistics_by_hand(model, sets["forget"], log_probs_by_hand)
+def test_wanda_by_row_is_that_of_the_paper(model, batches, by_hand):
+    _, _, rms = by_hand["forget"]
     mask = scored(model, batches, "wanda", scope="row", include=["proj"])
     for name in mask:
         scores = model.get_parameter(name).detach().abs() * rms[name]
@@ -213,6 +230,17 @@ def test_module_scores_tie_in_order(model):
     assert not last[-101:].any()
 
 
+def test_sure_by_row_is_that_of_the_papers_code(model, batches, by_hand, top):
+    """Neurons compete by the norms of their gradients; entries of a vector are neurons of their own."""
+    grads, _, _ = by_hand["forget"]
+    norms = {
+        name: torch.stack([row.square().sum().sqrt().expand_as(row) for row in grad]) for name, grad in grads.items()
+    }
+    assert_agree(scored(model, batches, "sure", score_kwargs={"unit": "row"}), top(norms, DENSITY))
+    with pytest.raises(ValueError, match="Unknown unit 'head' of the score \"sure\". Known: tensor, row"):
+        scored(model, batches, "sure", score_kwargs={"unit": "head"})
+
+
 def test_memflex_where_a_gradient_is_zero(model, batches):
     mask = scored(
         model, batches, lambda forget_grad, retain_grad: get_score("memflex")(forget_grad * 0 + 1, retain_grad * 0)
@@ -223,12 +251,43 @@ def test_memflex_where_a_gradient_is_zero(model, batches):
 # What is refused
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("score", SCORES)
+def test_every_input_that_is_not_finite_is_refused(score, value):
+    """Each on its own: an infinite retain gradient must not pass for a small quotient."""
+    arguments = arguments_of(get_score(score))
+    function = with_options(score, OPTIONS.get(score))
+    tensors = [name for name in arguments if name not in ("name", "gamma", "generator")]
+    assert tensors
+    for bad in (None, *tensors):
+        available = {name: torch.ones(3, 4) for name in ("weight", *tensors)}
+        available |= {name: torch.ones(4) for name in tensors if name.endswith("_activation")}
+        available |= {"name": "o_proj", "gamma": 1.0, "generator": torch.Generator().manual_seed(0)}
+        if bad is None:
+            assert score_tensor(function, arguments, "o_proj", available).isfinite().all()
+            continue
+        available[bad].view(-1)[1] = value
+        with pytest.raises(NotFiniteError) as caught:
+            score_tensor(function, arguments, "o_proj", available)
+        assert caught.value.argument == bad
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_weight_that_is_not_finite(model, batches, score):
+    """Named, whether the loss, a gradient or the score itself meets it first."""
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 5] = math.nan
+    with pytest.raises(FloatingPointError, match=r"not finite|weights of") as caught:
+        scored(model, batches, score)
+    assert "model.layers.0.mlp.up_proj.weight" in str(caught.value)
+
+
 @pytest.mark.parametrize("score", ["fisher", "sure", "grad_ratio", "memflex"])
 def test_gradient_that_is_not_finite(model, batches, score):
     parameter = model.model.layers[0].mlp.up_proj.weight
     parameter.register_hook(lambda grad: torch.full_like(grad, math.inf))
     with pytest.raises(
-        FloatingPointError, match=r"'model\.layers\.0\.mlp\.up_proj\.weight': the forget (squared )?gradi"
+        FloatingPointError, match=r"'model\.layers\.0\.mlp\.up_proj\.weight': the (forget|retain) (squared )?gradi"
     ):
         scored(model, batches, score)
 
@@ -256,7 +315,7 @@ def test_scores_that_rank_nothing(model, batches):
     with pytest.raises(ValueError, match="'wanda' is zero for every weight"):
         scored(model, batches, "wanda", include=["norm"])
     with pytest.raises(ValueError, match='needs patterns: attribution_kwargs={"patterns"'):
-        scored(model, [None, None], "module")
+        scored(model, [None, None], "module", score_kwargs=None)
 
 
 def test_unknown_option(model, batches):
@@ -264,47 +323,3 @@ def test_unknown_option(model, batches):
         scored(model, batches, "grad_ratio", score_kwargs={"epsilon": 1e-3})
     with pytest.raises(ValueError, match="'snip' has no option 'eps'. It has none"):
         scored(model, batches, "snip", score_kwargs={"eps": 1e-3})
-
-
-# One list of scores
-
-
-def test_readme_names_exactly_the_scores():
-    row = next(line for line in README.read_text().splitlines() if line.startswith("| Scores"))
-    named = re.findall(r"`(\w+)`", row.partition("; scopes")[0].partition("|")[2].partition("|")[2])
-    built_in = [name for name in list_scores() if get_score(name).__module__.startswith("wagle_trainer.")]
-    assert sorted(named) == built_in
-
-
-def test_every_score_says_what_it_is():
-    for name, text in describe_scores().items():
-        if get_score(name).__module__.startswith("wagle_trainer."):
-            assert len(text) > 20, name
-            assert text.endswith((".", ":")), name
-
-
-def test_a_registered_score_appears_everywhere():
-    code = """
-import json
-from wagle_trainer.attribution import describe_scores, list_scores, register_score
-
-@register_score("mine")
-def mine(weight):
-    '''Mine alone.'''
-    return weight.abs()
-
-from wagle_trainer import WagleConfig
-
-try:
-    WagleConfig("out", attribution="yours", use_cpu=True)
-except ValueError as error:
-    message = str(error)
-help_text = WagleConfig.__dataclass_fields__["attribution"].metadata["help"]
-print(json.dumps([list_scores(), describe_scores()["mine"], help_text, message]))
-"""
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    names, text, help_text, message = json.loads(output.splitlines()[-1])
-    assert "mine" in names
-    assert text == "Mine alone."
-    assert "mine" in help_text
-    assert "mine" in message

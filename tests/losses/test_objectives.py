@@ -1,26 +1,24 @@
 """Every objective against the formula of its paper, in float64 and on single unpadded examples: values and gradients."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
 
-from wagle_trainer.data.batching import LengthSortedBatches
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs, token_log_probs
-from wagle_trainer.losses import Signals, get_loss
-from wagle_trainer.losses.retain import embedding_difference, js_to_reference
-from wagle_trainer.reference import ReferenceHead, ReferenceStates, align, decoder_layer, reference_log_probs
-
-CPU = torch.device("cpu")
-NUMBER, LAYER = 7, 0
-UNUSED = {"allow_unused": True, "materialize_grads": True}  # RMU stops at a layer
-PADDINGS = [(7, "right"), (7, "left"), (3, "left"), (1, "right")]
+from wagle_trainer.losses import Signals, get_loss, list_losses
+from wagle_trainer.reference import decoder_layer
 
 
 def softplus(x):
     return torch.log(1 + torch.exp(x))
+
+
+def npo(forget, preferred, beta=0.3, by_length=False):
+    """Eq. 3 in its other form, (2 / beta) log(1 + (p / p_ref)^beta)."""
+    now, before = forget
+    log_ratio = now.log_p.mean() - before.log_p.mean() if by_length else now.log_p.sum() - before.log_p.sum()
+    return 2 / beta * torch.log(1 + torch.exp(log_ratio) ** beta)
 
 
 def dpo(forget, preferred, beta):
@@ -108,6 +106,11 @@ def weighted(weight):
 
 # name: (objective, its arguments, formula of a forget example and its preferred answer)
 CASES = {
+    "grad_ascent": ("grad_ascent", {}, lambda f, _: f[0].log_p.mean()),
+    "grad_diff": ("grad_diff", {}, lambda f, _: f[0].log_p.mean()),
+    "npo": ("npo", {"beta": 0.3}, npo),
+    "npo by length": ("npo", {"beta": 0.3, "length_normalized": True}, lambda f, p: npo(f, p, by_length=True)),
+    "po": ("po", {}, lambda _, p: -p[0].log_p.mean()),
     "simnpo": ("simnpo", {"beta": 1.5, "delta": 0.2}, lambda f, _: 2 / 1.5 * softplus(1.5 * f[0].log_p.mean() + 0.2)),
     "dpo": ("dpo", {"beta": 0.3}, lambda f, p: dpo(f, p, 0.3)),
     "altpo": ("altpo", {"beta": 0.3}, lambda f, p: 2 / 0.3 * dpo(f, p, 0.3)),
@@ -120,8 +123,8 @@ CASES = {
     "tnpo": ("tnpo", {"beta": 0.7}, tnpo),
     "undial": ("undial", {"beta": 3.0}, undial),
     "pdu": ("pdu", {"retain_eps": 0.1}, lambda f, _: ((f[0].logits.amax(-1) - f[0].logits.mean(-1)) ** 2).mean()),
-    "rmu": ("rmu", {"layer": LAYER, "coefficient": 2.5}, rmu),
-    "adaptive rmu": ("rmu", {"layer": LAYER, "adaptive": True, "scale": 3.0}, adaptive_rmu),
+    "rmu": ("rmu", {"layer": 0, "coefficient": 2.5}, rmu),
+    "adaptive rmu": ("rmu", {"layer": 0, "adaptive": True, "scale": 3.0}, adaptive_rmu),
     **{
         f"flat, {d}": ("flat", {"divergence": d}, flat(d))
         for d in ("total_variation", "kl", "jensen_shannon", "pearson")
@@ -129,128 +132,70 @@ CASES = {
 }
 
 
-@pytest.fixture(params=["llama", "gpt2"])
-def models(request, make_llama, make_gpt2):
-    """The model that is trained, and the one from before unlearning; dropout is off."""
-    make = make_llama if request.param == "llama" else make_gpt2
-    return make(seed=0).eval(), make(seed=1).eval()
+def test_every_objective_has_an_oracle():
+    below = {"random_label"}
+    without_forget_loss = {"finetune", "l1_sparse"}  # the penalty of l1_sparse: test_training.py
+    built_in = {name for name in list_losses() if get_loss(name).__module__.startswith("wagle_trainer.")}
+    assert built_in == {name for name, _, _ in CASES.values()} | below | without_forget_loss
 
 
-@pytest.fixture
-def examples(make_examples):
-    return make_examples(NUMBER, seed=3, prompt=(1, 7), answer=(1, 6))
-
-
-@pytest.fixture
-def others(make_examples):
-    return make_examples(NUMBER, seed=4, prompt=(1, 7), answer=(1, 6))
-
-
-@pytest.fixture
-def as_batches(pad_batches):
-    def make(examples):
-        columns = {"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]}
-        return LengthSortedBatches(
-            Dataset.from_dict(columns),
-            3,
-            lambda rows: pad_batches([(row["input_ids"], row["labels"]) for row in rows], len(rows))[0],
-        )
-
-    return make
-
-
-def read(model, ids, labels):
-    """What the formulas read of one example: one forward pass, no batch."""
-    output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
-    places = [t for t in range(1, len(ids)) if labels[t] != -100]
-    logits = output.logits[0, [t - 1 for t in places]].double()
-    targets = torch.tensor([labels[t] for t in places])
-    return SimpleNamespace(
-        logits=logits,
-        targets=targets,
-        log_p=logits.log_softmax(-1)[range(len(places)), targets],
-        states=output.hidden_states[LAYER + 1][0, places].double(),
-    )
-
-
-def both(models, example):
-    with torch.no_grad():
-        before = read(models[1], *example)
-    return read(models[0], *example), before
-
-
-def assert_same(model, losses, expected):
-    """Values and, of a sum that tells the examples apart, gradients."""
-    torch.testing.assert_close(losses, expected.to(losses), rtol=3e-5, atol=3e-5)
-    weights = torch.arange(1.0, len(losses) + 1)
-    parameters = list(model.parameters())
-    found, wanted = (
-        torch.cat([part.flatten() for part in torch.autograd.grad((weights * values).sum(), parameters, **UNUSED)])
-        for values in (losses, expected)
-    )
-    assert wanted.norm() > 0
-    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-5 * wanted.abs().max().item())
-
-
-@pytest.mark.parametrize(("size", "side"), PADDINGS)
 @pytest.mark.parametrize("case", CASES)
-def test_objective(case, models, examples, others, pad_batches, as_batches, size, side):
+def test_objective(case, world):
     name, arguments, formula = CASES[case]
-    model, before = models
-    expected = [
-        formula(both(models, example), both(models, other)) for example, other in zip(examples, others, strict=True)
-    ]
     loss = get_loss(name)(**arguments)
     loss.setup(None, seed=5)
-    references = {
-        role: reference_log_probs(before, as_batches(rows), NUMBER, CPU)
-        for role, rows in (("forget", examples), ("preferred", others))
-    }
-    head = ReferenceHead(before, as_batches(examples), CPU) if name == "undial" else None
-    states = (
-        ReferenceStates(before, decoder_layer(before, LAYER, ""), as_batches(examples), CPU, "")
-        if name == "rmu"
-        else None
-    )
-    found = []
-    parts = zip(pad_batches(examples, size, side), pad_batches(others, size, side), strict=True)
-    for rows, (batch, other) in zip(torch.arange(NUMBER).split(size), parts, strict=True):
-        keep = {"keep_logits": "forget_logits" in loss.needs}
-        layer = decoder_layer(model, LAYER, "") if "forget_states" in loss.needs else None
-        signals = Signals(
-            token_log_probs(model, batch, **keep, layer=layer) if "forget" in loss.needs else None,
-            token_log_probs(model, other) if "preferred" in loss.needs else None,
-            rows=rows,
-        )
-        if "reference" in loss.needs:
-            signals.forget_reference = references["forget"][rows].sum(-1)
-            signals.preferred_reference = references["preferred"][rows].sum(-1)
-            signals.forget_reference_tokens = align(references["forget"][rows], signals.forget.mask)
-        if head is not None:
-            signals.forget_reference_logits = head.logits(rows.tolist(), CPU)
-        if "forget_reference_states" in loss.needs:
-            signals.forget_reference_states = states.states(rows.tolist(), CPU)
-        found.append(loss.forget_loss(signals))
-    assert_same(model, torch.cat(found), torch.stack(expected))
+
+    def losses_of(size, side):
+        return [loss.forget_loss(signals) for signals in world.signals(loss.needs, size, side)]
+
+    expected = [formula(*example) for example in zip(world.forget, world.preferred, strict=True)]
+    world.assert_same_for_all_paddings(losses_of, expected)
 
 
-@pytest.mark.parametrize(("size", "side"), PADDINGS)
-def test_random_label(models, examples, pad_batches, size, side):
+def test_random_label(world):
     """Whatever the tokens are, they are those of the row, and the loss is their negative log-likelihood."""
-    model = models[0]
     loss = get_loss("random_label")()
     loss.setup(None, seed=5)
-    drawn = [loss._tokens(row, sum(label != -100 for label in example[1]), 57) for row, example in enumerate(examples)]
-    expected = [
-        -read(model, *example).logits.log_softmax(-1)[range(len(tokens)), tokens].mean()
-        for example, tokens in zip(examples, drawn, strict=True)
-    ]
-    rows = torch.arange(NUMBER).split(size)
-    found = [
-        loss.forget_loss(Signals(token_log_probs(model, batch, keep_logits=True), rows=part))
-        for part, batch in zip(rows, pad_batches(examples, size, side), strict=True)
-    ]
-    assert_same(model, torch.cat(found), torch.stack(expected))
+    expected = []
+    for row, (now, _) in enumerate(world.forget):
+        tokens = loss._tokens(row, len(now.targets), now.logits.shape[-1])
+        expected.append(-now.logits.log_softmax(-1)[range(len(tokens)), tokens].mean())
+
+    def losses_of(size, side):
+        return [loss.forget_loss(signals) for signals in world.signals(loss.needs, size, side)]
+
+    world.assert_same_for_all_paddings(losses_of, expected)
+
+
+def test_npos_gradient_is_weighted_gradient_ascent(world):
+    """Section 3 of the paper: W grad log p, with W = 2 p^beta / (p^beta + p_ref^beta)."""
+    log_p, reference = (torch.stack([side.log_p.sum() for side in sides]) for sides in zip(*world.forget, strict=True))
+    p, p_ref = (0.3 * log_p.detach()).exp(), (0.3 * reference).exp()
+    weights = 2 * p / (p + p_ref)
+    assert weights.min() < 0.7
+    assert weights.max() > 1.3
+    loss = get_loss("npo")(beta=0.3)
+    (signals,) = world.signals(loss.needs, world.number, "right")
+    found, wanted = world.gradients(loss.forget_loss(signals)), world.gradients(weights * log_p)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5 * wanted.abs().max().item())
+
+
+def test_npo_starts_as_gradient_ascent_on_whole_answers():
+    """Where model and reference agree; beta is 0.1 in the paper."""
+    log_p = torch.tensor([[-0.5, -2.0], [-0.1, -0.2]], requires_grad=True)
+    answers = TokenLogProbs(log_p, torch.ones(2, 2, dtype=torch.bool))
+    loss = get_loss("npo")().forget_loss(Signals(answers, forget_reference=log_p.detach().sum(-1)))
+    torch.testing.assert_close(loss, torch.full((2,), 2 / 0.1 * math.log(2)))
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), log_p)[0], torch.ones(2, 2))
+
+
+def test_npo_of_extreme_ratios_is_finite():
+    log_p = torch.tensor([[-1.0], [-1.0]], requires_grad=True)
+    answers = TokenLogProbs(log_p, torch.ones(2, 1, dtype=torch.bool))
+    reference = log_p.detach().sum(-1) + torch.tensor([-1e4, 1e4])
+    loss = get_loss("npo")(beta=1.0).forget_loss(Signals(answers, forget_reference=reference))
+    torch.testing.assert_close(loss, torch.tensor([2e4, 0.0]))
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), log_p)[0], torch.tensor([[2.0], [0.0]]))
 
 
 def test_random_labels_are_uniform_and_belong_to_seed_and_row():
@@ -263,51 +208,21 @@ def test_random_labels_are_uniform_and_belong_to_seed_and_row():
     assert tokens.bincount(minlength=40).sub(1000).abs().max() < 150  # 5 standard deviations
 
 
-@pytest.mark.parametrize(("size", "side"), PADDINGS)
-def test_retain_losses_to_the_model_before(models, examples, pad_batches, as_batches, size, side):
-    model, before = models
-    layer = decoder_layer(before, LAYER, "")
-    head = ReferenceHead(before, as_batches(examples), CPU)
-    states = ReferenceStates(before, layer, as_batches(examples), CPU, "")
-
-    def divergence(now, then):
-        p, q = now.logits.softmax(-1), then.logits.softmax(-1)
-        middle = (p + q) / 2
-        return ((p * (p / middle).log()).sum(-1) + (q * (q / middle).log()).sum(-1)).mean() / 2
-
-    def difference(now, then):
-        return ((now.states - then.states) ** 2).mean()
-
-    def found(loss, reference):
-        losses = []
-        for rows, batch in zip(torch.arange(NUMBER).split(size), pad_batches(examples, size, side), strict=True):
-            retain = token_log_probs(model, batch, keep_logits=True, layer=decoder_layer(model, LAYER, ""))
-            losses.append(loss(retain, reference(rows.tolist(), CPU)))
-        return torch.cat(losses)
-
-    for loss, reference, by_hand in (
-        (js_to_reference, head.logits, divergence),
-        (embedding_difference, states.states, difference),
-    ):
-        expected = torch.stack([by_hand(*both(models, example)) for example in examples])
-        assert_same(model, found(loss, reference), expected)
-    assert bool((found(js_to_reference, head.logits) < math.log(2)).all())
-
-
-def test_states_of_joint_passes_are_those_of_single_ones(models, examples, others, pad_batches):
+def test_states_of_joint_passes_are_those_of_single_ones(world, pad_batches):
     """Shared forward passes, and two layers at once."""
-    model = models[0]
-    layers = {"forget": decoder_layer(model, 0, ""), "retain": decoder_layer(model, 1, "")}
-    batches = {"forget": pad_batches(examples, NUMBER)[0], "retain": pad_batches(others, NUMBER)[0]}
-    joint = joint_token_log_probs(model, batches, layers=layers)
+    layers = {"forget": decoder_layer(world.model, 0, ""), "retain": decoder_layer(world.model, 1, "")}
+    sets = {"forget": world.sets["forget"], "retain": world.sets["preferred"]}
+    batches = {role: pad_batches(rows, world.number)[0] for role, rows in sets.items()}
+    hooks = [len(module._forward_hooks) for module in world.model.modules()]  # Transformers leaves some of its own
+    joint = joint_token_log_probs(world.model, batches, layers=layers)
     for role, layer in layers.items():
-        alone = token_log_probs(model, batches[role], layer=layer)
+        alone = token_log_probs(world.model, batches[role], layer=layer)
         assert alone.states.shape == (*alone.mask.shape, 32)
         torch.testing.assert_close(joint[role].label_states(), alone.label_states(), rtol=1e-4, atol=1e-5)
-    assert not any(module._forward_hooks for module in model.modules())
+    assert [len(module._forward_hooks) for module in world.model.modules()] == hooks
 
 
-def test_jensun_is_bounded_and_flat_at_both_ends(models):
+def test_jensun_is_bounded_and_flat_at_both_ends():
     """A refusal of probability 0 or 1 in float32."""
     for logit, value in ((-200.0, math.log(2)), (200.0, 0.0)):
         logits = torch.zeros(1, 1, 5)
@@ -334,6 +249,8 @@ def test_weights_are_constants():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("npo", {"beta": 0.0}, "NPO's beta must be positive"),
+        ("npo", {"beta": math.nan}, "NPO's beta must be positive"),
         ("simnpo", {"beta": 0.0}, "SimNPO's beta must be positive"),
         ("dpo", {"beta": -1.0}, "DPO's beta must be positive"),
         ("altpo", {"beta": 0.0}, "AltPO's beta must be positive"),

@@ -49,16 +49,19 @@ def score_tensor(function: Score, arguments: list[str], key: str, available: Map
     """The score of one parameter, float32, checked.
 
     Raises:
-        NotFiniteError: it is not finite.
+        NotFiniteError: it is not finite, or an argument is not: a quotient would turn an infinite one into a zero.
         ValueError: it has negative values or another shape.
     """
     weight = available["weight"]
+    for name in arguments:
+        if isinstance(available[name], Tensor) and not _is_finite(available[name]):
+            raise NotFiniteError(key, name)
     score = function(**{name: available[name] for name in arguments}).float()
     if score.shape != weight.shape:
         raise ValueError(f"The score of {key!r} has shape {tuple(score.shape)}, the weight {tuple(weight.shape)}.")
     lowest, highest = torch.aminmax(score)  # NaN if any is
     if not bool(torch.isfinite(lowest) & torch.isfinite(highest)):
-        raise NotFiniteError(key, _first_not_finite(available))
+        raise NotFiniteError(key, None)
     if bool(lowest < 0):
         raise ValueError(f"The score of {key!r} has negative values; return its absolute value or a rank of your own.")
     if bool(lowest == 0) and bool(torch.signbit(score).any()):
@@ -83,7 +86,7 @@ def packed_nonzero(available: Mapping[str, Any]) -> Tensor | None:
 
 
 class NotFiniteError(Exception):
-    """A score is not finite, because of the weight, of the argument named, or (None) of the score itself."""
+    """A score is not finite, because of the argument named or (None) by itself."""
 
     def __init__(self, key: str, argument: str | None):
         super().__init__(key)
@@ -97,7 +100,7 @@ class NotFiniteError(Exception):
         if not bool(torch.isfinite(parameters[self.key]).all()):
             return message + "the weight is not finite. Nothing was written."
         if self.argument is None:
-            return message + "weight and gradients are finite, but the score is not. Nothing was written."
+            return message + "what the score reads is finite, but the score is not. Nothing was written."
         name, _, what = self.argument.partition("_")
         if what != "grad":
             what = {"square": "squared gradient", "activation": "activation"}[what]
@@ -113,12 +116,8 @@ class NotFiniteError(Exception):
         return message + f"the {name} gradient is not finite {where}. Nothing was written."
 
 
-def _first_not_finite(available: Mapping[str, Any]) -> str | None:
-    for name, value in available.items():
-        of_a_set = name.endswith(("_grad", "_square", "_activation"))
-        if of_a_set and value is not None and not bool(torch.isfinite(value).all()):
-            return name
-    return None
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())  # without a tensor of the same size
 
 
 def _seed_of(seed: int, index: int) -> int:

@@ -22,7 +22,8 @@ class AltPO(DPO):
         beta: inverse temperature; 0.1 as for DPO.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="altpo", loss_kwargs={"beta": 0.1})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="altpo", loss_kwargs={"beta": 0.1})
     """
 
     refusals_will_do = False

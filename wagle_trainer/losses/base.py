@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -128,6 +127,13 @@ def get_loss(name: str) -> type[UnlearningLoss]:
     return _losses.get(name)
 
 
+def example_of(name: str) -> str:
+    """The code in the docstring of an objective, for the errors of those who call it otherwise."""
+    from doctest import DocTestParser
+
+    return "".join(example.source for example in DocTestParser().get_examples(get_loss(name).__doc__ or ""))
+
+
 def list_losses() -> list[str]:
     """Names of all registered objectives."""
     return _losses.names()
@@ -135,4 +141,4 @@ def list_losses() -> list[str]:
 
 def describe_losses() -> dict[str, str]:
     """Name -> first paragraph of the docstring, of all registered objectives: the table in the README."""
-    return {name: " ".join((inspect.getdoc(get_loss(name)) or "").split("\n\n")[0].split()) for name in list_losses()}
+    return _losses.describe()

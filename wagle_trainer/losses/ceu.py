@@ -16,12 +16,15 @@ class CEU(UnlearningLoss):
 
     The gradient is bounded and vanishes as the true token becomes unlikely. No retain loss unless one is asked for.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         ignore_first_tokens: answer tokens at the start that are left as they are; 1 in the paper, since the first
             token says little and opens every answer. An answer with no more tokens than that adds nothing.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="ceu")   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="ceu")
     """
 
     needs = frozenset({"forget", "forget_logits"})

@@ -23,7 +23,8 @@ class DPO(UnlearningLoss):
         beta: inverse temperature; 0.1 in the paper.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="dpo", loss_kwargs={"beta": 0.1})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="dpo", loss_kwargs={"beta": 0.1})
     """
 
     needs = frozenset({"forget", "preferred", "reference"})

@@ -12,8 +12,11 @@ class Finetune(UnlearningLoss):
 
     One epoch is still as many examples as the forget set has. Masks are scored with the forget set as for the others.
 
+    Data: forget and retain set in any TRL format.
+
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="finetune")   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="finetune")
     """
 
     needs = frozenset()

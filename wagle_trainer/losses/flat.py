@@ -34,7 +34,8 @@ class FLAT(UnlearningLoss):
         divergence: "total_variation" (the default of the paper's code), "kl", "jensen_shannon" or "pearson".
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="flat", loss_kwargs={"divergence": "kl"})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="flat", loss_kwargs={"divergence": "kl"})
     """
 
     needs = frozenset({"forget", "preferred"})

@@ -15,8 +15,11 @@ class GradAscent(UnlearningLoss):
 
     Unbounded below: it destroys the model if it runs long. No retain loss unless one is asked for.
 
+    Data: forget and retain set in any TRL format.
+
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="grad_ascent")   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="grad_ascent")
     """
 
     retain_loss: ClassVar[str | None] = None

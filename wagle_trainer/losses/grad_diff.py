@@ -11,8 +11,11 @@ class GradDiff(GradAscent):
 
         L = forget_weight * mean log p(forget answer) - retain_weight * mean log p(retain answer)
 
+    Data: forget and retain set in any TRL format.
+
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="grad_diff", retain_weight=2.0)   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="grad_diff", retain_weight=2.0)
     """
 
     retain_loss = "nll"

@@ -21,11 +21,14 @@ class JensUn(UnlearningLoss):
     log 2 + (q * log q - (1 + q) * log(1 + q)) / 2: between 0 and log 2, with a gradient that fades at both ends. The
     paper's code puts mass on all tokens of the refusal at every position and clamps; here it is the paper's one-hot.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         target: the refusal, or its token ids; "No idea" in the paper.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="jensun", loss_kwargs={"target": "No idea"})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="jensun", loss_kwargs={"target": "No idea"})
     """
 
     needs = frozenset({"forget", "forget_logits"})

@@ -13,8 +13,11 @@ class KLMin(GradAscent):
 
     The divergence is that over the whole vocabulary at the answer tokens of the retain set.
 
+    Data: forget and retain set in any TRL format.
+
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="kl_min")   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="kl_min")
     """
 
     retain_loss = "kl"

@@ -17,13 +17,16 @@ class L1Sparse(Finetune):
     gamma_t falls linearly from gamma to zero over the run, the best of the paper's schedules; here by steps, in the
     paper's code by epochs. With a mask the penalty acts on the selected weights, like every other gradient.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         gamma: strength at the start. The paper searches it for each model; 5e-4 to 1e-4 are common for image
             classifiers.
         schedule: "linear", or "constant" for gamma_t = gamma.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="l1_sparse", loss_kwargs={"gamma": 1e-4})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="l1_sparse", loss_kwargs={"gamma": 1e-4})
     """
 
     def __init__(self, gamma: float = 1e-4, schedule: str = "linear"):

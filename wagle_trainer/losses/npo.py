@@ -16,12 +16,15 @@ class NPO(UnlearningLoss):
     `p_ref` is the model before unlearning; its values are computed once, so no second model is in memory. At the
     start of training the gradient is that of the summed log-likelihood: gradient ascent, which fades as p falls.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         beta: inverse temperature; 0.1 in the paper. For beta -> 0 NPO becomes gradient ascent.
         length_normalized: divide the log-ratio by the number of answer tokens.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="npo", loss_kwargs={"beta": 0.1})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="npo", loss_kwargs={"beta": 0.1})
     """
 
     needs = frozenset({"forget", "reference"})

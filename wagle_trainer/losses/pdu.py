@@ -20,6 +20,8 @@ class PDU(UnlearningLoss):
     as `retain_factor`, and is saved in every checkpoint. The code of the paper averages the logits' term over prompts
     and padding, too; here over answer tokens.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         retain_eps: the retain loss that is put up with. The paper suggests somewhat more than that of the model before
             unlearning; there is no default.
@@ -28,7 +30,8 @@ class PDU(UnlearningLoss):
         initial_dual: lambda at the start.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="pdu", loss_kwargs={"retain_eps": 0.3})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="pdu", loss_kwargs={"retain_eps": 0.3})
     """
 
     needs = frozenset({"forget", "forget_logits"})

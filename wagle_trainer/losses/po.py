@@ -16,7 +16,8 @@ class PO(UnlearningLoss):
     from `refusals`, by default the bundled sentences.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="po")   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="po")
     """
 
     needs = frozenset({"preferred"})

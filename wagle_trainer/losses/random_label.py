@@ -17,8 +17,11 @@ class RandomLabel(UnlearningLoss):
     The context stays the true answer. The tokens of an example depend on the run's seed and its row in the forget set
     alone: they are the same in every epoch, batch and process, and on resume.
 
+    Data: forget and retain set in any TRL format.
+
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="random_label")   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="random_label")
     """
 
     needs = frozenset({"forget", "forget_logits"})

@@ -21,6 +21,8 @@ class RMU(UnlearningLoss):
 
     The paper trains the MLP output of the layer and of the two before it only: `attribution_include=["layers\\\\.[567]\\\\.mlp\\\\.down_proj"]`.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         layer: index of the decoder layer, from 0; 7 in the paper.
         coefficient: c; 20 by default in the code, 6.5 in the paper for Zephyr-7B, together with a retain weight of 1200.
@@ -28,7 +30,8 @@ class RMU(UnlearningLoss):
         scale: of the adaptive target; 5 in that paper's code.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="rmu", loss_kwargs={"layer": 7}, retain_weight=1200.0)   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="rmu", loss_kwargs={"layer": 7}, retain_weight=1200.0)
     """
 
     needs = frozenset({"forget", "forget_states"})

@@ -13,11 +13,15 @@ class SatImp(UnlearningLoss):
 
     The first factor spares tokens that are forgotten already, the second those that the model is sure of anyway.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
-        beta1, beta2: 5 and 1 in the paper's code, which weighs this loss by 0.1 (`forget_weight`).
+        beta1, beta2: 5 and 1 in the paper, whose code weighs the retain loss by 0.1 (`retain_weight`). OpenUnlearning's
+            configuration weighs the forget loss by 0.1 instead.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="satimp", forget_weight=0.1)   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="satimp", retain_weight=0.1)
     """
 
     def __init__(self, beta1: float = 5.0, beta2: float = 1.0):

@@ -17,12 +17,16 @@ class SimNPO(UnlearningLoss):
     compute beta * (NLL / |y| - delta) call delta what is delta / beta here. At delta = 0, their default and that of the
     paper, there is no difference.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
-        beta: inverse temperature; 4.5 in OpenUnlearning's configuration, which weighs this loss by 0.125.
+        beta: inverse temperature. The paper's code takes 4.5 with a forget weight of 0.125 on TOFU's forget10, 2.5 with
+            0.1375 on forget05; OpenUnlearning's configuration has the former.
         delta: margin.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="simnpo", loss_kwargs={"beta": 4.5}, forget_weight=0.125)   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="simnpo", loss_kwargs={"beta": 4.5}, forget_weight=0.125)
     """
 
     def __init__(self, beta: float = 4.5, delta: float = 0.0):

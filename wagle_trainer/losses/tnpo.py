@@ -15,11 +15,14 @@ class TNPO(UnlearningLoss):
 
     Its gradient is that of gradient ascent with the paper's weights w_t = 2 p_t^beta / (p_t^beta + p_ref,t^beta).
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         beta: inverse temperature. The paper tunes it; for beta -> 0 TNPO becomes gradient ascent.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="tnpo", loss_kwargs={"beta": 1.0})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="tnpo", loss_kwargs={"beta": 1.0})
     """
 
     needs = frozenset({"forget", "reference"})

@@ -1,6 +1,5 @@
 """Unlearning by self-distillation on adjusted logits."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from wagle_trainer.losses.base import Signals, UnlearningLoss, register_loss
@@ -16,11 +15,14 @@ class UNDIAL(UnlearningLoss):
     at the positions that predict answer tokens, and there only; OpenUnlearning's code also averages over prompts and
     padding. No retain loss unless one is asked for.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         beta: how far the true token's logit is lowered; 10 in OpenUnlearning's configuration.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="undial", loss_kwargs={"beta": 10.0})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="undial", loss_kwargs={"beta": 10.0})
     """
 
     needs = frozenset({"forget", "forget_logits", "forget_reference_logits"})
@@ -34,6 +36,7 @@ class UNDIAL(UnlearningLoss):
     def forget_loss(self, signals: Signals) -> Tensor:
         assert signals.forget is not None and signals.forget_reference_logits is not None
         reference = signals.forget_reference_logits.float()
-        lowered = reference - self.beta * F.one_hot(signals.forget.label_tokens(), reference.shape[-1])
+        tokens = signals.forget.label_tokens()[:, None]
+        lowered = reference.scatter_add(1, tokens, reference.new_full(tokens.shape, -self.beta))
         log_p = signals.forget.label_logits().log_softmax(-1)
         return signals.forget.mean_of(-(lowered.softmax(-1) * log_p).sum(-1))

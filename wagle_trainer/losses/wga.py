@@ -14,11 +14,14 @@ class WGA(UnlearningLoss):
 
     The weights are constants to the gradient: they cancel the factor 1 / p of gradient ascent for beta = 1.
 
+    Data: forget and retain set in any TRL format.
+
     Args:
         beta: 1.0 in OpenUnlearning; 0 is gradient ascent.
 
     Example:
-        >>> WagleConfig(output_dir="out", loss_type="wga", loss_kwargs={"beta": 1.0})   # doctest: +SKIP
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="wga", loss_kwargs={"beta": 1.0})
     """
 
     def __init__(self, beta: float = 1.0):
