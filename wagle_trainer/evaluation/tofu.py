@@ -84,7 +84,7 @@ def evaluate_tofu(
     rows = {name: _read(datasets, name) for name in _TRUTH_COLUMN}
     reference_ratios = None if reference is None else _reference_ratios(reference, rows["forget"])
     qa = QAFormat.for_tokenizer(tokenizer, style=style)
-    passes = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
+    passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
     scores = _score(model, qa, rows, passes)
     longest = max(score.num_tokens for by_column in scores.values() for [score] in by_column["answer"])
     max_new_tokens = min(max_new_tokens, _LONGEST_ANSWERS * longest)
