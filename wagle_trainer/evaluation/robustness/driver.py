@@ -61,7 +61,8 @@ def run_attacks(
         attack -> a dict that JSON can hold: `attack`, its name; `before` and `baseline`, what the models before and after
         unlearning know without it; `points`, each with `x` (steps, bits, samples, ...), `forget` (what the attacked model
         knows), `came_back` (the share, clipped to [0, 1]), `came_back_raw`, and both by `measures`; `came_back`, the
-        highest of the points; `settings`.
+        highest of the points; `settings`. A share is None where, by a measure that is not the first of `measure`, nothing
+        was forgotten.
 
     Raises:
         ValueError: an unknown attack or option, or one that is missing; no rows, or a column is missing; the models are
@@ -154,14 +155,13 @@ def _result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dic
     headline = next(iter(points[0].before))
     entries: list[dict[str, Any]] = []
     for point in points:
-        shares = {measure: _share(point, measure, headline) for measure in point.values}
+        shares = {measure: _share(point, measure) for measure in point.values}
         raw = shares[headline]
-        assert raw is not None
         entries.append(
             {
                 "x": point.x,
                 "forget": point.values[headline],
-                "came_back": min(1.0, max(0.0, raw)),
+                "came_back": None if raw is None else min(1.0, max(0.0, raw)),
                 "came_back_raw": raw,
                 "before": point.before[headline],
                 "after": point.after[headline],
@@ -174,17 +174,15 @@ def _result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dic
         "baseline": points[0].after[headline],
         "before": points[0].before[headline],
         "points": entries,
-        "came_back": max(entry["came_back"] for entry in entries),
+        "came_back": max((entry["came_back"] for entry in entries if entry["came_back"] is not None), default=None),
         "settings": settings | {"measure": headline},
     }
 
 
-def _share(point: Point, measure: str, headline: str) -> float | None:
-    """The share by one measure; None by one that is not the first where nothing was forgotten."""
+def _share(point: Point, measure: str) -> float | None:
+    """The share by one measure; None where, by this measure, nothing was forgotten."""
     before, after = point.before[measure], point.after[measure]
-    if measure != headline and after >= before:
-        return None
-    return share_that_came_back(before, after, point.values[measure])
+    return None if after >= before else share_that_came_back(before, after, point.values[measure])
 
 
 def _readable(options: Mapping[str, Any]) -> dict[str, Any]:
