@@ -144,19 +144,6 @@ def test_without_its_trainer_trackers_are_warned_of(make_trainer, caplog):
     assert [entry["step"] for entry in trainer.state.log_history if "eval_leak" in entry] == [0, 3, 6]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tensorboard_has_the_numbers(make_trainer, tmp_path, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    callback = EvaluationCallback(Scripted((0.9, 0.8), (0.5, 0.7), (0.25, 0.5)), every_n_steps=3)
-    make_trainer("wagle", [callback], report_to="tensorboard").train()
-    events = EventAccumulator(str(tmp_path / "board"))
-    events.Reload()
-    scalars = [(event.step, event.value) for event in events.Scalars("eval/leak")]
-    assert scalars == pytest.approx([(0, 0.9), (3, 0.5), (6, 0.25)])
-
-
 def test_how_the_suite_is_called(make_trainer):
     suite = Scripted(*[(0.5, 0.5)] * 4)
     data = {"forget": []}
@@ -319,6 +306,12 @@ def test_what_cannot_work_stops_before_the_first_step(make_trainer):
         forget_goal=0.1,
         keep_best=True,
     )
+
+
+def test_one_callback_per_trainer(make_trainer):
+    callbacks = [EvaluationCallback(Scripted((0.5, 0.5)), every_n_steps=1) for _ in range(2)]
+    with pytest.raises(ValueError, match="has 2 EvaluationCallbacks, which would overwrite each other's history.json"):
+        make_trainer("wagle", callbacks).train()
 
 
 def test_suites_by_name():

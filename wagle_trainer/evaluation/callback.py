@@ -116,6 +116,13 @@ class EvaluationCallback(TrainerCallback):
             raise ValueError("load_best_at_end=True needs keep_best=True.")
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs):
+        if self.trainer is not None:
+            others = [other for other in self.trainer.callback_handler.callbacks if isinstance(other, type(self))]
+            if len(others) > 1:
+                raise ValueError(
+                    f"The trainer has {len(others)} EvaluationCallbacks, which would overwrite each other's {HISTORY_NAME}: "
+                    "give it one, with a function that measures everything."
+                )
         if self.keep_best and args.metric_for_best_model is not None:
             raise ValueError(
                 "keep_best chooses the best checkpoint by forgetting and utility, but the trainer is to choose it by "
