@@ -37,6 +37,7 @@ from wagle_trainer.data.preparation import (
 )
 from wagle_trainer.data.refusals import REFUSALS, refusal_for
 from wagle_trainer.engines import WHOLE, engine, is_deepspeed, shards_forward
+from wagle_trainer.evaluation.callback import EvaluationCallback
 from wagle_trainer.files import write_atomically
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs
 from wagle_trainer.losses import Signals, UnlearningLoss, get_loss
@@ -469,6 +470,9 @@ class WagleTrainer(SFTTrainer):
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
         """As `Trainer.train`. With `resume_from_checkpoint=True`, checkpoints that a killed run left half-written are
         passed over."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EvaluationCallback):
+                callback.trainer = self  # callbacks do not get to know it, and only it can reach the trackers
         folder = self._checkpoint_to_resume(resume_from_checkpoint)
         if self._attribution is not None:
             self._attribution.check_engine()

@@ -1,12 +1,14 @@
 import logging
 import random
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from scipy.stats import chisquare
 from transformers.utils import logging as transformers_logging
 
-from wagle_trainer.evaluation import generate_greedy
+from wagle_trainer.evaluation import generate_greedy, generate_samples
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +97,48 @@ def test_a_peft_model_and_its_own_max_length(llama, tokenizer, prompts):
     wrapped = get_peft_model(llama, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))  # starts as a no-op
     assert generate_greedy(wrapped, tokenizer, prompts, max_new_tokens=6, progress=False) == expected
     assert wrapped.generation_config.max_length == llama.generation_config.max_length == 64
+
+
+def sample(model, tokenizer, prompts, **options):
+    options = {"num_samples": 3, "max_new_tokens": 6, "progress": False} | options
+    return generate_samples(model, tokenizer, prompts, **options)
+
+
+def test_samples_are_seeded_and_use_up_no_random_numbers(model, tokenizer, prompts):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = sample(model, tokenizer, prompts, seed=1, batch_size=4)
+    assert torch.equal(torch.rand(1), expected)
+    assert [len(texts) for texts in first] == [3] * len(prompts)
+    assert sample(model, tokenizer, prompts, seed=1, batch_size=4) == first
+    assert sample(model, tokenizer, prompts, seed=2, batch_size=4) != first
+    assert any(len(set(texts)) > 1 for texts in first)
+
+
+def test_samples_that_leave_no_choice_are_the_greedy_answers(llama, tokenizer, prompts):
+    greedy = generate_greedy(llama, tokenizer, prompts, max_new_tokens=6, progress=False)
+    for options in ({"top_p": 1e-6}, {"temperature": 1e-6}):
+        assert sample(llama, tokenizer, prompts, **options) == [[text] * 3 for text in greedy]
+
+
+def test_samples_follow_the_model(llama, tokenizer):
+    """The first token of many samples, against the probabilities at temperature 2; no token is cut off."""
+    prompt, draws = [5, 9, 7], 3000
+    with torch.no_grad():
+        expected = draws * (llama(torch.tensor([prompt])).logits[0, -1].double() / 2).softmax(-1).numpy()
+    options = {"num_samples": draws, "max_new_tokens": 1, "temperature": 2.0, "batch_size": 1000, "seed": 0}
+    [texts] = sample(llama, tokenizer, [prompt], **options)
+    # special tokens leave no text
+    observed = [0, 0, texts.count(""), *(texts.count(word) for word in tokenizer.convert_ids_to_tokens(range(3, 40)))]
+    assert sum(observed) == draws
+    rare = expected < 5  # a test for what is common, and for the rest together
+    rare[:3] = True
+    observed, expected = ([*values[~rare], values[rare].sum()] for values in (np.array(observed), expected))
+    assert chisquare(observed, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("options", [{"num_samples": 0}, {"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.1}])
+def test_sampling_options_out_of_range(llama, tokenizer, prompts, options):
+    with pytest.raises(ValueError, match="num_samples must be|temperature > 0 and top_p in"):
+        sample(llama, tokenizer, prompts, **options)

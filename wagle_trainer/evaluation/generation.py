@@ -1,16 +1,19 @@
-"""What a model answers: greedy decoding of many prompts."""
+"""What a model answers: greedy and sampled continuations of many prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
+from wagle_trainer.engines import shards_forward
 from wagle_trainer.evaluation.batching import batches_by_length, pad
-from wagle_trainer.evaluation.mode import evaluation_mode
+from wagle_trainer.evaluation.mode import evaluation_mode, preserved_rng
+from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
 
 
 def generate_greedy(
@@ -20,6 +23,7 @@ def generate_greedy(
     *,
     max_new_tokens: int,
     batch_size: int = 32,
+    across_processes: bool = False,
     progress: bool = True,
 ) -> list[str]:
     """Continue prompts with the most likely token until an end-of-sequence token, in left-padded batches.
@@ -33,20 +37,79 @@ def generate_greedy(
         prompts: tokens of each prompt.
         max_new_tokens: tokens after which an answer is cut off.
         batch_size: prompts per batch.
+        across_processes: deal the batches out over accelerate's processes. All have to call this with the same
+            arguments; all get all texts.
         progress: show a progress bar.
 
     Returns:
         The continuations, without the prompts, special tokens and surrounding white space, in the order of `prompts`.
     """
+    # What is unset here comes from the model's config, where values for sampling would only raise warnings.
+    settings = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    return _continue(model, tokenizer, prompts, settings, None, max_new_tokens, batch_size, across_processes, progress)
+
+
+def generate_samples(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_samples: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 42,
+    batch_size: int = 32,
+    across_processes: bool = False,
+    progress: bool = True,
+) -> list[list[str]]:
+    """Draw continuations of each prompt, as `generate_greedy` gives the most likely one.
+
+    Args:
+        model, tokenizer, prompts, max_new_tokens, across_processes, progress: as there.
+        num_samples: continuations of each prompt.
+        temperature: the logits are divided by it, > 0.
+        top_p: only the likeliest tokens whose probabilities add up to it are drawn, in (0, 1].
+        seed: of the draws. Each batch has its own, so the texts do not depend on the number of processes; on the batch
+            size they do.
+        batch_size: continuations per batch.
+
+    Returns:
+        `num_samples` continuations for each prompt, in the order of `prompts`.
+
+    Raises:
+        ValueError: no samples are wanted, or the temperature or `top_p` is out of range.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
+    if not temperature > 0 or not 0 < top_p <= 1:
+        raise ValueError(f"Sampling needs temperature > 0 and top_p in (0, 1], not {temperature} and {top_p}.")
+    settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+    with preserved_rng():
+        texts = _continue(
+            model, tokenizer, repeated, settings, seed, max_new_tokens, batch_size, across_processes, progress
+        )
+    return [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
+
+
+def _continue(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: Mapping[str, Any],
+    seed: int | None,
+    max_new_tokens: int,
+    batch_size: int,
+    across_processes: bool,
+    progress: bool,
+) -> list[str]:
+    """One continuation of each prompt, decoded as the `settings` of a `GenerationConfig` say."""
     stop = _stop_tokens(model, tokenizer)
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0] if stop else 0
     config = GenerationConfig(
-        do_sample=False,
+        **settings,
         num_beams=1,
-        # What is unset here comes from the model's config, where values for sampling would only raise warnings.
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
         use_cache=True,  # a model that trains with gradient checkpointing has it off
         max_new_tokens=max_new_tokens,
         eos_token_id=stop or None,
@@ -54,21 +117,36 @@ def generate_greedy(
     )
     device = next(model.parameters()).device
     texts: dict[int, str] = {}
+    batches = deal_out(batches_by_length([len(prompt) for prompt in prompts], batch_size), across_processes)
     with (
         evaluation_mode(model),
         _without_max_length(model.generation_config),
-        tqdm(total=len(prompts), desc="Generating answers", unit="answer", disable=not progress) as bar,
+        tqdm(
+            total=sum(map(len, batches)),
+            desc="Generating answers",
+            unit="answer",
+            disable=not shows_progress(progress, across_processes),
+        ) as bar,
     ):
-        for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size):
+        for batch in batches:
+            if seed is not None:
+                torch.manual_seed(seed + batch[0])  # whichever process runs this batch
             rows = [prompts[index] for index in batch]
             input_ids = pad(rows, filler, "left").to(device)
             attention_mask = pad([[1] * len(row) for row in rows], 0, "left").to(device)
-            output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
+            output = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=config,
+                # Where weights are gathered from other processes, one whose answers have ended goes on with them.
+                synced_gpus=shards_forward(),
+            )
             for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 # What follows the end is filler, which need not be a special token that decoding would drop.
                 end = next((position for position, token in enumerate(tokens) if token in stop), len(tokens))
                 texts[index] = tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
             bar.update(len(batch))
+    texts = bring_together(texts, across_processes)
     return [texts[index] for index in range(len(prompts))]
 
 

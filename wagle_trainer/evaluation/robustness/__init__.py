@@ -1,0 +1,33 @@
+"""Does it come back? Attacks on an unlearned model, one file each. Every module of this folder is imported, so a new
+file is all it takes."""
+
+import importlib
+import pkgutil
+
+from wagle_trainer.evaluation.robustness.base import (
+    Point,
+    Target,
+    describe_attacks,
+    get_attack,
+    list_attacks,
+    register_attack,
+    share_that_came_back,
+)
+from wagle_trainer.evaluation.robustness.measure import forget_knowledge
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from wagle_trainer.evaluation.robustness.driver import run_attacks  # noqa: E402 (after the attacks, which it lists)
+
+__all__ = [
+    "Point",
+    "Target",
+    "describe_attacks",
+    "forget_knowledge",
+    "get_attack",
+    "list_attacks",
+    "register_attack",
+    "run_attacks",
+    "share_that_came_back",
+]
