@@ -47,12 +47,12 @@ class Suite:
     forget_metrics: ClassVar[Mapping[str, Better]] = {}
     utility_metrics: ClassVar[Mapping[str, Better]] = {}
 
-    def load(self, data: str, **options: Any) -> Any:
+    def load(self, data: str, *args: Any, **options: Any) -> Any:
         """The data of the suite, as `evaluate` takes them.
 
         Args:
             data: a local folder or a hub id.
-            **options: what else there is to choose, such as a split.
+            *args, **options: what else there is to choose, such as a split; a subclass names its own.
 
         Raises:
             FileNotFoundError: a file or a dataset is missing; the message names it.
