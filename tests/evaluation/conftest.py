@@ -65,3 +65,30 @@ def model(request, tokenizer):
 @pytest.fixture
 def llama(tokenizer):
     return tiny_model("llama", len(tokenizer)).eval()
+
+
+@pytest.fixture(scope="session")
+def muse_model(make_llama, make_word_tokenizer, muse_rows):
+    """A tiny Llama that was trained on a part of MUSE's texts and answers: it knows some, and others not."""
+    words = make_word_tokenizer()
+    known = [
+        *(row["text"] for row in muse_rows["privleak/forget"][:2]),
+        *(f"{row['prompt']} {row['gt']}" for row in muse_rows["verbmem/forget"][:2]),
+        *(
+            f"Question: {row['question']} Answer: {row['answer']} {words.eos_token}"
+            for part in ("forget_qa", "retain_qa")
+            for row in muse_rows[f"knowmem/{part}"][:2]
+        ),
+    ]
+    rows = [torch.tensor(words(text)["input_ids"]) for text in known]
+    batch = {
+        "input_ids": torch.nn.utils.rnn.pad_sequence(rows, True, 0),
+        "labels": torch.nn.utils.rnn.pad_sequence(rows, True, -100),
+    }
+    model = make_llama()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(60):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()

@@ -36,7 +36,7 @@ def load_tofu(name_or_path: str, split: str) -> Dataset:
 
         return fictional_split(split)
 
-    return load_rows(name_or_path, f"{split}.json", config=split, hint=", or 'fictional' for the bundled example")
+    return load_rows(name_or_path, split, config=split, hint=", or 'fictional' for the bundled example")
 
 
 def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None = None) -> dict[str, Dataset]:
