@@ -27,7 +27,7 @@ _HOME = {
     "paper_averages": "paper_averages",
     "probability_with_options": "metrics",
     "register_suite": "suites",
-    "request_curve": "requests",
+    "request_curve": "request_curve",
     "results_table": "results",
     "rouge_l_recall": "metrics",
     "save_results": "results",
