@@ -82,8 +82,8 @@ def evaluate_wmdp(
         FileNotFoundError: the data of a task cannot be loaded; the message names the task.
     """
     try:
-        import lm_eval
-        from lm_eval.evaluator import evaluate
+        import lm_eval  # type: ignore[import-not-found, unused-ignore]
+        from lm_eval.evaluator import evaluate  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise ImportError(
             f'WMDP and MMLU need the lm-evaluation-harness ({error}): pip install "wagle-trainer[harness]"'
@@ -132,7 +132,7 @@ def evaluate_wmdp(
 
 def _load(folder: str | None, names: Sequence[str]) -> dict[str, Any]:
     """The tasks and groups as the harness takes them, with their data."""
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # type: ignore[import-not-found, unused-ignore]
 
     # The harness's own tasks are thousands of files, which take a while to read: only if they are needed.
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
@@ -160,7 +160,7 @@ def _load(folder: str | None, names: Sequence[str]) -> dict[str, Any]:
 
 def _harness_model(model: Any, tokenizer: Any, batch_size: int, across_processes: bool, progress: bool) -> Any:
     """`model` as the harness sees it, on one process or one of several."""
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found, unused-ignore]
 
     state = process_state() if across_processes else None
 
