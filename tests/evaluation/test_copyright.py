@@ -14,7 +14,11 @@ PROMPT, CONTINUATION = 6, 8
 
 @pytest.fixture(scope="module")
 def sets(muse_rows):
-    return {"seen": muse_rows["privleak/forget"], "unseen": muse_rows["privleak/holdout"]}
+    """Of the seen ones the model knows the first; the second goes on otherwise after a while; the third it never saw."""
+    known, changed, unknown = (row["text"].split() for row in muse_rows["privleak/forget"])
+    changed[PROMPT + 3] = "w0" if changed[PROMPT + 3] != "w0" else "w1"
+    seen = [{"text": " ".join(text)} for text in (known, changed, unknown)]
+    return {"seen": seen, "unseen": muse_rows["privleak/holdout"]}
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +106,11 @@ def test_by_name_from_folders(results, muse_model, words, sets, muse_folder, tmp
     suite = get_suite("copyright")
     for name, rows in sets.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    for data in (
-        suite.load(str(tmp_path)),
-        suite.load(str(muse_folder), config="raw", seen="forget", unseen="holdout"),
-    ):
-        found = suite.evaluate(
-            muse_model,
-            words,
-            data,
-            batch_size=4,
-            prompt_tokens=PROMPT,
-            continuation_tokens=CONTINUATION,
-            progress=False,
-        )
-        assert found == results
+    options = {"prompt_tokens": PROMPT, "continuation_tokens": CONTINUATION, "progress": False}
+    found = suite.evaluate(muse_model, words, suite.load(str(tmp_path)), batch_size=4, **options)
+    assert found == results
+    of_muse = suite.load(str(muse_folder), config="raw", seen="forget", unseen="holdout")
+    assert of_muse["unseen"].to_list() == sets["unseen"]
     for metric in {*suite.headline, *suite.forget_metrics, *suite.utility_metrics}:
         assert isinstance(found[metric], float), metric
     save_results(found, tmp_path / "results.json")

@@ -109,6 +109,7 @@ def test_an_answer_ends_where_the_next_question_begins(muse_model, words, sets, 
 
 def test_privacy_leakage_needs_a_retrained_model(results, muse_model, words, sets, tmp_path):
     assert "privleak" not in results
+    assert "train a model like this one without the forget set" in results["settings"]["missing"]["privleak"]
     reference = json.loads(json.dumps(results))
     reference["mia_min_k"] = 0.6
     save_results(reference, tmp_path / "retrained.json")

@@ -24,6 +24,11 @@ _PRIVLEAK = ("privleak_forget", "privleak_holdout")
 # Few-shot prompts make models go on with questions of their own; these are the marks that MUSE cuts an answer at.
 _ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 
+_MAKE_REFERENCE = (
+    "needs a reference: train a model like this one without the forget set, evaluate it in the same way, and pass what "
+    "evaluate_muse returned for it, or the file that save_results wrote, as reference"
+)
+
 
 def evaluate_muse(
     model: Any,
@@ -72,7 +77,7 @@ def evaluate_muse(
           set still stands out as known, far above 0 where it stands out as unknown;
         - per_example: for each set lists in the order of its rows: question, answer, generation and rouge_l_f1, or
           min_k in nats, the lower the better known;
-        - settings: what was used.
+        - settings: what was used, and without a reference under "missing" what privleak needs.
 
     Raises:
         ValueError: a set or column is missing or empty (the message names it), or the reference is no such result, or
@@ -109,7 +114,7 @@ def evaluate_muse(
         **_knowmem(model, tokenizer, {name: rows[name] for name in _KNOWMEM}, examples, knowmem_tokens, passes),
     }
     for name in _PRIVLEAK:
-        log_probs = [next(scores).token_log_probs for _ in rows[name]]
+        log_probs = [next(scores).token_log_probs or [] for _ in rows[name]]
         per_example[name] = {"min_k": [metrics.min_k(values, k=min_k) for values in log_probs]}
 
     results: dict[str, Any] = {
@@ -118,7 +123,9 @@ def evaluate_muse(
         "retain_knowmem_ROUGE": _mean(per_example["knowmem_retain"]["rouge_l_f1"]),
         "mia_min_k": metrics.roc_auc(*(per_example[name]["min_k"] for name in _PRIVLEAK)),
     }
-    if reference_auc is not None:
+    if reference_auc is None:
+        settings["missing"] = {"privleak": _MAKE_REFERENCE}
+    else:
         results["privleak"] = metrics.privacy_leakage(results["mia_min_k"], reference_auc)
     return {**results, "per_example": per_example, "settings": settings}
 
