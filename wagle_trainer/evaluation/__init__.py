@@ -15,6 +15,8 @@ _HOME = {
     "forget_quality": "metrics",
     "generate_greedy": "generation",
     "gradient_norms": "membership",
+    "list_metrics": "modules",
+    "load_metric": "modules",
     "load_results": "results",
     "log_truth_ratio": "metrics",
     "membership_scores": "membership",
