@@ -1,5 +1,6 @@
 import math
 import zlib
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -20,12 +21,14 @@ from wagle_trainer.evaluation import (
     probability_with_options,
     reference_score,
     roc_auc,
+    rouge_l_f1,
     rouge_l_recall,
     truth_ratio,
     zlib_score,
 )
 
 log_probs = st.floats(-20, 0)
+text_of_few_words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=5).map(" ".join)
 questions = st.lists(st.tuples(log_probs, st.lists(log_probs, min_size=1, max_size=5)), min_size=1, max_size=8)
 
 
@@ -87,6 +90,25 @@ def test_extraction_strength_is_its_definition(flags):
 )
 def test_extraction_strength_by_hand(flags, expected):
     assert extraction_strength(flags) == expected
+
+
+@given(st.lists(st.tuples(text_of_few_words, text_of_few_words), min_size=1, max_size=5))
+def test_rouge_l_f1_is_its_formula(pairs):
+    """From the longest common subsequence, found by trying all."""
+    expected = []
+    for said, true in pairs:
+        one, other = said.split(), true.split()
+        both = {part for n in range(1, len(one) + 1) for part in combinations(one, n)}
+        both &= {part for n in range(1, len(other) + 1) for part in combinations(other, n)}
+        longest = max(map(len, both), default=0)
+        expected.append(2 * longest / (len(one) + len(other)) if longest else 0.0)
+    predictions, references = zip(*pairs, strict=True)
+    np.testing.assert_allclose(rouge_l_f1(predictions, references), expected)
+
+
+def test_rouge_l_f1_with_stems():
+    assert rouge_l_f1(["he jumped"], ["she jumps"]).tolist() == [0.0]
+    assert rouge_l_f1(["he jumped"], ["she jumps"], use_stemmer=True).tolist() == [0.5]
 
 
 def test_rouge_l_recall_by_hand():
@@ -192,6 +214,7 @@ def test_privacy_leakage_by_hand():
         (lambda: log_truth_ratio([-1.0, -1.0], [[-1.0], []]), r"wrong\[1\] is empty"),
         (lambda: truth_ratio([], [], aggregation="true_better"), "correct is empty"),
         (lambda: extraction_strength([]), "is_top1 is empty"),
+        (lambda: rouge_l_f1(["a"], []), "predictions has 1 entries and references has 0"),
         (lambda: rouge_l_recall(["a"], []), "predictions has 1 entries and references has 0"),
         (lambda: rouge_l_recall([], []), "predictions and references are empty"),
         (lambda: forget_quality([0.1], []), "reference_log_truth_ratios is empty"),
