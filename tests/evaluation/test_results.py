@@ -53,3 +53,13 @@ def test_table_is_aligned_and_complete():
     ]
     assert lines[3].split() == ["before", "0.988", "1.000", "0.500", "0.750", "0.875", "0.900", "0.600", "1.2e-12"]
     assert lines[4].split() == ["after", "(wagle)", "0.010", "-", "-", "-", "-", "-", "-", "0.050"]
+
+
+def test_table_of_another_suite():
+    numbers = {"seen_ROUGE": 0.5, "seen_exact_match": 0.25, "unseen_perplexity": 12.3456}
+    lines = results_table({"before": numbers}, suite="copyright").splitlines()
+    assert lines[0].split() == ["seen", "seen", "seen", "unseen", "unseen"]
+    assert lines[1].split() == ["ROUGE-L", "exact", "prefix", "ROUGE-L", "perplexity"]
+    assert lines[3].split() == ["before", "0.500", "0.250", "-", "-", "12.346"]
+    with pytest.raises(ValueError, match="Unknown suite 'copy'"):
+        results_table({}, suite="copy")

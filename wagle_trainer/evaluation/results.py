@@ -8,19 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.files import write_atomically
-
-# what a reader looks at first, by the two lines of the column's head
-_COLUMNS = {
-    "forget_Q_A_Prob": ("forget", "prob"),
-    "forget_Q_A_ROUGE": ("forget", "ROUGE-L"),
-    "forget_truth_ratio": ("forget", "truth ratio"),
-    "extraction_strength": ("extraction", "strength"),
-    "retain_Q_A_Prob": ("retain", "prob"),
-    "retain_Q_A_ROUGE": ("retain", "ROUGE-L"),
-    "model_utility": ("model", "utility"),
-    "forget_quality": ("forget", "quality"),
-}
 
 
 def save_results(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -39,22 +28,38 @@ def load_results(path: str | PathLike[str]) -> dict[str, Any]:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def results_table(results: Mapping[str, Mapping[str, Any]], suite: str = "tofu") -> str:
     """The main numbers of several evaluations as aligned plain text.
 
     Args:
         results: label of each row ("before", "after (wagle)", "retrained") -> what an evaluation returned. Where a
-            number is absent, such as forget quality without a reference, the table has "-".
+            number is absent, such as forget quality without a reference, the table has "-"; if it is in all rows, a
+            sentence below says why, and what to do.
+        suite: whose numbers they are; its headline says which are the main ones.
+
+    Raises:
+        ValueError: unknown suite.
     """
-    rows = [["", *(first for first, _ in _COLUMNS.values())], ["", *(second for _, second in _COLUMNS.values())]]
-    rows += [[label, *(_cell(name, numbers.get(name)) for name in _COLUMNS)] for label, numbers in results.items()]
+    columns = get_suite(suite).headline
+    rows = [["", *(first for first, _ in columns.values())], ["", *(second for _, second in columns.values())]]
+    rows += [[label, *(_cell(name, numbers.get(name)) for name in columns)] for label, numbers in results.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([*lines[:2], rule, *lines[2:]])
+    return "\n".join([*lines[:2], rule, *lines[2:], *_notes(results, columns)])
+
+
+def _notes(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Why a column has no number at all."""
+    notes = []
+    for name, head in columns.items():
+        reasons = [numbers.get("settings", {}).get("missing", {}).get(name) for numbers in results.values()]
+        if reasons and all(reasons):
+            notes.append(f"{' '.join(head)} {reasons[0]}.")
+    return ["", *notes] if notes else []
 
 
 def _cell(name: str, value: float | None) -> str:
