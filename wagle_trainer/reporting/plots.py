@@ -27,6 +27,7 @@ _SELECTED, _OTHER, _LINE = "#D55E00", "#9aa5b1", "#333333"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; without its yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8B5A2B")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_CROWDED = 4  # so many points may share the axes with references that lie far from them
 _PALETTE = 128
 # White to blue, so that turned dark it runs from black to light; grey where there are no weights.
 _SHARES = colormaps["Blues"].with_extremes(bad="#bdbdbd")
@@ -49,6 +50,8 @@ def trade_off(
 ) -> Figure:
     """Forgetting against utility: one point for each variant, with 95 % intervals.
 
+    With many points, the axes show these alone, and references outside are named in the legend.
+
     Labels that differ in a last number alone, such as "wagle 0.05" and "wagle 0.2", share a colour and are joined.
 
     Args:
@@ -67,8 +70,13 @@ def trade_off(
         axes.plot(*zip(*places, strict=True), color=colour, linewidth=0.8, alpha=0.6)
         for label, marker in zip(labels, _MARKERS * len(labels), strict=False):
             _point(axes, points[label], label, color=colour, marker=marker)
+    limits = (axes.get_xlim(), axes.get_ylim()) if len(points) > _CROWDED else None
     for index, (label, place) in enumerate((references or {}).items()):
+        if limits and not all(low <= i.mean <= high for (low, high), i in zip(limits, place, strict=True)):
+            label += f": outside, at {place[0].mean:.2f}, {place[1].mean:.2f}"
         _point(axes, place, label, color=_LINE, marker=_MARKERS[-1 - index % 3], markerfacecolor="none", markersize=8)
+    if limits:
+        axes.set(xlim=limits[0], ylim=limits[1])
     _legend_below(figure, axes)
     return figure
 

@@ -94,7 +94,7 @@ class Comparison:
         better: whether "lower" or "higher" values are.
         difference: mean over seeds of label - reference, with its uncorrected 95 % interval.
         seeds: number of pairs.
-        p_value: of the paired t-test; None with fewer than two seeds.
+        uncorrected_p_value: of the paired t-test; None with fewer than two seeds.
         corrected_p_value: by Holm, over the `comparisons` of the family on this metric.
         comparisons: their number.
     """
@@ -106,7 +106,7 @@ class Comparison:
     better: Better
     difference: Interval
     seeds: int
-    p_value: float | None
+    uncorrected_p_value: float | None
     corrected_p_value: float | None
     comparisons: int
 
@@ -178,6 +178,6 @@ def compare(
         found.append(
             Comparison(label, reference, family, metric, better, difference, len(one), p_value, p_value, len(pairs))
         )
-    tested = [comparison for comparison in found if comparison.p_value is not None]
-    corrected = iter(holm([comparison.p_value for comparison in tested]))  # type: ignore[misc]
-    return [c if c.p_value is None else replace(c, corrected_p_value=next(corrected)) for c in found]
+    tested = [comparison for comparison in found if comparison.uncorrected_p_value is not None]
+    corrected = iter(holm([comparison.uncorrected_p_value for comparison in tested]))  # type: ignore[misc]
+    return [c if c.uncorrected_p_value is None else replace(c, corrected_p_value=next(corrected)) for c in found]
