@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--density", type=float, default=0.5)
+    built_in = [name for name in list_losses() if get_loss(name).__module__.startswith("wagle_trainer.")]
+    parser.add_argument("--objectives", nargs="*", default=built_in, help="by default all")
     parser.add_argument("--output", default="benchmarks/results/objectives.json")
     options = parser.parse_args()
     torch.set_num_threads(1)  # so small a model gains nothing from more
@@ -117,9 +119,8 @@ def main() -> None:
         for kind, split in (("forget", "forget10"), ("retain", "retain90"))
     }
     rows = [{"objective": "none", "weights": "before", **before, "seconds": 0.0}]
-    for name in list_losses():
-        if get_loss(name).__module__.startswith("wagle_trainer."):
-            rows += [unlearn(folder, name, attribution, options) for attribution in (None, "wagle", "random")]
+    for name in options.objectives:
+        rows += [unlearn(folder, name, attribution, options) for attribution in (None, "wagle", "random")]
     settings = {**vars(options), "of single objectives": SETTINGS}
     report("Objectives on the bundled people", rows, settings, options.output)
 
