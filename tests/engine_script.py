@@ -87,8 +87,6 @@ trainer.train(resume_from_checkpoint=(sys.argv[5:] or [None])[0])
 
 def evaluation(across_processes):
     """Scores and answers of three examples, in batches of two: two processes have as many turns, four have not."""
-    if engine == "fsdp1":
-        return None  # generate passes the root by, which alone gathers the embedding and the head
     examples = [{"input_ids": [5, *range(7, 7 + n), 1], "labels": [-100, *range(7, 7 + n), 1]} for n in (3, 9, 5)]
     options = {"batch_size": 2, "across_processes": across_processes, "progress": False}
     return {
