@@ -20,7 +20,7 @@ def load_tofu(name_or_path: str, split: str) -> Dataset:
     Args:
         name_or_path: `"fictional"` (the bundled example), a folder with a JSON-lines file `<split>.json` per split,
             or a hub id such as `"locuslab/TOFU"`.
-        split: a split name as on the hub: `"full"`, `"forget10"`, `"retain90"`, `"forget10_perturbed"`, ...
+        split: a split name as on the hub: `"full"`, `"forget10"`, `"retain90"`, `"forget10_perturbed"`, `"holdout10"`, ...
 
     Returns:
         Rows with `question` and `answer`; the `*_perturbed` splits also have `perturbed_answer` (a list of strings)
@@ -54,7 +54,7 @@ def load_tofu(name_or_path: str, split: str) -> Dataset:
 
 
 def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None = None) -> dict[str, Dataset]:
-    """The four sets that TOFU's metrics are computed on, by the name they have in the results.
+    """The sets that TOFU's metrics are computed on, by the name they have in the results.
 
     Args:
         name_or_path: as for `load_tofu`.
@@ -62,7 +62,8 @@ def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None
         limit: take only the first `limit` rows of each set; None for all.
 
     Returns:
-        `forget`, `retain`, `real_authors` and `world_facts`, each a `*_perturbed` split.
+        `forget`, `retain`, `real_authors` and `world_facts`, each a `*_perturbed` split; and `holdout`, questions about
+        people that no model was trained on, where there is such a split (`"holdout01"` for `"forget01"`).
 
     Raises:
         FileNotFoundError, ValueError: as `load_tofu`.
@@ -72,9 +73,23 @@ def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None
         raise ValueError(f"limit must be at least 1, or None for all rows; got {limit}.")
     names = {"forget": forget_split, "retain": "retain", "real_authors": "real_authors", "world_facts": "world_facts"}
     sets = {key: load_tofu(name_or_path, f"{name}_perturbed") for key, name in names.items()}
+    holdout = _holdout(name_or_path, forget_split.replace("forget", "holdout"))
+    if holdout is not None:
+        sets["holdout"] = holdout
     if limit is None:
         return sets
     return {key: dataset.select(range(min(limit, len(dataset)))) for key, dataset in sets.items()}
+
+
+def _holdout(name_or_path: str, split: str) -> Dataset | None:
+    try:
+        return load_tofu(name_or_path, split)
+    except ValueError:  # no such split on the hub, or of the bundled example
+        return None
+    except FileNotFoundError:
+        if Path(name_or_path).expanduser().is_dir():
+            return None
+        raise  # the hub cannot be reached
 
 
 def retain_split_for(forget_split: str) -> str:

@@ -44,7 +44,8 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
     Args:
         results: label of each row ("before", "after (wagle)", "retrained") -> what an evaluation returned. Where a
-            number is absent, such as forget quality without a reference, the table has "-".
+            number is absent, such as forget quality without a reference, the table has "-"; if it is in all rows, a
+            sentence below says why, and what to do.
     """
     rows = [["", *(first for first, _ in _COLUMNS.values())], ["", *(second for _, second in _COLUMNS.values())]]
     rows += [[label, *(_cell(name, numbers.get(name)) for name in _COLUMNS)] for label, numbers in results.items()]
@@ -54,7 +55,17 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for row in rows
     ]
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([*lines[:2], rule, *lines[2:]])
+    return "\n".join([*lines[:2], rule, *lines[2:], *_notes(results)])
+
+
+def _notes(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why a column has no number at all."""
+    notes = []
+    for name, head in _COLUMNS.items():
+        reasons = [numbers.get("settings", {}).get("missing", {}).get(name) for numbers in results.values()]
+        if reasons and all(reasons):
+            notes.append(f"{' '.join(head)} {reasons[0]}.")
+    return ["", *notes] if notes else []
 
 
 def _cell(name: str, value: float | None) -> str:
