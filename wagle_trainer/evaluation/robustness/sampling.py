@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
 from wagle_trainer.evaluation import metrics
 from wagle_trainer.evaluation.generation import generate_samples
 from wagle_trainer.evaluation.robustness.base import Point, Target, register_attack
 from wagle_trainer.evaluation.robustness.measure import answer_limit, forget_knowledge
+
+Floats = NDArray[np.float64]
 
 
 @register_attack("sampling")
@@ -81,7 +83,7 @@ def sampling(
     return [Point(size, {"rouge_l_recall": float(leak_at_k(scores, size).mean())}, before, after) for size in ks]
 
 
-def leak_at_k(scores: ArrayLike, k: int) -> metrics.Floats:
+def leak_at_k(scores: ArrayLike, k: int) -> Floats:
     """Expected best score of k samples, from n >= k samples: the mean of the maximum over all sets of k of the n.
 
     The i-th smallest of the n scores is the best of C(i - 1, k - 1) of the C(n, k) sets: unbiased, and with less variance
@@ -106,5 +108,5 @@ def leak_at_k(scores: ArrayLike, k: int) -> metrics.Floats:
     return (ordered[..., k - 1 :] * np.exp(log_weight)).sum(-1)
 
 
-def _log_choose(n: metrics.Floats, k: int) -> metrics.Floats:
+def _log_choose(n: Floats, k: int) -> Floats:
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
