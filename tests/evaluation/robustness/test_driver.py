@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from transformers.utils import logging
 
 from wagle_trainer.data import QAFormat
 from wagle_trainer.evaluation import robustness
@@ -117,6 +118,25 @@ def test_an_attack_of_ones_own(before, after, tokenizer, rows, simple):
         assert [point["came_back"] for point in results["louder"]["points"]] == pytest.approx([0.0, 1.0])
     finally:
         del _attacks._entries["louder"]
+
+
+def test_an_attack_by_whose_measure_nothing_was_forgotten_is_left_out(before, after, tokenizer, rows, simple, caplog):
+    @register_attack("vain")
+    def vain(target, *, strength=3):
+        return [Point(strength, {"own": 0.5}, {"own": 0.2}, {"own": 0.4})]
+
+    logging.enable_propagation()
+    try:
+        with caplog.at_level("WARNING"):
+            results = run_attacks(
+                before, after, tokenizer, rows, ["vain", "quantization"], measure=simple, progress=False
+            )
+    finally:
+        logging.disable_propagation()
+        del _attacks._entries["vain"]
+    assert list(results) == ["quantization"]
+    assert "'vain' is left out: by its own measure, own, nothing was forgotten" in caplog.text
+    assert results["quantization"]["settings"]["options"] == {"bits": [8, 4], "group_size": 64}
 
 
 def test_every_attack_describes_itself():

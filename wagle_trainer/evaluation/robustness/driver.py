@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from wagle_trainer.data.formatting import QAFormat
 from wagle_trainer.evaluation.robustness.base import (
@@ -20,6 +21,8 @@ from wagle_trainer.evaluation.robustness.base import (
     share_that_came_back,
 )
 from wagle_trainer.evaluation.robustness.measure import forget_knowledge
+
+logger = logging.get_logger(__name__)
 
 
 def run_attacks(
@@ -61,8 +64,8 @@ def run_attacks(
         attack -> a dict that JSON can hold: `attack`, its name; `before` and `baseline`, what the models before and after
         unlearning know without it; `points`, each with `x` (steps, bits, samples, ...), `forget` (what the attacked model
         knows), `came_back` (the share, clipped to [0, 1]), `came_back_raw`, and both by `measures`; `came_back`, the
-        highest of the points; `settings`. A share is None where, by a measure that is not the first of `measure`, nothing
-        was forgotten.
+        highest of the points; `settings`. Shares by further measures are None where, by those, nothing was forgotten; an
+        attack with a measure of its own is left out, with a warning, where by that one nothing was.
 
     Raises:
         ValueError: an unknown attack or option, or one that is missing; no rows, or a column is missing; the models are
@@ -96,7 +99,14 @@ def run_attacks(
             chosen = given.get(name, {})
             points = get_attack(name)(target, **chosen)
             settings = {"seed": seed, "batch_size": batch_size, "style": qa.style, "examples": len(rows)}
-            results[name] = _result(name, points, settings | {"options": _readable(chosen)})
+            result = _result(name, points, settings | {"options": _readable(_defaults(name) | chosen)})
+            if result["points"]:
+                results[name] = result
+            else:
+                logger.warning(
+                    f"The attack {name!r} is left out: by its own measure, {result['settings']['measure']}, nothing was "
+                    "forgotten, so there is no share that could come back."
+                )
     return results
 
 
@@ -157,11 +167,13 @@ def _result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dic
     for point in points:
         shares = {measure: _share(point, measure) for measure in point.values}
         raw = shares[headline]
+        if raw is None:
+            continue
         entries.append(
             {
                 "x": point.x,
                 "forget": point.values[headline],
-                "came_back": None if raw is None else min(1.0, max(0.0, raw)),
+                "came_back": min(1.0, max(0.0, raw)),
                 "came_back_raw": raw,
                 "before": point.before[headline],
                 "after": point.after[headline],
@@ -174,7 +186,7 @@ def _result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dic
         "baseline": points[0].after[headline],
         "before": points[0].before[headline],
         "points": entries,
-        "came_back": max((entry["came_back"] for entry in entries if entry["came_back"] is not None), default=None),
+        "came_back": max((entry["came_back"] for entry in entries), default=0.0),
         "settings": settings | {"measure": headline},
     }
 
@@ -183,6 +195,11 @@ def _share(point: Point, measure: str) -> float | None:
     """The share by one measure; None where, by this measure, nothing was forgotten."""
     before, after = point.before[measure], point.after[measure]
     return None if after >= before else share_that_came_back(before, after, point.values[measure])
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(get_attack(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
 def _readable(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Po
         prompts: texts with the place `{question}`.
 
     Returns:
-        One point per prompt.
+        One point per prompt, numbered from 1.
 
     Raises:
         ValueError: no prompts, or one without `{question}`.
@@ -50,9 +50,9 @@ def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Po
             f"Every prompt needs the place {{question}}; {bad[0]!r} has none." if bad else "No prompts given."
         )
     points = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts, start=1):
         rows = [{**row, "question": prompt.replace("{question}", row["question"])} for row in target.rows]
-        points.append(Point(prompt, target.knows(rows), *target.baselines()))
+        points.append(Point(number, target.knows(rows), *target.baselines()))
     return points
 
 
