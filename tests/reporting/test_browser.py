@@ -41,6 +41,9 @@ def report(tmp_path_factory, make_result, mask, history, attacks):
         "no mask": [make_result(30 + seed, 0.9, 0.6) for seed in range(3)],
         "retrained": make_result(2, 0.85),
     }
+    for label, runs in results.items():
+        for run in runs if isinstance(runs, list) else [runs]:
+            run["forget_quality"] = 3.1e-11 if label == "before" else 0.00051  # the widest numbers there are
     results["wagle 0.05"][0]["per_example"]["forget"]["generation"] = [f"{long} <b>bold</b>"] * 12
     return write_report(
         results,
@@ -100,10 +103,13 @@ def test_text_is_large_enough(browser, width):
 
 
 def test_the_first_columns_of_the_table_are_in_view(browser, width):
-    right = browser.execute_script(
-        "return [...document.querySelector('table').rows[1].cells].map(c => c.getBoundingClientRect().right)"
+    right, edge = browser.execute_script(
+        "const table = document.querySelector('table');"
+        "return [[...table.rows[1].cells].map(c => c.getBoundingClientRect().right),"
+        " table.closest('.scroll').getBoundingClientRect().right]"
     )
-    assert sum(edge <= width for edge in right) >= (3 if width < 500 else len(right))
+    assert len(right) == 9
+    assert sum(position <= edge for position in right) >= (3 if width < 500 else 9)
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])

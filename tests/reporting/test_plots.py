@@ -99,7 +99,7 @@ def test_trade_off_shows_each_point_with_its_interval():
 def test_trade_off_of_many_says_where_far_references_are():
     points = {f"wagle 0.{n}": (Interval(0.1 + 0.01 * n), Interval(0.6 + 0.01 * n)) for n in range(1, 7)}
     figure = plots.trade_off(points, "forget", "utility", {"before": (Interval(0.98), Interval(0.71))})
-    assert "before: outside, at 0.98, 0.71" in legend_of(figure)
+    assert "before (outside: 0.98,\n0.71)" in legend_of(figure)
     assert axes_of(figure).get_xlim()[1] < 0.3
 
 

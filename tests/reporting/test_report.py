@@ -1,11 +1,11 @@
 """The report's files, read back: the page with an HTML parser, the numbers from the results that were given."""
 
 import base64
-import dataclasses
 import json
 import math
 import statistics
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,14 +215,11 @@ def test_mask_made_by_hand_has_no_distribution(write, single_runs):
 
 
 def test_a_suite_of_ones_own(write):
-    @dataclasses.dataclass
-    class Suite:
-        headline = {"accuracy": ("forget", "accuracy")}
-        forget_metrics = {"accuracy": "lower"}
-        utility_metrics = {}
-
+    suite = SimpleNamespace(
+        headline={"accuracy": ("forget", "accuracy")}, forget_metrics={"accuracy": "lower"}, utility_metrics={}
+    )
     runs = {"wagle": [{"accuracy": 0.1}, {"accuracy": 0.2}], "random": [{"accuracy": 0.5}, {"accuracy": 0.61}]}
-    _, numbers = write(runs, suite=Suite())
+    _, numbers = write(runs, suite=suite)
     assert [c["verdict"] for c in numbers["comparisons"]] == ["better"]
 
 
