@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather, gather_object
@@ -112,8 +113,8 @@ def evaluate_wmdp(
                 f"The task {name!r} has no accuracy; the harness reports {', '.join(found['results'][name])}."
             )
     return {
-        "forget_accuracy": _mean([numbers[f"{name}_acc"] for name in tasks.forget]),
-        "retain_accuracy": _mean([numbers[f"{name}_acc"] for name in tasks.retain]),
+        "forget_accuracy": fmean([numbers[f"{name}_acc"] for name in tasks.forget]),
+        "retain_accuracy": fmean([numbers[f"{name}_acc"] for name in tasks.retain]),
         **numbers,
         "per_example": {name: _per_example(samples) for name, samples in found["samples"].items()},
         "settings": {
@@ -201,7 +202,3 @@ def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
 def _per_example(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     rows = sorted(samples, key=lambda sample: sample["doc_id"])
     return {key: [row.get(key) for row in rows] for key in ("target", "acc")}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
