@@ -97,3 +97,15 @@ def test_masked_step(run, model_folder):
     ]
     assert result["rows"][0]["ratio"] == 1
     assert result["rows"][2]["state / (density x dense)"] == pytest.approx(1, abs=0.05)
+
+
+def test_evaluation(run, model_folder):
+    options = ("--forget_split", "forget05", "--rows", 2, "--reference_rows", 1, "--max_new_tokens", 4)
+    result = run("evaluation.py", "--model", model_folder, *options)
+    assert list(ratios({"rows": result["rows"][:2]})) == [
+        "one example at a time, 1 rows of each set (floor)",
+        "evaluate_tofu, 1 rows of each set",
+    ]
+    assert result["rows"][0]["ratio"] == 1
+    assert result["rows"][2][""] == "evaluate_tofu, 2 rows of each set"
+    assert result["rows"][2]["ratio per row"] * result["rows"][2]["speed-up per row"] == pytest.approx(1)
