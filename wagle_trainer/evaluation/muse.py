@@ -48,9 +48,10 @@ def evaluate_muse(
 
     Definitions are those of the paper and its code: ROUGE-L F1 without stemming for both kinds of memorisation, and
     for privacy the mean negative log-probability of a text's 40 % least likely tokens ("Min-40% Prob"). Texts are
-    tokenized as they are, without chat template. As there, questions end in "Answer: " with its space, which tokenizers whose
-    words begin with a space make a token of its own: small models answer worse for it. There is one scoring pass, and
-    one generation pass for each of the two lengths. C5 and C6 are this evaluation repeated, see `request_curve`.
+    tokenized as they are, without chat template. As there, questions end in "Answer: " with its space, which
+    tokenizers whose words begin with a space make a token of its own: small models answer worse for it. There is one
+    scoring pass, and one generation pass for each of the two lengths. C5 and C6 are this evaluation repeated, see
+    `request_curve`.
 
     Args:
         model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.
