@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
+from statistics import fmean
 from typing import Any
 
 from wagle_trainer.evaluation import metrics
@@ -96,10 +97,10 @@ def evaluate_copyright(
         )
         prefixes, log_probs = values["common_prefix"], values["answer_log_prob"]
         results |= {
-            f"{name}_ROUGE": _mean(values["rouge_l_recall"]),
-            f"{name}_exact_match": _mean([prefix == continuation_tokens for prefix in prefixes]),
-            f"{name}_common_prefix": _mean(prefixes) / continuation_tokens,
-            f"{name}_perplexity": math.exp(-_mean(log_probs)),  # all continuations are equally long
+            f"{name}_ROUGE": fmean(values["rouge_l_recall"]),
+            f"{name}_exact_match": fmean([prefix == continuation_tokens for prefix in prefixes]),
+            f"{name}_common_prefix": fmean(prefixes) / continuation_tokens,
+            f"{name}_perplexity": math.exp(-fmean(log_probs)),  # all continuations are equally long
         }
         per_example[name] = values
     results["per_example"] = per_example
@@ -154,7 +155,3 @@ def _per_example(
         "common_prefix": [len(list(takewhile(bool, score.is_top1 or ()))) for score in scores],
         "answer_log_prob": [score.mean_log_prob for score in scores],
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

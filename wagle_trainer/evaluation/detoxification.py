@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from wagle_trainer.evaluation.generation import generate_greedy
@@ -70,8 +71,8 @@ def evaluate_detoxification(
     )
     values = _checked(score(generations), len(generations))
     return {
-        "toxicity": sum(values) / len(values),
-        "toxicity_ratio": sum(value >= threshold for value in values) / len(values),
+        "toxicity": fmean(values),
+        "toxicity_ratio": fmean(value >= threshold for value in values),
         "max_toxicity": max(values),
         "per_example": {"prompts": {"question": prompts, "generation": generations, "toxicity": values}},
         "settings": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from statistics import fmean
 from typing import Any
 
 from wagle_trainer.evaluation import metrics
@@ -25,8 +26,8 @@ _PRIVLEAK = ("privleak_forget", "privleak_holdout")
 _ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 
 _MAKE_REFERENCE = (
-    "needs a reference: train a model like this one without the forget set, evaluate it in the same way, and pass what "
-    "evaluate_muse returned for it, or the file that save_results wrote, as reference"
+    "needs a reference: train a model like this one without the forget set, evaluate it in the same way, and pass "
+    "what evaluate_muse returned for it, or the file that save_results wrote, as reference"
 )
 
 
@@ -45,9 +46,12 @@ def evaluate_muse(
 ) -> dict[str, Any]:
     """Verbatim memorisation, knowledge memorisation, utility and privacy leakage: criteria C1 to C4 of the paper.
 
-    Definitions are those of the paper and its code: ROUGE-L F1 without stemming for both kinds of memorisation, and for
-    privacy the mean negative log-probability of a text's 40 % least likely tokens ("Min-40% Prob"). Texts are tokenized
-    as they are, without chat template. C5 and C6 are this evaluation repeated, see `request_curve`.
+    Definitions are those of the paper and its code: ROUGE-L F1 without stemming for both kinds of memorisation, and
+    for privacy the mean negative log-probability of a text's 40 % least likely tokens ("Min-40% Prob"). Texts are
+    tokenized as they are, without chat template. As there, questions end in "Answer: " with its space, which
+    tokenizers whose words begin with a space make a token of its own: small models answer worse for it. There is one
+    scoring pass, and one generation pass for each of the two lengths. C5 and C6 are this evaluation repeated, see
+    `request_curve`.
 
     Args:
         model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.
@@ -118,9 +122,9 @@ def evaluate_muse(
         per_example[name] = {"min_k": [metrics.min_k(values, k=min_k) for values in log_probs]}
 
     results: dict[str, Any] = {
-        "forget_verbmem_ROUGE": _mean(per_example["verbmem_forget"]["rouge_l_f1"]),
-        "forget_knowmem_ROUGE": _mean(per_example["knowmem_forget"]["rouge_l_f1"]),
-        "retain_knowmem_ROUGE": _mean(per_example["knowmem_retain"]["rouge_l_f1"]),
+        "forget_verbmem_ROUGE": fmean(per_example["verbmem_forget"]["rouge_l_f1"]),
+        "forget_knowmem_ROUGE": fmean(per_example["knowmem_forget"]["rouge_l_f1"]),
+        "retain_knowmem_ROUGE": fmean(per_example["knowmem_retain"]["rouge_l_f1"]),
         "mia_min_k": metrics.roc_auc(*(per_example[name]["min_k"] for name in _PRIVLEAK)),
     }
     if reference_auc is None:
@@ -207,7 +211,3 @@ def _compared(questions: list[str], answers: list[str], generations: list[str]) 
         "generation": generations,
         "rouge_l_f1": metrics.rouge_l_f1(generations, answers).tolist(),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

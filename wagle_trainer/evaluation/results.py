@@ -28,19 +28,18 @@ def load_results(path: str | PathLike[str]) -> dict[str, Any]:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]], suite: str = "tofu") -> str:
+def results_table(
+    results: Mapping[str, Mapping[str, Any]], headline: Mapping[str, tuple[str, str]] | None = None
+) -> str:
     """The main numbers of several evaluations as aligned plain text.
 
     Args:
         results: label of each row ("before", "after (wagle)", "retrained") -> what an evaluation returned. Where a
             number is absent, such as forget quality without a reference, the table has "-"; if it is in all rows, a
             sentence below says why, and what to do.
-        suite: whose numbers they are; its headline says which are the main ones.
-
-    Raises:
-        ValueError: unknown suite.
+        headline: metric -> the two lines of its column's head: a suite's `headline`; TOFU's if None.
     """
-    columns = get_suite(suite).headline
+    columns = get_suite("tofu").headline if headline is None else headline
     rows = [["", *(first for first, _ in columns.values())], ["", *(second for _, second in columns.values())]]
     rows += [[label, *(_cell(name, numbers.get(name)) for name in columns)] for label, numbers in results.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

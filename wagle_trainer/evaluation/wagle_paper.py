@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -63,23 +64,23 @@ def paper_averages(results: Mapping[str, Any]) -> dict[str, float]:
             "FQ": float(ks_2samp(_truth_ratios(forget), _truth_ratios(retain)).pvalue),
             "MIA": 1 - metrics.roc_auc(_losses(forget), [*_losses(authors), *_losses(facts)]),
             "1-FA": 1 - _likelihood_accuracy(forget),
-            "1-ROUGE": 1 - _mean(forget["rouge_l_recall"]),
+            "1-ROUGE": 1 - fmean(forget["rouge_l_recall"]),
         }
         utility = {
             "retain_acc": _likelihood_accuracy(retain),
-            "retain_ROUGE": _mean(retain["rouge_l_recall"]),
+            "retain_ROUGE": fmean(retain["rouge_l_recall"]),
             "real_authors_acc": _containment_accuracy(authors),
-            "real_authors_ROUGE": _mean(authors["rouge_l_recall"]),
+            "real_authors_ROUGE": fmean(authors["rouge_l_recall"]),
             "world_facts_acc": _containment_accuracy(facts),
-            "world_facts_ROUGE": _mean(facts["rouge_l_recall"]),
+            "world_facts_ROUGE": fmean(facts["rouge_l_recall"]),
         }
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"paper_averages takes what evaluate_tofu returned, with its per-example values ({error!r})."
         ) from error
     return {
-        "UE": _mean([*effectiveness.values()]),
-        "UT": _mean([*utility.values()]),
+        "UE": fmean([*effectiveness.values()]),
+        "UT": fmean([*utility.values()]),
         **effectiveness,
         **utility,
     }
@@ -97,13 +98,9 @@ def _losses(values: Columns) -> list[float]:
 
 def _likelihood_accuracy(values: Columns) -> float:
     rows = zip(values["truth_log_prob"], values["perturbed_log_probs"], strict=True)
-    return _mean([truth > max(wrong) for truth, wrong in rows])
+    return fmean([truth > max(wrong) for truth, wrong in rows])
 
 
 def _containment_accuracy(values: Columns) -> float:
     rows = zip(values["answer"], values["generation"], strict=True)
-    return _mean([answer.lower() in generation.lower() for answer, generation in rows])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return fmean([answer.lower() in generation.lower() for answer, generation in rows])
