@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from wagle_trainer.evaluation import metrics
@@ -13,8 +13,6 @@ from wagle_trainer.evaluation.generation import generate_samples
 from wagle_trainer.evaluation.metrics.checks import Floats
 from wagle_trainer.evaluation.robustness.base import Point, Target, register_attack
 from wagle_trainer.evaluation.robustness.measure import answer_limit, forget_knowledge
-
-Floats = NDArray[np.float64]
 
 
 @register_attack("sampling")
