@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wagle_trainer.adapters.adapter import AdapterInfo, AdapterMismatchError, SparseAdapter
 from wagle_trainer.adapters.sparse import SparseValues
+from wagle_trainer.masking import bits
 from wagle_trainer.sharding import named_parameters
 
 COMBINATIONS = ("error", "sum", "last")
@@ -83,37 +84,62 @@ def combine_values(name: str, parts: Sequence[SparseValues], combine: str, base:
     """The values that several adapters together give one tensor; see `compose` for the rules and the errors."""
     if len(parts) == 1:
         return parts[0]
+    check_overlap(name, parts, combine)
     indices = [part.index for part in parts]
-    union, times = torch.cat(indices).unique(return_counts=True)  # ascending
-    places = [torch.searchsorted(union, index) for index in indices]
+    union = torch.cat(indices).unique()  # ascending
     values = parts[0].values.new_empty(len(union))
-    for place, part in zip(places, parts, strict=True):
-        values[place] = part.values
-    shared = times > 1
-    overlap = int(shared.sum())
-    if overlap and combine == "error":
+    for index, part in zip(indices, parts, strict=True):
+        values[torch.searchsorted(union, index)] = part.values
+    if combine == "sum" and len(_overlap(parts)):
+        if base is None:
+            raise AdapterOverlapError(
+                f"Several adapters set the same weights of {name!r}, and combine='sum' adds differences to the base model's "
+                "values, which adapters do not hold: pass base=, the base model."
+            )
+        shared = shared_values(name, parts, base)
+        assert shared is not None
+        values[torch.searchsorted(union, shared.index)] = shared.values
+    return SparseValues.from_index(parts[0].shape, union, values)
+
+
+def check_overlap(name: str, parts: Sequence[SparseValues], combine: str) -> None:
+    """Raise AdapterOverlapError if several adapters set the same weight of a tensor, and the rule is "error"."""
+    if combine == "error" and (overlap := len(_overlap(parts))):
         raise AdapterOverlapError(
             f"{overlap:,} weights of {name!r} are set by more than one adapter. Say what they get: combine='last' (the "
             "last adapter's value) or combine='sum' (the sum of the differences to the base model)."
         )
-    if overlap and combine == "sum":
-        if base is None:
-            raise AdapterOverlapError(
-                f"{overlap:,} weights of {name!r} are set by more than one adapter, and combine='sum' adds differences to "
-                "the base model's values, which adapters do not hold: pass base=, the base model."
-            )
-        values[shared] = _sum(name, parts, places, union, shared, base)
-    return SparseValues.from_index(parts[0].shape, union, values)
 
 
-def _sum(
-    name: str, parts: Sequence[SparseValues], places: list[Tensor], union: Tensor, shared: Tensor, base: Tensor
-) -> Tensor:
-    before = base.detach().reshape(-1)[union].double()
+def shared_values(name: str, parts: Sequence[SparseValues], base: Tensor) -> SparseValues | None:
+    """Where several adapters set the same weight of a tensor: the sum of their differences to the base model, added to it.
+
+    In float64, in the order of the adapters, rounded once.
+
+    Raises:
+        ValueError: a sum is not finite.
+    """
+    positions = _overlap(parts)
+    if not len(positions):
+        return None
+    before = base.detach().reshape(-1)[positions].double()
     total = before.clone()
-    for place, part in zip(places, parts, strict=True):
-        total[place] += part.values.double() - before[place]
-    result = total[shared].to(parts[0].values.dtype)
-    if not bool(torch.isfinite(result).all()):
+    for part in parts:
+        index = part.index
+        place = torch.searchsorted(index, positions).clamp_(max=max(len(index) - 1, 0))
+        there = index[place] == positions if len(index) else torch.zeros_like(positions, dtype=torch.bool)
+        total[there] += part.values[place[there]].double() - before[there]
+    values = total.to(base.dtype)
+    if not bool(torch.isfinite(values).all()):
         raise ValueError(f"The sum of the adapters' changes to {name!r} is not finite. Use combine='last'.")
-    return result
+    return SparseValues.from_index(parts[0].shape, positions, values)
+
+
+def _overlap(parts: Sequence[SparseValues]) -> Tensor:
+    """Ascending flat positions that more than one of the parts sets, int64."""
+    seen, twice = parts[0].packed, torch.zeros_like(parts[0].packed)
+    for part in parts[1:]:
+        packed = part.packed
+        twice |= seen & packed
+        seen = seen | packed
+    return bits.unpack(twice, (parts[0].numel,)).nonzero().view(-1)
