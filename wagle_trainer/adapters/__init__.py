@@ -6,6 +6,7 @@ Importing this package makes the PEFT method "WAGLE" known to PEFT.
 from wagle_trainer.adapters.adapter import AdapterInfo, AdapterMismatchError, SparseAdapter
 from wagle_trainer.adapters.composition import AdapterOverlapError, compose
 from wagle_trainer.adapters.config import WagleAdapterConfig
+from wagle_trainer.adapters.export import export_supertuning
 from wagle_trainer.adapters.model import WagleModel
 from wagle_trainer.adapters.operations import diff, merge, verify
 from wagle_trainer.adapters.registration import register
@@ -21,6 +22,7 @@ __all__ = [
     "WagleModel",
     "compose",
     "diff",
+    "export_supertuning",
     "merge",
     "verify",
 ]

@@ -136,6 +136,11 @@ class SparseAdapter(Mapping[str, SparseValues]):
         return sha.hexdigest()
 
     @property
+    def base_digest(self) -> str:
+        """SHA-256 over the digests of the base model's tensors that the adapter touches."""
+        return hashlib.sha256(json.dumps(self.base_digests, sort_keys=True).encode()).hexdigest()
+
+    @property
     def mask(self) -> WeightMask:
         """The weights that the adapter sets, as a mask over the tensors that it touches."""
         return WeightMask(
@@ -148,6 +153,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
         return {
             "format_version": FORMAT_VERSION,
             "digest": self.digest,
+            "base_digest": self.base_digest,
             "num_tensors": len(self),
             "num_values": self.num_values,
             "nbytes": self.nbytes,
@@ -292,11 +298,29 @@ class SparseAdapter(Mapping[str, SparseValues]):
             )
         return adapter
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload what `save_pretrained` writes to a model repository on the Hub; returns the commit's address."""
-        return push(
-            self.save_pretrained, repo_id, private=private, token=token, commit_message="Upload unlearning adapter"
-        )
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Mapping[str, Mapping[str, Any]] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes and a card to a model repository on the Hub.
+
+        Args:
+            evaluation: label, such as "before" -> metric -> number; for the card.
+
+        Returns:
+            the commit's address.
+        """
+        from wagle_trainer.model_card import adapter_card
+
+        def write(folder: str) -> None:
+            self.save_pretrained(folder)
+            adapter_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
+
+        return push(write, repo_id, private=private, token=token, commit_message="Upload unlearning adapter")
 
 
 def keys_of(name: str) -> tuple[str, str]:
@@ -332,6 +356,14 @@ def read_config(config_file: Path) -> dict[str, Any]:
     if missing := [key for key in ("digest", "tensors") if not config.get(key)]:
         raise ValueError(f"{config_file} is not a readable adapter configuration: it has no {missing[0]!r}.")
     return config
+
+
+def is_adapter(config_file: Path) -> bool:
+    """Whether this is the configuration of a WAGLE adapter."""
+    try:
+        return json.loads(config_file.read_text()).get("peft_type") == PEFT_TYPE
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def check_version(version: Any, where: str) -> None:

@@ -305,9 +305,29 @@ class WeightMask(Mapping[str, Tensor]):
             mask.check(model)
         return mask
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload the two files of `save_pretrained` to a model repository on the Hub; returns the commit's address."""
-        return push(self.save_pretrained, repo_id, private=private, token=token, commit_message="Upload weight mask")
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Mapping[str, Mapping[str, Any]] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload the two files of `save_pretrained` and a card to a model repository on the Hub.
+
+        Args:
+            evaluation: label, such as "before" -> metric -> number; for the card.
+
+        Returns:
+            the commit's address.
+        """
+        from wagle_trainer.model_card import mask_card
+
+        def write(folder: str) -> None:
+            self.save_pretrained(folder)
+            mask_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
+
+        return push(write, repo_id, private=private, token=token, commit_message="Upload weight mask")
 
 
 def differences(
