@@ -109,7 +109,6 @@ def test_the_reference_is_the_adapter_switched_off(loss_type, loss_kwargs, make_
             if head is not None:
                 found, expected, changed = head.logits([row], ids.device), *(o.logits[0, :-1][kept] for o in (off, on))
             elif states is not None:
-                layer = trainer._layers[role]
                 found = states.states([row], ids.device)
                 expected, changed = (o.hidden_states[1][0, 1:][kept] for o in (off, on))  # of layer 0
             else:
