@@ -1,10 +1,10 @@
+import math
 import random
-from dataclasses import astuple
 
 import pytest
 import torch
 
-from wagle_trainer.evaluation import score_answers
+from wagle_trainer.evaluation import AnswerScore, score_answers
 
 EOS = 1
 LENGTHS = [(3, 4), (9, 2), (1, 7), (5, 5), (4, 1), (12, 9), (2, 3)]
@@ -46,17 +46,83 @@ def test_equals_one_example_at_a_time(model):
     expected = [one_by_one(model, example) for example in examples]
     assert len({strength for _, _, strength in expected}) > 2  # else the comparison would say little
     for result, oracle in zip(score(model, examples, batch_size=3), expected, strict=True):
-        assert astuple(result) == pytest.approx(oracle, abs=1e-5)
+        assert (result.mean_log_prob, result.num_tokens, result.extraction_strength) == pytest.approx(oracle, abs=1e-5)
+
+
+def numbers(score: AnswerScore) -> list[float]:
+    """All that a score holds, in one list."""
+    details = (score.is_top1, score.token_log_probs, score.vocabulary_mean, score.vocabulary_std)
+    return [
+        score.mean_log_prob,
+        score.num_tokens,
+        score.extraction_strength,
+        *(x for row in details for x in row or []),
+    ]
+
+
+def tokens_one_by_one(model, example) -> list[tuple[bool, float, float, float]]:
+    """For each token of the answer without its EOS: top-1, log-probability, and its mean and deviation under the model."""
+    ids, start = example["input_ids"], example["labels"].count(-100)
+    found = []
+    with torch.no_grad():
+        log_probs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).tolist()
+    for position in range(start, len(ids) - 1):
+        row = log_probs[position - 1]
+        mean = sum(math.exp(x) * x for x in row)
+        square = sum(math.exp(x) * x * x for x in row)
+        chosen = row[ids[position]]
+        found.append((chosen == max(row), chosen, mean, math.sqrt(square - mean**2)))
+    return found
+
+
+def test_tokens_and_vocabulary_equal_one_example_at_a_time(model):
+    examples = make_examples(model)
+    scores = score(model, examples, batch_size=3, tokens=True, vocabulary=True)
+    for result, example in zip(scores, examples, strict=True):
+        oracle = list(zip(*tokens_one_by_one(model, example), strict=True))
+        assert result.is_top1 == list(oracle[0])
+        for values, expected in zip(
+            (result.token_log_probs, result.vocabulary_mean, result.vocabulary_std), oracle[1:], strict=True
+        ):
+            assert values == pytest.approx(expected, abs=1e-5)
+
+
+def test_details_only_when_asked_for(llama):
+    [plain, *_] = score(llama, make_examples(llama))
+    assert (plain.is_top1, plain.token_log_probs, plain.vocabulary_mean, plain.vocabulary_std) == (None,) * 4
+    [detailed, *_] = score(llama, make_examples(llama), vocabulary=True)
+    assert detailed.token_log_probs is None
+    assert len(detailed.vocabulary_std) == 4
+
+
+def test_impossible_tokens_do_not_spoil_the_vocabulary(llama):
+    """A vocabulary padded with tokens of logit minus infinity."""
+    examples = make_examples(llama)
+    expected = score(llama, examples, vocabulary=True)
+
+    class Padded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = llama
+
+        def forward(self, input_ids, attention_mask):
+            output = self.model(input_ids, attention_mask)
+            output.logits = torch.nn.functional.pad(output.logits, (0, 3), value=-torch.inf)
+            return output
+
+    for result, other in zip(score(Padded(), examples, vocabulary=True), expected, strict=True):
+        assert numbers(result) == pytest.approx(numbers(other), abs=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_batch_size_and_order_change_nothing(model, batch_size):
     examples = make_examples(model)
-    expected = score(model, examples, batch_size=3)
+    details = {"tokens": True, "vocabulary": True}
+    expected = score(model, examples, batch_size=3, **details)
     order = random.Random(batch_size).sample(range(len(examples)), len(examples))
-    shuffled = score(model, [examples[index] for index in order], batch_size=batch_size)
+    shuffled = score(model, [examples[index] for index in order], batch_size=batch_size, **details)
     for index, result in zip(order, shuffled, strict=True):
-        assert astuple(result) == pytest.approx(astuple(expected[index]), abs=1e-5)
+        assert numbers(result) == pytest.approx(numbers(expected[index]), abs=1e-5)
 
 
 def test_extraction_strength_leaves_out_the_end_of_the_turn(llama):

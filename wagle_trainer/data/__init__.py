@@ -1,4 +1,4 @@
-"""Forget and retain sets: TOFU or the bundled fictional people, and how questions and answers become tokens."""
+"""Forget and retain sets (TOFU, MUSE, WMDP, the bundled fictional people), and how questions and answers become tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ _HOME = {
     "REFUSALS": "refusals",
     "fictional_split": "fictional",
     "fictional_tokenizer": "fictional",
+    "load_muse": "muse",
+    "load_muse_evaluation": "muse",
     "load_tofu": "tofu",
     "load_tofu_evaluation": "tofu",
+    "load_wmdp": "wmdp",
     "refusal_for": "refusals",
     "retain_split_for": "tofu",
 }

@@ -5,8 +5,9 @@ Source: Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 24
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wagle_trainer.data.sources import first_rows, load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,22 +36,7 @@ def load_tofu(name_or_path: str, split: str) -> Dataset:
 
         return fictional_split(split)
 
-    from datasets import load_dataset
-
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        file = folder / f"{split}.json"
-        if not file.is_file():
-            found = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none"
-            raise FileNotFoundError(f"No split {split!r} in {folder} (looked for {file.name}). Splits found: {found}.")
-        return load_dataset("json", data_files=str(file), split="train")
-    try:
-        return load_dataset(name_or_path, split, split="train")
-    except (ConnectionError, FileNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{name_or_path!r} is neither a folder nor a dataset that the hub gives access to ({error}). Without a "
-            "network, pass a folder with a <split>.json file per split, or 'fictional' for the bundled example."
-        ) from error
+    return load_rows(name_or_path, f"{split}.json", config=split, hint=", or 'fictional' for the bundled example")
 
 
 def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None = None) -> dict[str, Dataset]:
@@ -68,13 +54,8 @@ def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None
         FileNotFoundError, ValueError: as `load_tofu`.
         ValueError: `limit` below 1.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, or None for all rows; got {limit}.")
     names = {"forget": forget_split, "retain": "retain", "real_authors": "real_authors", "world_facts": "world_facts"}
-    sets = {key: load_tofu(name_or_path, f"{name}_perturbed") for key, name in names.items()}
-    if limit is None:
-        return sets
-    return {key: dataset.select(range(min(limit, len(dataset)))) for key, dataset in sets.items()}
+    return {key: first_rows(load_tofu(name_or_path, f"{name}_perturbed"), limit) for key, name in names.items()}
 
 
 def retain_split_for(forget_split: str) -> str:

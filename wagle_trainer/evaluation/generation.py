@@ -9,8 +9,10 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
+from wagle_trainer.engines import shards_forward
 from wagle_trainer.evaluation.batching import batches_by_length, pad
 from wagle_trainer.evaluation.mode import evaluation_mode
+from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
 
 
 def generate_greedy(
@@ -20,6 +22,7 @@ def generate_greedy(
     *,
     max_new_tokens: int,
     batch_size: int = 32,
+    across_processes: bool = False,
     progress: bool = True,
 ) -> list[str]:
     """Continue prompts with the most likely token until an end-of-sequence token, in left-padded batches.
@@ -33,6 +36,8 @@ def generate_greedy(
         prompts: tokens of each prompt.
         max_new_tokens: tokens after which an answer is cut off.
         batch_size: prompts per batch.
+        across_processes: deal the batches out over accelerate's processes. All have to call this with the same
+            arguments; all get all texts.
         progress: show a progress bar.
 
     Returns:
@@ -54,21 +59,34 @@ def generate_greedy(
     )
     device = next(model.parameters()).device
     texts: dict[int, str] = {}
+    batches = deal_out(batches_by_length([len(prompt) for prompt in prompts], batch_size), across_processes)
     with (
         evaluation_mode(model),
         _without_max_length(model.generation_config),
-        tqdm(total=len(prompts), desc="Generating answers", unit="answer", disable=not progress) as bar,
+        tqdm(
+            total=sum(map(len, batches)),
+            desc="Generating answers",
+            unit="answer",
+            disable=not shows_progress(progress, across_processes),
+        ) as bar,
     ):
-        for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size):
+        for batch in batches:
             rows = [prompts[index] for index in batch]
             input_ids = pad(rows, filler, "left").to(device)
             attention_mask = pad([[1] * len(row) for row in rows], 0, "left").to(device)
-            output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
+            output = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=config,
+                # Where weights are gathered from other processes, one whose answers have ended goes on with them.
+                synced_gpus=shards_forward(),
+            )
             for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 # What follows the end is filler, which need not be a special token that decoding would drop.
                 end = next((position for position, token in enumerate(tokens) if token in stop), len(tokens))
                 texts[index] = tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
             bar.update(len(batch))
+    texts = bring_together(texts, across_processes)
     return [texts[index] for index in range(len(prompts))]
 
 

@@ -40,6 +40,7 @@ def evaluate_tofu(
     batch_size: int = 32,
     max_new_tokens: int = 200,
     reference: Mapping[str, Any] | str | PathLike[str] | None = None,
+    across_processes: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Everything that TOFU asks of a model, in one scoring pass and one generation pass over all four sets.
@@ -59,6 +60,8 @@ def evaluate_tofu(
             answer of the four sets if that is less.
         reference: what this function returned for a model retrained without the forget set, or the path of its JSON;
             without it there is no forget quality.
+        across_processes: deal the work out over accelerate's processes. All have to call this with the same arguments;
+            all get the same results.
         progress: show progress bars.
 
     Returns:
@@ -81,15 +84,12 @@ def evaluate_tofu(
     rows = {name: _read(datasets, name) for name in _TRUTH_COLUMN}
     reference_ratios = None if reference is None else _reference_ratios(reference, rows["forget"])
     qa = QAFormat.for_tokenizer(tokenizer, style=style)
-    scores = _score(model, qa, rows, batch_size, progress)
+    passes = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
+    scores = _score(model, qa, rows, passes)
     longest = max(score.num_tokens for by_column in scores.values() for [score] in by_column["answer"])
     max_new_tokens = min(max_new_tokens, _LONGEST_ANSWERS * longest)
     prompts = [qa.prompt_ids(row["question"]) for name in rows for row in rows[name]]
-    generations = iter(
-        generate_greedy(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
-        )
-    )
+    generations = iter(generate_greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **passes))
     per_example = {
         name: _per_example(name, rows[name], scores[name], [next(generations) for _ in rows[name]]) for name in rows
     }
@@ -140,7 +140,7 @@ def _reference_ratios(reference: Mapping[str, Any] | str | PathLike[str], forget
 
 
 def _score(
-    model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], batch_size: int, progress: bool
+    model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], passes: dict[str, Any]
 ) -> dict[str, dict[str, list[list[AnswerScore]]]]:
     """Scores of every answer: set -> column -> row -> one score, or one for each perturbed answer."""
     examples, names = [], []
@@ -151,16 +151,7 @@ def _score(
                 for answer in _answers(row, column):
                     examples.append(qa.encode(row["question"], answer))
                     names.append(f"set {name!r}, row {index}, {column}")
-    scored = iter(
-        score_answers(
-            model,
-            examples,
-            names,
-            eos_token_id=qa.tokenizer.eos_token_id,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    )
+    scored = iter(score_answers(model, examples, names, eos_token_id=qa.tokenizer.eos_token_id, **passes))
     return {
         name: {
             column: [[next(scored) for _ in _answers(row, column)] for row in rows[name]] for column in columns[name]

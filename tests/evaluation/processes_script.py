@@ -1,0 +1,65 @@
+"""Evaluations dealt out over processes, for tests/evaluation/test_processes.py:  FOLDER, which has `model`; writes rankR.json."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from wagle_trainer.data import QAFormat, load_tofu_evaluation
+from wagle_trainer.evaluation import evaluate_tofu, generate_greedy, score_answers
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(folder / "model")
+tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+qa = QAFormat.for_tokenizer(tokenizer)
+sets = load_tofu_evaluation("fictional", "forget10", limit=3)
+
+
+def everything(across_processes: bool, rows: int) -> dict:
+    """Scores and answers of so many questions, in batches of two."""
+    questions = list(sets["forget"])[:rows]
+    options = {"batch_size": 2, "progress": False, "across_processes": across_processes}
+    scores = score_answers(
+        model,
+        [qa.encode(row["question"], row["answer"]) for row in questions],
+        [f"row {row}" for row in range(rows)],
+        eos_token_id=tokenizer.eos_token_id,
+        tokens=True,
+        vocabulary=True,
+        **options,
+    )
+    prompts = [qa.prompt_ids(row["question"]) for row in questions]
+    return {
+        "scores": [dataclasses.asdict(score) for score in scores],
+        "texts": generate_greedy(model, tokenizer, prompts, max_new_tokens=5, **options),
+    }
+
+
+def broken() -> str:
+    """What an answer that one process alone comes across, and that is impossible, raises."""
+    word = sets["forget"][2]["answer"].split()[0]
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer(word)["input_ids"]] = float("nan")
+    try:
+        everything(True, 3)
+    except FloatingPointError as error:
+        return str(error)
+    return "nothing"
+
+
+result = {
+    # 3 questions make 2 batches, 1 makes 1 batch, which does not go round; 0 make none.
+    "alone": [everything(False, rows) for rows in (3, 1, 0)],
+    "shared": [everything(True, rows) for rows in (3, 1, 0)],
+    "tofu_alone": evaluate_tofu(model, tokenizer, sets, batch_size=4, progress=False),
+    "tofu_shared": evaluate_tofu(model, tokenizer, sets, batch_size=4, progress=False, across_processes=True),
+    "broken": broken(),
+    "processes": PartialState().num_processes,
+}
+(folder / f"rank{PartialState().process_index}.json").write_text(json.dumps(result))
+PartialState().destroy_process_group()

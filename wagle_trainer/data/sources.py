@@ -1,0 +1,78 @@
+"""One table of rows, from a file in a local folder or from the hub, with errors that say which one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def load_rows(
+    name_or_path: str,
+    file: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    columns: Sequence[str] = (),
+    hint: str = "",
+) -> Dataset:
+    """The rows of a local JSON file, or of one split of a hub dataset.
+
+    Args:
+        name_or_path: a folder, or a hub id.
+        file: in a folder, the file to read, relative to it: JSON lines, or one JSON list of objects.
+        config: on the hub, the configuration ("subset"); None for the only one.
+        split: on the hub, the split.
+        columns: columns that must be there.
+        hint: what else the caller could pass, for the error.
+
+    Raises:
+        FileNotFoundError: the folder has no such file, or there is no such folder and no such hub dataset.
+        ValueError: the hub dataset has no such configuration or split, the rows lack a column, or there are none.
+    """
+    from datasets import load_dataset
+
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        path = folder / file
+        if not path.is_file():
+            kin = sorted(other.stem for other in path.parent.glob(f"*{path.suffix}"))
+            found = ", ".join(kin) or "none"
+            raise FileNotFoundError(
+                f"No split {path.stem!r} in {path.parent} (looked for {file}). Splits found: {found}."
+            )
+        rows, source = load_dataset("json", data_files=str(path), split="train"), str(path)
+    else:
+        source = repr(name_or_path) if config is None else f"{name_or_path!r}, configuration {config!r},"
+        try:
+            rows = load_dataset(name_or_path, config, split=split)
+        except (ConnectionError, FileNotFoundError) as error:
+            raise FileNotFoundError(
+                f"{name_or_path!r} is neither a folder nor a dataset that the hub gives access to ({error}). Without a network, "
+                f"pass a folder with the file {file}{hint}."
+            ) from error
+    check_columns(rows, columns, source)
+    return rows
+
+
+def check_columns(rows: Dataset, columns: Sequence[str], source: str) -> None:
+    """Raise a ValueError that names `source` if it has no rows or lacks one of `columns`."""
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise ValueError(f"{source} has no column {missing[0]!r}. Columns found: {', '.join(rows.column_names)}.")
+    if columns and len(rows) == 0:
+        raise ValueError(f"{source} has no rows.")
+
+
+def first_rows(rows: Dataset, limit: int | None) -> Dataset:
+    """The first `limit` rows, or all of them for None.
+
+    Raises:
+        ValueError: `limit` below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, or None for all rows; got {limit}.")
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))

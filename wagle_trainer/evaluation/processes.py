@@ -1,0 +1,44 @@
+"""Batches dealt out over the processes that accelerate started, and their results brought together again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+
+T = TypeVar("T")
+
+
+def deal_out(batches: Sequence[T], across_processes: bool) -> list[T]:
+    """The batches that this process runs: r, r + n, ... for process r of n; all of them without `across_processes`.
+
+    Every process gets as many, since forward passes may have to meet (FSDP, ZeRO-3, DDP's buffers): where the batches
+    do not go round, the last processes run one of the first batches again, while they would wait anyway.
+    """
+    if not across_processes:
+        return list(batches)
+    state = _state()
+    rounds = math.ceil(len(batches) / state.num_processes)
+    turns = (state.process_index + turn * state.num_processes for turn in range(rounds))
+    return [batches[turn % len(batches)] for turn in turns]
+
+
+def bring_together(values: dict[int, T], across_processes: bool) -> dict[int, T]:
+    """What all processes have found, by the position of the example; the same on all of them."""
+    if not across_processes:
+        return values
+    return {position: value for part in gather_object([values]) for position, value in part.items()}
+
+
+def shows_progress(progress: bool, across_processes: bool) -> bool:
+    """Whether this process shows a progress bar: one is enough."""
+    return progress and (not across_processes or _state().is_main_process)
+
+
+def _state() -> PartialState:
+    """Which process this is. Where no trainer has set accelerate up, it has to be told of CPUs to see all processes."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
