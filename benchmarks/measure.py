@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -23,18 +25,27 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each variant; they take turns, so that a slow minute of the machine hits all of them."""
+    """Median seconds of each variant; they take turns, so that a slow minute of the machine hits all of them, and each
+    begins with no memory left over: else the one that needs the most would pay for all first touches of fresh memory."""
     times: dict[str, list[float]] = {name: [] for name in variants}
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
     for _ in range(repeats):
         for name, run in variants.items():
+            _give_back_memory()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             start = time.perf_counter()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _give_back_memory() -> None:
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def peak_mib(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float:

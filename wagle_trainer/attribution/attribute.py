@@ -20,6 +20,7 @@ from wagle_trainer.attribution.automatic import (
     choose_gamma,
 )
 from wagle_trainer.attribution.gradients import Batch, SetStatistics, attribution_mode, set_statistics
+from wagle_trainer.attribution.histogram import ScoreHistogram
 from wagle_trainer.attribution.inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
 from wagle_trainer.attribution.scores import SETS, Score, arguments_of, name_of, needed_statistics, with_options
 from wagle_trainer.attribution.selection import ONE, SCOPES, Shards, leave_out, select
@@ -157,6 +158,7 @@ def attribute(
             effective_density=effective,
             forget_examples=examples.get("forget"),
             retain_examples=examples.get("retain"),
+            score_histogram=selection.histogram.as_dict(),
         ),
     )
     if mask.num_selected == 0:
@@ -195,6 +197,7 @@ class _Selection:
         self.curve = DensityCurve() if isinstance(density, str) else None
         self.density = FALLBACK_DENSITY if isinstance(density, str) else density
         self.any_positive = False
+        self.histogram = ScoreHistogram()
         self._scores: dict[str, Tensor] = {}
         self._packed: dict[str, Tensor] = {}
         self._moving: dict[str, Tensor] = {}
@@ -210,7 +213,8 @@ class _Selection:
         if self.curve is not None:
             self.curve.add(score, *(available[f"{which}_grad"] for which in SETS))
         if self.scope != "global":
-            self._packed |= select({key: score}, self.density, self.scope, excluded=self.excluded)
+            found = select({key: score}, self.density, self.scope, excluded=self.excluded, histogram=self.histogram)
+            self._packed |= found
             return
         part = own_part(score, parameter).clone() if self.shards is not ONE else score
         room = next((value for name, value in available.items() if name.endswith("_grad")), None)
@@ -224,7 +228,9 @@ class _Selection:
         if self.curve is not None:
             self._choose_density(self.curve)
         if self.scope == "global":
-            self._packed = select(self._scores, self.density, shards=self.shards, excluded=self.excluded)
+            self._packed = select(
+                self._scores, self.density, shards=self.shards, excluded=self.excluded, histogram=self.histogram
+            )
         if self.scope == "global" and self.shards is not ONE:
             for key, parameter in self.parameters.items():
                 rows = bits.unpack(self._packed[key], own(parameter).shape)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wagle_trainer.attribution.histogram import ScoreHistogram
 from wagle_trainer.masking import bits
 
 SCOPES = ("global", "tensor", "row")
@@ -51,6 +52,9 @@ class Threshold(NamedTuple):
     equal: int
 
 
+NOTHING = Threshold(np.float32(np.inf).view(np.int32).item(), 0, 0)
+
+
 def num_selected(density: float, num_weights: int) -> int:
     """floor(density * N), the number of weights that a density selects out of N."""
     return math.floor(density * num_weights)
@@ -67,6 +71,7 @@ def select(
     scope: str = "global",
     shards: Shards = ONE,
     excluded: Mapping[str, int] | None = None,
+    histogram: ScoreHistogram | None = None,
 ) -> dict[str, Tensor]:
     """The `density` share of the weights with the highest scores, as packed bits.
 
@@ -79,6 +84,7 @@ def select(
         scope: "global" compares all weights, "tensor" those of each tensor, "row" those of each first-dimension row.
         shards: with the global scope, `scores` may be the rows that lie on this process.
         excluded: how many weights of each whole tensor `leave_out` took out, if any; the density is of the others.
+        histogram: the scores are counted in, those of all processes.
 
     Returns:
         name -> packed uint8 (see `masking.bits`) of what `scores` held, in its order.
@@ -88,20 +94,31 @@ def select(
         total = torch.tensor(sum(score.numel() for score in scores.values()))
         shards.reduce(total)
         count = num_selected(density, int(total) - sum(excluded.get(name, 0) for name in scores))
-        threshold = find_threshold(list(scores.values()), count, shards.reduce)
+        threshold = find_threshold(list(scores.values()), count, shards.reduce, histogram)
+        if histogram is not None and count:
+            histogram.threshold = np.int32(threshold.bits).view(np.float32).item()
         ties = _ties_to_take(scores, threshold, shards)
         return dict(
             _in_threads(lambda name: (name, _apply(scores.pop(name), threshold.bits, ties[name])), list(scores))
         )
-    return {name: _select_within(scores.pop(name), density, scope, excluded.get(name, 0)) for name in list(scores)}
+    return {
+        name: _select_within(scores.pop(name), density, scope, excluded.get(name, 0), histogram)
+        for name in list(scores)
+    }
 
 
-def _select_within(score: Tensor, density: float, scope: str, excluded: int) -> Tensor:
+def _select_within(
+    score: Tensor, density: float, scope: str, excluded: int, histogram: ScoreHistogram | None
+) -> Tensor:
     """Packed mask of one tensor, whose weights compete with each other only."""
     if scope == "row" and score.dim() > 1:
         rows = score.flatten(1)
-        return bits.pack(_select_uneven_rows(rows, density) if excluded else _select_rows(rows, density))
-    threshold = find_threshold([score], num_selected(density, score.numel() - excluded))
+        selected = _select_uneven_rows(rows, density) if excluded else _select_rows(rows, density)
+        if histogram is not None:
+            histogram.add_counts(_upper_counts([rows]), _upper_counts([rows[selected]]))
+        return bits.pack(selected)
+    number = num_selected(density, score.numel() - excluded)
+    threshold = find_threshold([score], number, histogram=histogram)
     return _apply(score, threshold.bits, None if threshold.ties == threshold.equal else threshold.ties)
 
 
@@ -119,28 +136,41 @@ def _ties_to_take(scores: Mapping[str, Tensor], threshold: Threshold, shards: Sh
     return {name: max(0, threshold.ties - int(taken)) for name, taken in zip(scores, before, strict=True)}
 
 
-def find_threshold(scores: Iterable[Tensor], count: int, reduce: Reduce = _no_other) -> Threshold:
+def find_threshold(
+    scores: Iterable[Tensor], count: int, reduce: Reduce = _no_other, histogram: ScoreHistogram | None = None
+) -> Threshold:
     """The threshold that selects exactly `count` of the scores.
 
     Args:
         scores: float32 tensors, non-negative and finite or `EXCLUDED`; iterated over twice.
         count: how many to select, out of all processes.
         reduce: sums an int64 tensor over processes in place, when each holds a shard.
+        histogram: the scores of all processes are counted in.
 
     Raises:
         ValueError: a score is negative, infinite or NaN.
     """
-    if count == 0:
-        return Threshold(np.float32(np.inf).view(np.int32).item(), 0, 0)
+    if count == 0 and histogram is None:
+        return NOTHING
     scores = list(scores)
-    high = _reduced(_histogram(scores), reduce)
-    high[-1] = 0  # EXCLUDED
+    high = _reduced(_upper_counts(scores), reduce)
     if high[np.float32(np.inf).view(np.int32).item() >> _LOW_BITS :].any():
         raise ValueError("Attribution scores must be finite and not negative.")
+    if histogram is not None:
+        histogram.add(high, count)
+    if count == 0:
+        return NOTHING
     prefix, below_top = _bin_of(high, count)
     low = _reduced(_histogram(scores, prefix), reduce)
     suffix, below = _bin_of(low, count - below_top)
     return Threshold((prefix << _LOW_BITS) | suffix, count - below_top - below, int(low[suffix]))
+
+
+def _upper_counts(scores: Sequence[Tensor]) -> np.ndarray:
+    """Counts of the upper bits, without `EXCLUDED`."""
+    counts = _histogram(scores)
+    counts[-1] = 0
+    return counts
 
 
 def _reduced(histogram: np.ndarray, reduce: Reduce) -> np.ndarray:

@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = _run(options)
     except (MaskMismatchError, FileNotFoundError, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    print(json.dumps(result, indent=2) if options.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print("\n".join(f"{key}: {value}" for key, value in result.items() if key != "score_histogram"))
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class MaskInfo:
         effective_density: share of selected weights among those whose forget or retain gradient is not zero; of the
             gradients that the score needs, so None for scores that look at no data.
         forget_examples, retain_examples: numbers of examples that the gradients were averaged over.
+        score_histogram: how the scores are distributed and which of them are selected, as
+            `wagle_trainer.attribution.histogram.ScoreHistogram` gives it; candidates only.
     """
 
     score: str | None = None
@@ -65,6 +67,7 @@ class MaskInfo:
     effective_density: float | None = None
     forget_examples: int | None = None
     retain_examples: int | None = None
+    score_histogram: dict[str, Any] | None = None
 
 
 class WeightMask(Mapping[str, Tensor]):
