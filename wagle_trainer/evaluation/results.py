@@ -8,19 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.files import write_atomically
-
-# what a reader looks at first, by the two lines of the column's head
-_COLUMNS = {
-    "forget_Q_A_Prob": ("forget", "prob"),
-    "forget_Q_A_ROUGE": ("forget", "ROUGE-L"),
-    "forget_truth_ratio": ("forget", "truth ratio"),
-    "extraction_strength": ("extraction", "strength"),
-    "retain_Q_A_Prob": ("retain", "prob"),
-    "retain_Q_A_ROUGE": ("retain", "ROUGE-L"),
-    "model_utility": ("model", "utility"),
-    "forget_quality": ("forget", "quality"),
-}
 
 
 def save_results(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -39,15 +28,19 @@ def load_results(path: str | PathLike[str]) -> dict[str, Any]:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def results_table(
+    results: Mapping[str, Mapping[str, Any]], headline: Mapping[str, tuple[str, str]] | None = None
+) -> str:
     """The main numbers of several evaluations as aligned plain text.
 
     Args:
         results: label of each row ("before", "after (wagle)", "retrained") -> what an evaluation returned. Where a
             number is absent, such as forget quality without a reference, the table has "-".
+        headline: metric -> the two lines of its column's head: a suite's `headline`; TOFU's if None.
     """
-    rows = [["", *(first for first, _ in _COLUMNS.values())], ["", *(second for _, second in _COLUMNS.values())]]
-    rows += [[label, *(_cell(name, numbers.get(name)) for name in _COLUMNS)] for label, numbers in results.items()]
+    columns = get_suite("tofu").headline if headline is None else headline
+    rows = [["", *(first for first, _ in columns.values())], ["", *(second for _, second in columns.values())]]
+    rows += [[label, *(_cell(name, numbers.get(name)) for name in columns)] for label, numbers in results.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
