@@ -3,6 +3,8 @@
 Names load on first use: `attribute`, `WeightMask`, the scores and the losses need torch, safetensors and numpy only.
 """
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wagle_trainer._version import __version__
@@ -27,11 +29,13 @@ __all__ = ["WagleConfig", "WagleTrainer", "WeightAttributionCallback", "WeightMa
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        from importlib import import_module
-
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+if "peft" in sys.modules:  # it has to know the method "WAGLE"; where it is not in use, this package stays light
+    import_module("wagle_trainer.adapters")

@@ -58,6 +58,10 @@ class WagleConfig(SFTConfig):
         compact_optimizer (`bool`, *optional*): Keep AdamW's moments for the selected weights only; the weights come out
             the same. By default where it saves memory: up to density 0.5, with `optim` one of PyTorch's AdamW, on one
             process or with data parallelism. `True` insists on it, `False` turns it off.
+        save_adapter (`bool`, defaults to `False`): Save what the mask let change as an adapter for PEFT, in place of the
+            whole model, in checkpoints, too. See `wagle_trainer.adapters`.
+        save_full_model (`bool`, defaults to `False`): With `save_adapter`, save the whole model as well; the adapter is
+            then in the subfolder `adapter`.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*SFTConfig._VALID_DICT_FIELDS, "loss_kwargs", "attribution_kwargs"]
@@ -153,6 +157,14 @@ class WagleConfig(SFTConfig):
             "help": "Keep AdamW's moments for the selected weights only; by default up to density 0.5, where optim and "
             "engine allow it."
         },
+    )
+    save_adapter: bool = field(
+        default=False,
+        metadata={"help": "Save what the mask let change as an adapter for PEFT, in place of the whole model."},
+    )
+    save_full_model: bool = field(
+        default=False,
+        metadata={"help": "With save_adapter, save the whole model as well; the adapter goes to a subfolder."},
     )
 
     def __post_init__(self) -> None:

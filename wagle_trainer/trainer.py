@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 from trl import SFTTrainer
 
+from wagle_trainer.adapters.checkpoints import BESIDE_MODEL, AdapterCheckpoints, adapter_in
 from wagle_trainer.attribution.attribute import select_parameters
 from wagle_trainer.callback import WeightAttributionCallback, pad_token_id
 from wagle_trainer.checkpoints import is_complete, last_complete_checkpoint
@@ -54,7 +56,7 @@ from wagle_trainer.losses.retain import embedding_difference, js_to_reference, k
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.flat import FSDP1MaskedUpdates
 from wagle_trainer.masking.optim import CompactAdamW
-from wagle_trainer.model_card import PAPER, add_unlearning_section
+from wagle_trainer.model_card import PAPER, add_adapter_section, add_unlearning_section
 from wagle_trainer.reference import (
     ReferenceHead,
     ReferenceStates,
@@ -233,6 +235,10 @@ class WagleTrainer(SFTTrainer):
             self._attribution.masks_gradients = True
             self.add_callback(self._attribution)
             self._attribution.prepare(config, self.model, self.processing_class)
+        self._adapter = AdapterCheckpoints()
+        if config.save_adapter:
+            self._check_adapter()
+            self.add_callback(_BaseOfAdapter(self))
 
     @property
     def mask(self) -> WeightMask | None:
@@ -277,6 +283,18 @@ class WagleTrainer(SFTTrainer):
             raise ValueError(
                 f"loss_type={self.args.loss_type!r} needs {'hidden states or logits' if whole else 'the weights'} of a "
                 f"model in one piece, but {engine().value} shards it. Use another objective, or data parallelism."
+            )
+
+    def _check_adapter(self) -> None:
+        if self._attribution is None:
+            raise ValueError(
+                "save_adapter=True saves the weights that a mask selects, and attribution=None trains all of them. Save the "
+                "model, and make an adapter of what has changed by wagle_trainer.adapters.diff(base, tuned)."
+            )
+        if engine() not in WHOLE:
+            raise ValueError(
+                f"save_adapter=True does not work with {engine().value}, which shards the weights. Train on one process or "
+                "with data parallelism; or save the model, and make an adapter by wagle_trainer.adapters.diff(base, tuned)."
             )
 
     def _find_layers(self) -> dict[str, nn.Module]:
@@ -679,8 +697,59 @@ class WagleTrainer(SFTTrainer):
                 )
         return load_file(path)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As `Trainer._save`; with `save_adapter`, the adapter in place of the model, or in a folder beside it."""
+        if not self.args.save_adapter:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            adapter_folder = folder / BESIDE_MODEL if self.args.save_full_model else folder
+            self._adapter.save(adapter_folder, self.model, self._training_facts())
+            if self.args.save_full_model:
+                super()._save(output_dir, state_dict)
+            else:
+                self.processing_class.save_pretrained(folder)
+                torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _training_facts(self) -> dict[str, Any]:
+        """How the weights were trained, for people who get them: no text of any set."""
+        sets = {
+            role: {"examples": len(getattr(self.train_dataset, role)), "digest": digest}
+            for role, digest in self._fingerprints.items()
+        }
+        return {
+            "objective": self.args.loss_type,
+            "objective_arguments": self.args.loss_kwargs,
+            "retain_loss": self.retain_loss,
+            "learning_rate": self.args.learning_rate,
+            "steps": self.state.global_step,
+            "sets": sets,
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As `Trainer._load_from_checkpoint`; an adapter's values are put into the base model."""
+        adapter = adapter_in(resume_from_checkpoint)
+        if adapter is not None:
+            self._adapter.load(adapter, self.model)
+        elif self.args.save_adapter:
+            raise ValueError(
+                f"The checkpoint in {resume_from_checkpoint} holds no adapter: it was made without save_adapter=True. "
+                "Resume without it, and make an adapter by wagle_trainer.adapters.diff(base, tuned)."
+            )
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """As `Trainer._load_best_model`; an adapter's values are put into the model."""
+        best = self.state.best_model_checkpoint
+        adapter = None if best is None else adapter_in(best)
+        if adapter is None:
+            super()._load_best_model()
+        else:
+            self._adapter.load(adapter, self.model)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; the mask is saved beside the model."""
+        """As `Trainer.save_model`; the mask is saved beside the model, or beside the adapter that takes its place."""
         super().save_model(output_dir, _internal_call)
         if self.mask is not None and self.args.should_save:
             self.mask.save_pretrained(output_dir or self.args.output_dir)
@@ -697,7 +766,12 @@ class WagleTrainer(SFTTrainer):
                 "forget / retain examples": f"{len(self.train_dataset)} / {len(self.train_dataset.retain)}",
                 "LoRA modules": None if self.lora_modules is None else ", ".join(self.lora_modules),
             }
-            add_unlearning_section(Path(self.args.output_dir) / "README.md", settings, self.mask)
+            card = Path(self.args.output_dir) / "README.md"
+            add_unlearning_section(card, settings, self.mask)
+            if self.args.save_adapter and not self.args.save_full_model:
+                add_adapter_section(
+                    card, self.args.hub_model_id or self.args.output_dir, self.model.config._name_or_path or None
+                )
 
 
 class _EpochOfPairs(TrainerCallback):
@@ -718,6 +792,17 @@ class _References(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.compute_references()
+
+
+class _BaseOfAdapter(TrainerCallback):
+    """Has the base model remembered, once the mask is known and before a weight changes."""
+
+    def __init__(self, trainer: WagleTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        assert self.trainer.mask is not None
+        self.trainer._adapter.begin(self.trainer.model, self.trainer.mask)
 
 
 class _StepEnd(TrainerCallback):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 # Help of the option that every command has.
@@ -18,8 +16,12 @@ def make_parser(prog: str, description: str, examples: str) -> argparse.Argument
         prog=prog,
         description=description,
         epilog=f"examples:\n{examples.strip(chr(10))}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
     )
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120)
 
 
 def add_command(
@@ -36,7 +38,7 @@ def add_command(
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_formatter,
     )
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run, show=show or show_lines)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from wagle_trainer.files import write_atomically
+from wagle_trainer.hub import find_file, push
 from wagle_trainer.masking import bits
 from wagle_trainer.sharding import named_parameters, shape_of
 
@@ -207,7 +208,7 @@ class WeightMask(Mapping[str, Tensor]):
     def _combine(self, other: WeightMask, operation: Any) -> WeightMask:
         if self._shapes != other._shapes:
             raise MaskMismatchError(
-                "The two masks are not of the same model: " + _differences(self._shapes, other._shapes, "other mask")
+                "The two masks are not of the same model: " + differences(self._shapes, other._shapes, "other mask")
             )
         return WeightMask({name: operation(self._packed[name], other._packed[name]) for name in self}, self._shapes)
 
@@ -246,7 +247,7 @@ class WeightMask(Mapping[str, Tensor]):
         if expected != self._shapes:
             raise MaskMismatchError(
                 f"The mask (base model {self.info.base_model!r}) does not belong to this model: "
-                + _differences(self._shapes, expected, "model")
+                + differences(self._shapes, expected, "model")
             )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
@@ -277,7 +278,9 @@ class WeightMask(Mapping[str, Tensor]):
             ValueError: a file is truncated or not of a known format version.
             MaskMismatchError: the digest does not belong to the bits (the file was altered), or the model differs.
         """
-        weights, config_file = (_find_file(path_or_repo_id, name, revision) for name in (WEIGHTS_NAME, CONFIG_NAME))
+        weights, config_file = (
+            find_file(path_or_repo_id, name, revision, "mask") for name in (WEIGHTS_NAME, CONFIG_NAME)
+        )
         try:
             config = json.loads(config_file.read_text())
             version, digest, shapes = config["format_version"], config["digest"], config["shapes"]
@@ -305,46 +308,42 @@ class WeightMask(Mapping[str, Tensor]):
             mask.check(model)
         return mask
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload the two files of `save_pretrained` to a model repository on the Hub; returns the commit's address."""
-        import tempfile
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Mapping[str, Mapping[str, Any]] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload the two files of `save_pretrained` and a card to a model repository on the Hub.
 
-        from huggingface_hub import HfApi
+        Args:
+            evaluation: label, such as "before" -> metric -> number; for the card.
 
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
+        Returns:
+            the commit's address.
+        """
+        from wagle_trainer.model_card import mask_card
+
+        def write(folder: str) -> None:
             self.save_pretrained(folder)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload weight mask"))
+            mask_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
+
+        return push(write, repo_id, private=private, token=token, commit_message="Upload weight mask")
 
 
-def _find_file(path_or_repo_id: str | os.PathLike[str], name: str, revision: str | None) -> Path:
-    folder = Path(path_or_repo_id)
-    if folder.is_dir():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}: WeightMask.save_pretrained did not write this folder.")
-        return folder / name
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(str(path_or_repo_id), name, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise FileNotFoundError(
-            f"{os.fspath(path_or_repo_id)!r} is neither a folder with a saved mask nor a repository on the Hub that "
-            f"holds {name} and can be reached: {error}"
-        ) from error
-
-
-def _differences(mask: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]], what: str) -> str:
-    """The first few differences between two sets of shapes, as a sentence."""
-    missing = [f"{name!r} is not in the {what}" for name in mask if name not in other]
+def differences(
+    first: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]], what: str, of: str = "mask"
+) -> str:
+    """The first few differences between two sets of shapes, as a sentence; `of` and `what` name the two."""
+    missing = [f"{name!r} is not in the {what}" for name in first if name not in other]
     shapes = [
-        f"{name!r} has shape {mask[name]} in the mask and {other[name]} in the {what}"
-        for name in mask
-        if name in other and mask[name] != other[name]
+        f"{name!r} has shape {first[name]} in the {of} and {other[name]} in the {what}"
+        for name in first
+        if name in other and first[name] != other[name]
     ]
-    extra = [f"{name!r} is only in the {what}" for name in other if name not in mask]
+    extra = [f"{name!r} is only in the {what}" for name in other if name not in first]
     found = missing + shapes + extra
     more = f", and {len(found) - 3} more" if len(found) > 3 else ""
     return "; ".join(found[:3]) + more + "."

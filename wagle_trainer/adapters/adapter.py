@@ -1,0 +1,417 @@
+"""`SparseAdapter`: what unlearning changed in a model, as a small file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from wagle_trainer.adapters.sparse import SparseValues, as_integers, positions_layout, take, tensor_digest
+from wagle_trainer.files import write_atomically
+from wagle_trainer.hub import find_file, push
+from wagle_trainer.masking import WeightMask
+from wagle_trainer.sharding import named_parameters
+
+FORMAT_VERSION = 1
+PEFT_TYPE = "WAGLE"
+WEIGHTS_NAME = "adapter_model.safetensors"  # these two names are PEFT's
+CONFIG_NAME = "adapter_config.json"
+KEY_PREFIX = "base_model.model."  # as in every PEFT adapter file
+IGNORE = (
+    "Load the base model that it was trained on, in the same dtype. To go on regardless, pass ignore_base_mismatch=True: "
+    "then nobody knows what the model remembers."
+)
+
+
+class AdapterMismatchError(ValueError):
+    """An adapter does not fit the base model, another adapter, or the file that it is used with."""
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """Where an adapter comes from. Every field may be None.
+
+    Attributes:
+        base_model: name or path of the base model.
+        task_type: PEFT's name of what the base model does; "CAUSAL_LM" for models that generate.
+        mask: how the mask that chose the positions came about (`WeightMask.describe`).
+        training: how the values were trained: objective, sizes and digests of the sets; never their text.
+    """
+
+    base_model: str | None = None
+    task_type: str | None = None
+    mask: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, mask: dict[str, Any] | None = None, training: dict[str, Any] | None = None
+    ) -> AdapterInfo:
+        """What the base model says of itself."""
+        name = getattr(getattr(model, "config", None), "_name_or_path", None) or None
+        return cls(name, "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None, mask, training)
+
+
+class SparseAdapter(Mapping[str, SparseValues]):
+    """A mapping from parameter name to the new values at the positions that unlearning was free to change.
+
+    Base model + adapter is the trained model bit for bit; the base model's own values are not in the adapter, but the
+    digests of the tensors that it touches are, so that it cannot be applied to another base unnoticed.
+
+    Example:
+        >>> base, tuned = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        >>> adapter = diff(base, tuned)                                             # doctest: +SKIP
+        >>> adapter.save_pretrained("forgotten"); adapter.digest                    # doctest: +SKIP
+        >>> merge(base, SparseAdapter.from_pretrained("forgotten"))                 # doctest: +SKIP
+    """
+
+    def __init__(
+        self, values: Mapping[str, SparseValues], base_digests: Mapping[str, str], info: AdapterInfo | None = None
+    ):
+        """Wrap values that are sparse already; `from_mask` and `diff` make them.
+
+        Args:
+            base_digests: `tensor_digest` of the base model's tensors, for each name in `values`.
+        """
+        self._values = dict(values)
+        self.base_digests = {name: base_digests[name] for name in self._values}
+        self.info = info or AdapterInfo()
+
+    @classmethod
+    def from_mask(
+        cls, model: nn.Module, mask: WeightMask, base_digests: Mapping[str, str], info: AdapterInfo | None = None
+    ) -> SparseAdapter:
+        """The values that a trained model has where the mask selects weights.
+
+        Args:
+            base_digests: of the tensors that the mask selects from, taken before training (see `base_digests`).
+        """
+        parameters = named_parameters(model)
+        values = {n: SparseValues.from_mask(parameters[n], mask.packed(n)) for n in touched(mask)}
+        return cls({n: _on_cpu(v) for n, v in values.items()}, base_digests, info)
+
+    def __getitem__(self, name: str) -> SparseValues:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SparseAdapter) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"SparseAdapter({len(self)} tensors, {self.num_values:,} values, base model {self.info.base_model!r})"
+
+    @property
+    def num_values(self) -> int:
+        """Number of weights that the adapter sets."""
+        return sum(len(sparse.values) for sparse in self._values.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that positions and values take in memory, and on disk but for the names."""
+        return sum(sparse.nbytes for sparse in self._values.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, shapes, positions and values; does not depend on the order of the parameters."""
+        sha = hashlib.sha256()
+        for name in sorted(self._values):
+            sha.update(f"{name}:{self._values[name].digest()}:".encode())
+        return sha.hexdigest()
+
+    @property
+    def base_digest(self) -> str:
+        """SHA-256 over the digests of the base model's tensors that the adapter touches."""
+        return hashlib.sha256(json.dumps(self.base_digests, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def mask(self) -> WeightMask:
+        """The weights that the adapter sets, as a mask over the tensors that it touches."""
+        return WeightMask(
+            {name: sparse.packed for name, sparse in self._values.items()},
+            {name: sparse.shape for name, sparse in self._values.items()},
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes, digest and origin, as JSON can hold them."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "digest": self.digest,
+            "base_digest": self.base_digest,
+            "num_tensors": len(self),
+            "num_values": self.num_values,
+            "nbytes": self.nbytes,
+            **asdict(self.info),
+        }
+
+    def check(self, model: nn.Module, *, ignore_base_mismatch: bool = False) -> None:
+        """Raise unless `model` is the base model that the adapter was made for, in the tensors that it touches.
+
+        Args:
+            ignore_base_mismatch: names and shapes have to fit, values and dtypes may differ.
+
+        Raises:
+            AdapterMismatchError: a tensor is missing or differs in shape, dtype or content (says which), or the adapter
+                is merged into the model already.
+        """
+        tensors = {name: (sparse.shape, sparse.values.dtype) for name, sparse in self._values.items()}
+        parameters = named_parameters(model)
+        check_layout(parameters, tensors, self.info.base_model, any_dtype=ignore_base_mismatch)
+        if all(self._is_in_place(name, parameters[name]) for name in self) and differing(
+            parameters, self.base_digests
+        ):
+            raise AdapterMismatchError(
+                "The adapter is merged into this model already: all of its values are in place. Merge it once, into the "
+                "base model."
+            )
+        if not ignore_base_mismatch:
+            raise_for_base(differing(parameters, self.base_digests), self.info.base_model)
+
+    def _is_in_place(self, name: str, parameter: Tensor) -> bool:
+        sparse = self._values[name]
+        there = take(parameter, sparse.positions.to(parameter.device)).cpu()
+        values = sparse.values.cpu()
+        return there.dtype == values.dtype and torch.equal(as_integers(there), as_integers(values))
+
+    def config(self) -> dict[str, Any]:
+        """The content of `adapter_config.json`: what PEFT needs to find the method, and what loading checks."""
+        return {
+            "peft_type": PEFT_TYPE,
+            "task_type": self.info.task_type,
+            "base_model_name_or_path": self.info.base_model,
+            "inference_mode": True,
+            "format_version": FORMAT_VERSION,
+            "digest": self.digest,
+            "mask": self.info.mask,
+            "training": self.info.training,
+            "tensors": {
+                name: {
+                    "shape": list(sparse.shape),
+                    "dtype": str(sparse.values.dtype).removeprefix("torch."),
+                    "num_values": len(sparse.values),
+                    "base_digest": self.base_digests[name],
+                }
+                for name, sparse in self._values.items()
+            },
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The content of `adapter_model.safetensors`: positions and values of each tensor."""
+        return {
+            key: tensor.contiguous()
+            for name, sparse in self._values.items()
+            for key, tensor in zip(keys_of(name), (sparse.positions, sparse.values), strict=True)
+        }
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `adapter_model.safetensors` and `adapter_config.json` into `save_directory`, each at once."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS_NAME, save(self.state_dict(), metadata={"format": "pt"}))
+        write_atomically(folder / CONFIG_NAME, json.dumps(self.config(), indent=2).encode())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo_id: str | os.PathLike[str],
+        *,
+        model: nn.Module | None = None,
+        revision: str | None = None,
+    ) -> SparseAdapter:
+        """Read an adapter from a folder or from the Hub, and check it.
+
+        Args:
+            path_or_repo_id: a folder that `save_pretrained` wrote, or a model repository on the Hub.
+            model: if given, the adapter is checked against it (see `check`).
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is truncated, of another PEFT method or not of a known format version.
+            AdapterMismatchError: the digest does not belong to the values (the file was altered), or the model differs.
+        """
+        weights, config_file = (
+            find_file(path_or_repo_id, name, revision, "adapter") for name in (WEIGHTS_NAME, CONFIG_NAME)
+        )
+        config = read_config(config_file)
+        try:
+            state = load_file(weights)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{weights} is truncated or not a safetensors file: {error}.") from error
+        adapter = cls.from_state_dict(state, config, str(weights))
+        if model is not None:
+            adapter.check(model)
+        return adapter
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> SparseAdapter:
+        """Put together what the two files hold, and check it.
+
+        Args:
+            state: see `state_dict`.
+            config: see `config`.
+            where: what to call the file in error messages.
+
+        Raises:
+            AdapterMismatchError: the digest does not belong to the values, or names and sizes differ.
+        """
+        tensors = config["tensors"]
+        expected = {key for name in tensors for key in keys_of(name)}
+        if state.keys() != expected:
+            odd = sorted(state.keys() ^ expected)[0]
+            raise AdapterMismatchError(f"{where} and its {CONFIG_NAME} differ in {odd!r}: one of them was replaced.")
+        values = {}
+        for name, entry in tensors.items():
+            positions, new = (state[key] for key in keys_of(name))
+            shape = tuple(entry["shape"])
+            layout = positions_layout(torch.Size(shape).numel(), entry["num_values"])
+            if (positions.dtype, len(positions)) != layout or len(new) != entry["num_values"]:
+                raise AdapterMismatchError(f"{where} and its {CONFIG_NAME} differ in the size of {name!r}.")
+            values[name] = SparseValues(shape, positions, new)
+        info = AdapterInfo(
+            config.get("base_model_name_or_path"),
+            config.get("task_type"),
+            config.get("mask"),
+            config.get("training"),
+        )
+        adapter = cls(values, {name: entry["base_digest"] for name, entry in tensors.items()}, info)
+        if adapter.digest != config["digest"]:
+            raise AdapterMismatchError(
+                f"The digest in {CONFIG_NAME} is {config['digest'][:12]}..., that of the values in {where} is "
+                f"{adapter.digest[:12]}...: a file was altered or replaced. Fetch it again."
+            )
+        return adapter
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Mapping[str, Mapping[str, Any]] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes and a card to a model repository on the Hub.
+
+        Args:
+            evaluation: label, such as "before" -> metric -> number; for the card.
+
+        Returns:
+            the commit's address.
+        """
+        from wagle_trainer.model_card import adapter_card
+
+        def write(folder: str) -> None:
+            self.save_pretrained(folder)
+            adapter_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
+
+        return push(write, repo_id, private=private, token=token, commit_message="Upload unlearning adapter")
+
+
+def keys_of(name: str) -> tuple[str, str]:
+    """Under what keys positions and values of one parameter are saved."""
+    return f"{KEY_PREFIX}{name}.positions", f"{KEY_PREFIX}{name}.values"
+
+
+def touched(mask: WeightMask) -> list[str]:
+    """The parameters of which the mask selects a weight."""
+    return [name for name in mask if mask.num_selected_in(name) > 0]
+
+
+def base_digests(model: nn.Module, mask: WeightMask) -> dict[str, str]:
+    """Digests of the tensors of which the mask selects a weight. To be taken before training."""
+    parameters = named_parameters(model)
+    return {name: tensor_digest(parameters[name]) for name in touched(mask)}
+
+
+def read_config(config_file: Path) -> dict[str, Any]:
+    """`adapter_config.json` of a WAGLE adapter.
+
+    Raises:
+        ValueError: it is not one, or of a format version that is not known.
+    """
+    try:
+        config = json.loads(config_file.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{config_file} is not a readable adapter configuration: {error!r}.") from error
+    if not isinstance(config, dict) or config.get("peft_type") != PEFT_TYPE:
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise ValueError(f"{config_file} is of a {kind!r} adapter, not of a {PEFT_TYPE!r} one.")
+    check_version(config.get("format_version"), str(config_file))
+    if missing := [key for key in ("digest", "tensors") if not config.get(key)]:
+        raise ValueError(f"{config_file} is not a readable adapter configuration: it has no {missing[0]!r}.")
+    return config
+
+
+def is_adapter(config_file: Path) -> bool:
+    """Whether this is the configuration of a WAGLE adapter."""
+    try:
+        return json.loads(config_file.read_text()).get("peft_type") == PEFT_TYPE
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def check_version(version: Any, where: str) -> None:
+    """Raise ValueError for a format version that is not known."""
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{where} has adapter format version {version!r}; this wagle_trainer reads {FORMAT_VERSION}. Update "
+            "wagle-trainer."
+        )
+
+
+def check_layout(
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    base_model: str | None,
+    *,
+    any_dtype: bool = False,
+) -> None:
+    """Raise AdapterMismatchError unless the parameters have the names, shapes and dtypes that the adapter touches."""
+    found = []
+    for name, (shape, dtype) in tensors.items():
+        if name not in parameters:
+            found.append(f"{name!r} is not in the model")
+        elif tuple(parameters[name].shape) != shape:
+            found.append(f"{name!r} has shape {shape} in the adapter and {tuple(parameters[name].shape)} in the model")
+        elif parameters[name].dtype != dtype and not any_dtype:
+            found.append(f"{name!r} is {dtype} in the adapter and {parameters[name].dtype} in the model")
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        raise AdapterMismatchError(
+            f"The adapter was made for another base model ({base_model!r}): {'; '.join(found[:3])}{more}. "
+            + ("" if any_dtype else IGNORE)
+        )
+
+
+def differing(parameters: Mapping[str, Tensor], digests: Mapping[str, str]) -> list[str]:
+    """The names of the parameters whose content is not that of the digest."""
+    return [name for name, digest in digests.items() if tensor_digest(parameters[name]) != digest]
+
+
+def raise_for_base(different: list[str], base_model: str | None) -> None:
+    """Raise AdapterMismatchError if tensors of the base model differ."""
+    if different:
+        raise AdapterMismatchError(
+            f"The adapter was made for another base model ({base_model!r}): {len(different)} of the tensors that it "
+            f"touches differ, first {different[0]!r}. {IGNORE}"
+        )
+
+
+def _on_cpu(sparse: SparseValues) -> SparseValues:
+    return SparseValues(sparse.shape, sparse.positions.cpu(), sparse.values.cpu())

@@ -1,0 +1,333 @@
+"""`WagleModel`: the tuner of the PEFT method "WAGLE", which loads, switches, merges and removes adapters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from wagle_trainer.adapters.adapter import (
+    SparseAdapter,
+    check_layout,
+    differing,
+    keys_of,
+    raise_for_base,
+)
+from wagle_trainer.adapters.composition import check_combination
+from wagle_trainer.adapters.config import WagleAdapterConfig
+from wagle_trainer.adapters.layer import Change, WagleLayer
+from wagle_trainer.adapters.sparse import SparseValues
+
+
+class WagleModel(BaseTuner):
+    """
+    Sparse adapters of freely chosen positions on any parameters of a model: linear layers, embeddings, tied heads, norms,
+    biases. Made by training with `WagleConfig(save_adapter=True)` or by [`diff`], and loaded as every PEFT adapter:
+
+    Example:
+        >>> import wagle_trainer.adapters                                              # doctest: +SKIP
+        >>> model = PeftModel.from_pretrained(base, "forget-request-1", "one")         # doctest: +SKIP
+        >>> model.load_adapter("forget-request-2", "two")                              # doctest: +SKIP
+        >>> model.base_model.set_adapter(["one", "two"], combine="error")              # doctest: +SKIP
+        >>> model.delete_adapter("one")  # revoked: exactly what "two" alone gives     # doctest: +SKIP
+
+    The base model's tensors are shared, not copied: an active adapter costs one touched module's parameters at a time.
+    After `merge_adapter` a forward pass costs nothing more; the adapter holds the displaced values meanwhile, so that
+    `unmerge_adapter` gives the base model back bit for bit.
+    """
+
+    prefix: str = "wagle_"
+    tuner_layer_cls = WagleLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (as PEFT declares it)
+    peft_config: dict[str, Any]
+    combine: str = "error"
+    _merged_when_disabled = False
+
+    # Loading
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Make place for an adapter, whose values PEFT loads next, after checking that it belongs to this base model.
+
+        Raises:
+            AdapterMismatchError: the base model is another one, and `ignore_base_mismatch` is not set.
+            ValueError: the adapter is to be trained, or touches a parameter that cannot be switched.
+        """
+        config = self.peft_config[adapter_name]
+        if not isinstance(self.peft_config, _Configs):
+            self.peft_config = _Configs(self.peft_config)
+        self.peft_config.last = config
+        if not config.tensors:
+            raise ValueError(
+                "A WAGLE adapter is not made empty: train with WagleConfig(save_adapter=True), or make one of two "
+                "checkpoints with wagle_trainer.adapters.diff(base, tuned)."
+            )
+        if self._is_merged():
+            warnings.warn("An adapter is merged: unmerging it to load another one.", stacklevel=2)
+            self.unmerge_adapter()
+        owners = owners_by_name(model)
+        parameters = {name: places[0].tensor for name, places in owners.items()}
+        self._check_base(parameters, config)
+        for name in config.tensors:
+            for place in owners[name]:
+                _check_place(name, place)
+        wrapped: dict[nn.Module, WagleLayer] = {}
+        for name in config.tensors:
+            first = None
+            for place in owners[name]:
+                layer = place.module if isinstance(place.module, WagleLayer) else wrapped.get(place.module)
+                if layer is None:
+                    layer = wrapped[place.module] = WagleLayer(place.module).train(place.module.training)
+                assert place.parent is not None  # `_check_place`
+                place.parent._modules[place.child] = layer  # `parent` is never a wrapper
+                layer.wagle_names[place.parameter] = name
+                first = first or layer
+                if layer is not first:
+                    layer.wagle_tied.add(place.parameter)
+                if adapter_name not in layer.wagle_changes:
+                    layer.wagle_changes[adapter_name] = nn.Module()
+        if config.combine != "error":
+            self.combine = config.combine
+        model.requires_grad_(False)
+        self.set_adapter(self.active_adapters)
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's way of wrapping the modules that a pattern matches; `inject_adapter` wraps what the adapter names."""
+        raise NotImplementedError("WAGLE adapters name their parameters: there are no target modules.")
+
+    def _check_base(self, parameters: dict[str, Tensor], config: WagleAdapterConfig) -> None:
+        assert config.tensors is not None
+        ignore, base_model = config.ignore_base_mismatch, config.base_model_name_or_path
+        tensors = {n: (tuple(e["shape"]), getattr(torch, e["dtype"])) for n, e in config.tensors.items()}
+        check_layout(parameters, tensors, base_model, any_dtype=ignore)
+        if away := [name for name in tensors if parameters[name].is_meta]:
+            raise ValueError(f"{away[0]!r} is not in memory (offloaded?): an adapter needs the base model's weights.")
+        if not ignore:
+            digests = {name: entry["base_digest"] for name, entry in config.tensors.items()}
+            raise_for_base(differing(parameters, digests), base_model)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Check what the file holds and hand it to the layers; nothing is left for PEFT to load."""
+        adapter = SparseAdapter.from_state_dict(state_dict, config.to_dict(), "the adapter's file")
+        changes: dict[str, Change] = {}
+        for layer in _layers(model):
+            for parameter, name in layer.wagle_names.items():
+                if name in adapter and adapter_name in layer.wagle_changes:
+                    base, sparse = layer.base_layer.get_parameter(parameter), adapter[name]
+                    if name not in changes:
+                        values = sparse.values.to(base.device, base.dtype)
+                        changes[name] = Change(SparseValues(sparse.shape, sparse.positions.to(base.device), values))
+                    layer.load(adapter_name, parameter, changes[name])
+        return {}
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: Any, unwanted_adapter_names: Any
+    ) -> dict[str, Tensor]:
+        """The content of the adapter's file."""
+        merged = [each for each in _layers(model) if each.merged]
+        for layer in merged:
+            layer.unmerge()
+        tensors: dict[str, Tensor] = {}
+        for layer in _layers(model):
+            if adapter_name in layer.wagle_changes:
+                for parameter, change in layer.wagle_changes[adapter_name].named_children():
+                    assert isinstance(change, Change)
+                    kept = [t.clone() if merged else t for t in (change.positions, change.values)]
+                    tensors.update(zip(keys_of(layer.wagle_names[parameter]), kept, strict=True))
+        for layer in merged:
+            layer.merge()
+        return tensors
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return key  # there is none in the names of `keys_of`
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """The values are the model's weights: they have its dtype."""
+
+    # Switching
+
+    def set_adapter(
+        self, adapter_name: str | list[str], inference_mode: bool = False, combine: str | None = None
+    ) -> None:
+        """Choose the adapters that are active; an empty list gives the base model.
+
+        Args:
+            adapter_name: one or more of the loaded adapters.
+            inference_mode: without effect; adapters are not trained here.
+            combine: the rule for weights that several of them set, from now on: "error", "last" (of this list) or "sum".
+
+        Raises:
+            AdapterOverlapError: adapters overlap, and `combine` is "error"; nothing is changed then.
+            ValueError: an unknown adapter or rule.
+        """
+        adapters = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        combine = combine or self.combine
+        check_combination(combine)
+        if unknown := [adapter for adapter in adapters if adapter not in self.peft_config]:
+            raise ValueError(f"There is no adapter {unknown[0]!r}. Loaded: {', '.join(self.peft_config)}.")
+        if self._is_merged():
+            warnings.warn("Adapters cannot be switched while merged: unmerging them first.", stacklevel=2)
+            self.unmerge_adapter()
+        for layer in self._all_layers():
+            layer.check_adapters(adapters, combine)
+        for layer in self._all_layers():
+            layer.activate(adapters, combine)
+        self.active_adapter, self.combine = adapter_name, combine
+
+    def disable_adapter_layers(self) -> None:
+        """From now on the outputs are the base model's; a merged adapter is taken out."""
+        if self._is_merged():
+            self.unmerge_adapter()
+            self._merged_when_disabled = True
+        for layer in self._all_layers():
+            layer._disable_adapters = True
+
+    def enable_adapter_layers(self) -> None:
+        """Undo `disable_adapter_layers`; what was merged is merged again."""
+        for layer in self._all_layers():
+            layer._disable_adapters = False
+        if self._merged_when_disabled:
+            self._merged_when_disabled = False
+            self.merge_adapter()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter; the others that are active stay so, and nothing of the removed one is left.
+
+        Raises:
+            ValueError: there is no such adapter, or it is merged.
+        """
+        if adapter_name not in self.peft_config:
+            raise ValueError(f"There is no adapter {adapter_name!r}. Loaded: {', '.join(self.peft_config)}.")
+        if any(adapter_name in layer.merged_adapters for layer in self._all_layers()):
+            raise ValueError(f"The adapter {adapter_name!r} is merged: call unmerge_adapter() before deleting it.")
+        remaining = [adapter for adapter in self.active_adapters if adapter != adapter_name]
+        self.set_adapter(remaining)
+        del self.peft_config[adapter_name]
+        for layer in self._all_layers():
+            if adapter_name in layer.wagle_changes:
+                del layer.wagle_changes[adapter_name]
+
+    # Merging
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Write the active adapters' values into the base model, which keeps its memory: values are exchanged.
+
+        Args:
+            adapter_names: make these the active ones first.
+            safe_merge: refuse values that are not finite.
+
+        Raises:
+            ValueError: an adapter is merged already, adapters are disabled, or values are not finite.
+        """
+        if self._is_merged():
+            names = sorted({name for layer in self._all_layers() for name in layer.merged_adapters})
+            raise ValueError(
+                f"The adapters {', '.join(names)} are merged already. Call unmerge_adapter() before merging again."
+            )
+        if any(layer.disable_adapters for layer in self._all_layers()):
+            raise ValueError("The adapters are disabled: enable them before merging.")
+        if adapter_names is not None:
+            self.set_adapter(adapter_names)
+        if safe_merge:
+            for layer in self._all_layers():
+                for parameter in layer._in_force():
+                    if not bool(torch.isfinite(layer.effective(parameter)).all()):
+                        raise ValueError(f"{layer.wagle_names[parameter]!r} would have values that are not finite.")
+        for layer in self._all_layers():
+            layer.merge()
+
+    def unmerge_adapter(self) -> None:
+        """Give the base model its own values back, bit for bit."""
+        for layer in self._all_layers():
+            layer.unmerge()
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The base model with the adapters' values for good: the trained model."""
+        if not self._is_merged():
+            self.merge_adapter(adapter_names, safe_merge)
+        elif adapter_names is not None:
+            raise ValueError("An adapter is merged already: call unmerge_adapter() before choosing which to merge.")
+        return self._unwrap()
+
+    def unload(self) -> nn.Module:
+        """The base model as it was, bit for bit."""
+        if self._is_merged():
+            self.unmerge_adapter()
+        return self._unwrap()
+
+    def _unwrap(self) -> nn.Module:
+        for places in owners_by_name(self.model).values():
+            for place in places:
+                if isinstance(place.module, WagleLayer):
+                    assert place.parent is not None
+                    place.parent._modules[place.child] = place.module.base_layer
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        return self.model
+
+    def _all_layers(self) -> list[WagleLayer]:
+        return list(_layers(self.model))
+
+    def _is_merged(self) -> bool:
+        return any(layer.merged for layer in self._all_layers())
+
+
+class _Configs(dict[str, WagleAdapterConfig]):
+    """The configurations by adapter. `PeftModel` goes on asking for that of a deleted adapter, to learn its kind, as long
+    as it counts as the active one there."""
+
+    last: WagleAdapterConfig
+
+    def __missing__(self, name: str) -> WagleAdapterConfig:
+        return self.last
+
+
+class Place(NamedTuple):
+    """Where a parameter is held: the module that holds it, wrapped or not, and that one's place in its parent."""
+
+    parent: nn.Module | None
+    child: str
+    module: nn.Module
+    parameter: str
+    tensor: Tensor
+
+
+def owners_by_name(model: nn.Module) -> dict[str, list[Place]]:
+    """The parameters by the names that they have in the base model, with the places of each; several if it is tied."""
+    names: dict[Tensor, str] = {}
+    places: dict[str, list[Place]] = {}
+
+    def visit(module: nn.Module, path: str, parent: nn.Module | None, child: str) -> None:
+        base = module.base_layer if isinstance(module, WagleLayer) else module
+        for parameter, tensor in base._parameters.items():
+            if tensor is not None:
+                name = names.setdefault(tensor, path + parameter)
+                places.setdefault(name, []).append(Place(parent, child, module, parameter, tensor))
+        for name, sub in base._modules.items():
+            if sub is not None:
+                visit(sub, f"{path}{name}.", base, name)
+
+    visit(model, "", None, "")
+    return places
+
+
+def _check_place(name: str, place: Place) -> None:
+    if place.parent is None or isinstance(place.module, nn.ParameterList | nn.ParameterDict):
+        raise ValueError(
+            f"The parameter {name!r} is held by {'the model itself' if place.parent is None else 'a list or dictionary'}, "
+            "where it cannot be switched on and off. Use wagle_trainer.adapters.merge(base, adapter)."
+        )
+
+
+def _layers(model: nn.Module) -> Iterator[WagleLayer]:
+    return (module for module in model.modules() if isinstance(module, WagleLayer))

@@ -1,0 +1,47 @@
+"""Files that lie in a folder or in a repository on the Hub."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def find_file(path_or_repo_id: str | os.PathLike[str], name: str, revision: str | None, what: str) -> Path:
+    """Path of the file `name` in a folder or in a model repository on the Hub, from where it is fetched.
+
+    Args:
+        what: what the file belongs to, for the error message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    folder = Path(path_or_repo_id)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}: there is no saved {what} in it.")
+        return folder / name
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(str(path_or_repo_id), name, revision=revision))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(
+            f"{os.fspath(path_or_repo_id)!r} is neither a folder with a saved {what} nor a repository on the Hub that "
+            f"holds {name} and can be reached: {error}"
+        ) from error
+
+
+def push(
+    write: Callable[[str], None], repo_id: str, *, private: bool | None, token: str | None, commit_message: str
+) -> str:
+    """Upload what `write` writes into a folder to a model repository, made if need be; returns the commit's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
