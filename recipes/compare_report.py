@@ -1,0 +1,137 @@
+"""What the runs of recipes/compare.py say together: which learning rate counts, the tests, the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wagle_trainer.evaluation import load_results, results_table
+from wagle_trainer.reporting import write_report
+from wagle_trainer.reporting.inputs import TOFU
+from wagle_trainer.reporting.statistics import mean
+
+if TYPE_CHECKING:
+    from compare import CompareArguments, Runs
+
+NO_MASK = "no mask"
+RETRAINED = "retrained without the forget set"
+
+Results = Sequence[Mapping[str, Any]]  # one for each seed
+
+
+class Pick(NamedTuple):
+    """The learning rate that counts for a variant, whether it reaches the forget goal, and its results."""
+
+    learning_rate: float
+    reached: bool
+    results: Results
+
+
+def pick(by_rate: Mapping[float, Results], goal: float, compare: CompareArguments) -> Pick | None:
+    """Of the learning rates whose mean over seeds reaches the forget goal, the one with the best mean utility; if none
+    does, the one that forgets most; the lower of two that are equal. Rates with a failed seed do not count: None if no
+    rate is left."""
+    sign = 1 if TOFU.forget_metrics[compare.forget_metric] == "higher" else -1
+    found = []
+    for rate, results in by_rate.items():
+        if not any("failed" in result for result in results):
+            forgotten = sign * mean([result[compare.forget_metric] for result in results])
+            utility = mean([result[compare.utility_metric] for result in results])
+            reached = forgotten >= sign * goal
+            found.append(((reached, utility if reached else forgotten, -rate), Pick(rate, reached, results)))
+    return max(found, key=lambda entry: entry[0])[1] if found else None
+
+
+def forget_goal(references: Mapping[str, Results], compare: CompareArguments) -> float:
+    """The value of the forget metric from which a variant counts as having forgotten.
+
+    Raises:
+        ValueError: there is no number to derive it from.
+    """
+    if compare.forget_goal is not None:
+        return compare.forget_goal
+    metric, ends = compare.forget_metric, [references.get("before", ()), references.get(RETRAINED, ())]
+    if not all(end and metric in end[0] for end in ends):
+        raise ValueError(
+            f"The forget goal is a share of the way of {metric} from before unlearning to a retrained model, but not "
+            "both have that number: give --forget_goal, or a --retrained_model."
+        )
+    before, retrained = (mean([result[metric] for result in end]) for end in ends)
+    return before + compare.forget_share * (retrained - before)
+
+
+def report(runs: Runs) -> None:
+    """Pick learning rates, write the report into the folder of the runs, and print its table and sentences."""
+    compare, seeds = runs.compare, runs.compare.seeds
+    own_seeds = seeds if runs.small else seeds[:1]  # of the models that were not unlearned
+    references = {
+        name: [load_results(runs.path(seed, name)) for seed in own_seeds]
+        for name in ("before", RETRAINED)
+        if runs.path(own_seeds[0], name).exists()
+    }
+    goal = forget_goal(references, compare)
+    labels = list(dict.fromkeys(task.label for task in runs.tasks))
+    by_rate = {
+        label: {rate: [load_results(runs.path(seed, label, rate)) for seed in seeds] for rate in runs.learning_rates}
+        for label in labels
+    }
+    picked = {label: found for label in labels if (found := pick(by_rate[label], goal, compare)) is not None}
+    shared: dict[str, Any] = {
+        n: results if len(results) == len(seeds) else results[0] for n, results in references.items()
+    }
+    results = {"before": shared["before"], **{label: list(found.results) for label, found in picked.items()}}
+    results |= {RETRAINED: shared[RETRAINED]} if RETRAINED in shared else {}
+
+    masked = {task.label: task for task in runs.tasks if task.score is not None and task.label in picked}
+    pairs = {
+        "a random mask of the same density": [
+            (n, f"random {t.density:g}") for n, t in masked.items() if t.score != "random"
+        ],
+        NO_MASK: [(label, NO_MASK) for label in masked],
+    }
+    smallest = min(compare.densities)
+    path = write_report(
+        results,
+        runs.folder,
+        title=f"{runs.args.loss_type} with and without masks",
+        mask={label: runs.folder / "masks" / label for label, task in masked.items() if task.density == smallest},
+        config=runs.args.to_dict() | asdict(runs.tofu) | asdict(compare),
+        suite=SimpleNamespace(
+            headline=TOFU.headline,
+            forget_metrics=_first(compare.forget_metric, TOFU.forget_metrics),
+            utility_metrics=_first(compare.utility_metric, TOFU.utility_metrics),
+        ),
+        comparisons={family: [p for p in some if set(p) <= set(picked)] for family, some in pairs.items()},
+        notes=_notes(runs, picked, goal, [label for label in labels if label not in picked]),
+    )
+    page = load_results(path.with_name("report.json"))
+    means = {label: {name: i["mean"] for name, i in found.items()} for label, found in page["table"].items()}
+    print(f"\n{results_table(means)}\n\n" + "\n".join([*page["summary"], *page["notes"]]) + f"\n\nThe report: {path}")
+
+
+def _notes(runs: Runs, picked: Mapping[str, Pick], goal: float, failed: Sequence[str]) -> list[str]:
+    compare = runs.compare
+    notes = [
+        "A seed is a small Llama that was trained from scratch on the bundled people, and one that never saw the forget "
+        "set; it also gives the order of the examples and the random mask."
+        if runs.small
+        else "All seeds start from the same model: a seed gives the order of the examples and the random mask, so that "
+        "the tests say nothing about other models.",
+        f"Learning rate of each variant: of {', '.join(f'{rate:g}' for rate in runs.learning_rates)} the one with the best "
+        f"mean {compare.utility_metric} among those whose mean {compare.forget_metric} reaches the forget goal of "
+        f"{goal:.3g}; if none does, the one that forgets most. Picked: "
+        + "; ".join(f"{label}: {found.learning_rate:g}" for label, found in picked.items())
+        + ".",
+    ]
+    missed = [label for label, found in picked.items() if not found.reached]
+    if missed:
+        notes.append(f"No learning rate reached the forget goal: {', '.join(missed)}.")
+    if failed:
+        notes.append(f"Left out, since no learning rate gave finite numbers on every seed: {', '.join(failed)}.")
+    return notes
+
+
+def _first(metric: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {metric: metrics[metric], **metrics}

@@ -1,0 +1,49 @@
+"""What was run, with which versions, on which machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PACKAGES = (
+    *("wagle-trainer", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "numpy", "scipy"),
+    *("safetensors", "rouge_score", "matplotlib"),
+)
+
+
+def environment() -> dict[str, Any]:
+    """Command line, time, versions and machine, as JSON can hold them."""
+    machine: dict[str, Any] = {"system": platform.platform(), "processor": _processor(), "CPU cores": os.cpu_count()}
+    torch = sys.modules.get("torch")  # a report alone needs no torch
+    if torch is not None:
+        machine["torch threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            machine["GPUs"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: found for name in _PACKAGES if (found := _version(name))},
+        "machine": machine,
+    }  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name; platform.processor() is empty or the architecture on most Linux systems."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

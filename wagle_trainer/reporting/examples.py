@@ -1,0 +1,67 @@
+"""Answers to show, chosen by a rule and not by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wagle_trainer.reporting.inputs import Runs
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_COLUMNS = ("question", "answer", "generation", "rouge_l_recall")
+
+
+def rows_at_quantiles(values: Sequence[float], quantiles: Sequence[float] = QUANTILES) -> list[int]:
+    """Which rows stand at the quantiles of the values: row of rank round(q * (n - 1)), equal values in their order.
+
+    Returns:
+        Row numbers from the lowest quantile to the highest, each once.
+    """
+    order = np.argsort(values, kind="stable")
+    return list(dict.fromkeys(int(order[round(q * (len(values) - 1))]) for q in quantiles))
+
+
+def example_answers(runs: Runs, chosen_by: str, labels: Sequence[str]) -> tuple[str, list[dict[str, Any]]] | None:
+    """Forget questions at the quantiles of the ROUGE-L recall after unlearning, with the answers of several models.
+
+    Args:
+        runs: the evaluations.
+        chosen_by: label of the unlearned model whose ROUGE chooses the questions, by its first seed.
+        labels: whose answers are shown.
+
+    Returns:
+        The rule as a sentence, and for each question {"question", "answer", "quantile", "answers": [{"label", "text",
+        "rouge"}, ...]}; None where the evaluation kept no answers.
+
+    Raises:
+        ValueError: two of the models were asked other questions.
+    """
+    found = {label: runs.by_label[label][0].get("per_example", {}).get("forget", {}) for label in (chosen_by, *labels)}
+    if not all(column in found[chosen_by] for column in _COLUMNS):
+        return None
+    questions = found[chosen_by]["question"]
+    shown = [label for label in labels if all(column in found[label] for column in _COLUMNS)]
+    for label in shown:
+        if found[label]["question"] != questions:
+            raise ValueError(
+                f"{chosen_by!r} and {label!r} were asked other forget questions: evaluate both on the same."
+            )
+    first = " (first seed)" if runs.seeds > 1 else ""
+    rule = (
+        f"The forget questions at the quantiles {', '.join(f'{q:g}' for q in QUANTILES)} of the ROUGE-L recall of "
+        f"“{chosen_by}”{first}, from the best forgotten to the least; the earlier question where several are equal."
+    )
+    examples = [
+        {
+            "question": questions[row],
+            "answer": found[chosen_by]["answer"][row],
+            "answers": [
+                {"label": label, "text": found[label]["generation"][row], "rouge": found[label]["rouge_l_recall"][row]}
+                for label in shown
+            ],
+        }
+        for row in rows_at_quantiles(found[chosen_by]["rouge_l_recall"])
+    ]
+    return rule, examples

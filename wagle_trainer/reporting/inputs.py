@@ -1,0 +1,154 @@
+"""What a report is made of: checked before anything is written, and read in one way afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from wagle_trainer.reporting.statistics import Better
+
+Result = Mapping[str, Any]
+Results = Mapping[str, "Result | Sequence[Result]"]
+
+
+class Metrics(Protocol):
+    """How to read the numbers of a suite.
+
+    Attributes:
+        headline: metric -> the two lines of its column's head, in the order of the columns.
+        forget_metrics, utility_metrics: metric -> which values say that more was forgotten, or kept. The first of each
+            is the one that is plotted and tested.
+    """
+
+    headline: Mapping[str, tuple[str, str]]
+    forget_metrics: Mapping[str, Better]
+    utility_metrics: Mapping[str, Better]
+
+
+TOFU: Metrics = SimpleNamespace(
+    headline={
+        "forget_Q_A_Prob": ("forget", "prob"),
+        "forget_Q_A_ROUGE": ("forget", "ROUGE-L"),
+        "forget_truth_ratio": ("forget", "truth ratio"),
+        "extraction_strength": ("extraction", "strength"),
+        "retain_Q_A_Prob": ("retain", "prob"),
+        "retain_Q_A_ROUGE": ("retain", "ROUGE-L"),
+        "model_utility": ("model", "utility"),
+        "forget_quality": ("forget", "quality"),
+    },
+    forget_metrics={
+        "forget_Q_A_Prob": "lower",
+        "forget_Q_A_ROUGE": "lower",
+        "forget_truth_ratio": "higher",
+        "extraction_strength": "lower",
+        "forget_quality": "higher",
+    },
+    utility_metrics={"model_utility": "higher", "retain_Q_A_Prob": "higher", "retain_Q_A_ROUGE": "higher"},
+)
+
+
+def check_finite(value: Any, where: str) -> None:
+    """Raise unless all numbers in nested dicts and lists are finite.
+
+    Raises:
+        ValueError: names the place of the first one that is not.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: a report holds finite numbers only. Nothing was written.")
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            check_finite(part, f"{where}[{key!r}]")
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for index, part in enumerate(value):
+            check_finite(part, f"{where}[{index}]")
+
+
+class Runs:
+    """The evaluations of a report: label -> one for each seed.
+
+    Args:
+        results: label -> what an evaluation returned, or a list of these, one for each seed. A label with a single
+            result may stand beside labels with several seeds: a model that all of them share.
+
+    Raises:
+        ValueError: there are no results, two labels have different seeds, or a number is not finite.
+    """
+
+    def __init__(self, results: Results):
+        if not results:
+            raise ValueError("There are no results to report: pass label -> what an evaluation returned.")
+        check_finite(results, "results")
+        self.by_label: dict[str, list[Result]] = {}
+        for label, found in results.items():
+            runs = [found] if isinstance(found, Mapping) else list(found)
+            if not runs or not all(isinstance(run, Mapping) and run for run in runs):
+                raise ValueError(
+                    f"The results of {label!r} are empty or no results: pass what an evaluation returned, or a list of "
+                    "these, one for each seed."
+                )
+            self.by_label[label] = runs
+        self._check_seeds({label: found for label, found in results.items() if not isinstance(found, Mapping)})
+
+    def _check_seeds(self, several: Mapping[str, Any]) -> None:
+        seeds = {label: [run.get("settings", {}).get("seed") for run in runs] for label, runs in several.items()}
+        for label, own in seeds.items():
+            first = next(iter(seeds))
+            if len(own) != len(seeds[first]) or (None not in own + seeds[first] and own != seeds[first]):
+                raise ValueError(
+                    f"{first!r} has {_seeds(seeds[first])} and {label!r} has {_seeds(own)}: variants are compared seed "
+                    "by seed. Run the missing seeds, or leave the variant out."
+                )
+
+    @property
+    def seeds(self) -> int:
+        """The largest number of seeds of a label."""
+        return max(map(len, self.by_label.values()))
+
+    def __iter__(self) -> Any:
+        return iter(self.by_label)
+
+    def has(self, label: str, metric: str) -> bool:
+        """Whether every run of a label has a number."""
+        return all(isinstance(run.get(metric), int | float) for run in self.by_label[label])
+
+    def values(self, label: str, metric: str) -> list[float]:
+        """One number of each seed.
+
+        Raises:
+            ValueError: unknown label, or the evaluation did not give that number.
+        """
+        if label not in self.by_label:
+            raise ValueError(f"No results are labelled {label!r}; there are {', '.join(map(repr, self.by_label))}.")
+        if not self.has(label, metric):
+            numbers = [name for name, value in self.by_label[label][0].items() if isinstance(value, int | float)]
+            raise ValueError(
+                f"The results of {label!r} have no number {metric!r}; they have {', '.join(numbers) or 'none'}."
+            )
+        return [float(run[metric]) for run in self.by_label[label]]
+
+    def metrics(self, headline: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        """The columns that some label has numbers for.
+
+        Raises:
+            ValueError: none of them; another suite was evaluated.
+        """
+        found = {m: head for m, head in headline.items() if any(self.has(label, m) for label in self)}
+        if not found:
+            label, runs = next(iter(self.by_label.items()))
+            numbers = [name for name, value in runs[0].items() if isinstance(value, int | float)]
+            raise ValueError(
+                f"The results of {label!r} have none of the numbers {', '.join(headline)}; they have "
+                f"{', '.join(numbers) or 'none'}. Pass the suite that they come from."
+            )
+        return found
+
+
+def first_of(metrics: Mapping[str, Better], runs: Runs, columns: Mapping[str, Any]) -> str | None:
+    """The first metric that is a column of the table and that all labels have."""
+    return next((m for m in metrics if m in columns and all(runs.has(label, m) for label in runs)), None)
+
+
+def _seeds(seeds: Sequence[Any]) -> str:
+    return f"{len(seeds)} runs" if None in seeds else f"the seeds {', '.join(map(str, seeds))}"

@@ -1,0 +1,266 @@
+"""The report: one page that anybody can open, and the numbers behind it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from wagle_trainer.evaluation.results import load_results
+from wagle_trainer.files import write_atomically
+from wagle_trainer.masking import WeightMask
+from wagle_trainer.reporting.bootstrap import example_interval
+from wagle_trainer.reporting.charts import Chart, attack_charts, history_charts, mask_charts, trade_off_chart
+from wagle_trainer.reporting.environment import environment
+from wagle_trainer.reporting.examples import example_answers
+from wagle_trainer.reporting.inputs import TOFU, Metrics, Results, Runs, check_finite, first_of
+from wagle_trainer.reporting.statistics import Interval, compare, t_interval
+from wagle_trainer.reporting.summary import forgetting_sentences, verdict_sentences
+
+AnyPath = str | PathLike[str]
+BEFORE, RETRAINED = "before", "retrained"
+_CONTROLS = ("random", "no mask")  # what labels of controls have in them
+_ANSWERS = 5  # models whose example answers are shown
+
+
+def write_report(
+    results: Results,
+    folder: AnyPath,
+    *,
+    mask: WeightMask | AnyPath | Mapping[str, WeightMask | AnyPath] | None = None,
+    history: AnyPath | Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    attacks: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    config: Any = None,
+    title: str = "Unlearning report",
+    suite: Metrics = TOFU,
+    comparisons: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write `report.html`, `results.json`, `report.json` and `plots/*.png` into a folder.
+
+    The page is a single file that needs no network. Sections without data are left out, and a line says how to get
+    them. `results.json` holds `results` as given, so that the report can be made anew from it; `report.json` every
+    number and sentence of the page. On several processes, call it on one of them.
+
+    Args:
+        results: label -> what an evaluation returned, or a list of these, one for each seed. The label "before" is the
+            model before unlearning, labels that start with "retrained" are models that never saw the forget set, all
+            others are unlearned models, the most important one first.
+        folder: where to; made if missing.
+        mask: a mask or its folder, or several by name: density by layer and module, distribution of the scores.
+        history: `history.json` of `EvaluationCallback`, its path or what is in it, or several by name.
+        attacks: what `run_attacks` returned, or that of several unlearned models by label.
+        config: the training arguments: a dataclass or a mapping. Tokens are blanked out.
+        title: of the page.
+        suite: how to read the numbers: `headline`, `forget_metrics` and `utility_metrics` of the suite they come from.
+        comparisons: what the references are ("a random mask of the same density") -> pairs (label, label of its
+            reference). Each such family is tested over seeds and corrected for its size. By default every unlearned
+            model is compared with each that has "random" or "no mask" in its label.
+        notes: sentences on how the results came about, such as what a seed means.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: there are no results, or none of the suite's numbers; a number is not finite; labels have different
+            seeds or were asked other questions; a result is not what its examples say. Nothing is written then.
+        FileNotFoundError: a mask or history that is given as a path is not there.
+    """
+    runs = Runs(results)
+    columns = runs.metrics(suite.headline)
+    named = {metric: " ".join(head) for metric, head in columns.items()}
+    main = [first_of(suite.forget_metrics, runs, columns), first_of(suite.utility_metrics, runs, columns)]
+    unlearned = [label for label in runs if label != BEFORE and not label.startswith(RETRAINED)]
+    references = sorted((label for label in runs if label not in unlearned), key=lambda label: label != BEFORE)
+    masks, histories, attacked = _masks(mask), _histories(history), _attacks(attacks)
+
+    intervals = {label: {m: _interval(runs, label, m) for m in columns if runs.has(label, m)} for label in runs}
+    better = {**suite.forget_metrics, **suite.utility_metrics}
+    tested = [
+        comparison
+        for family, pairs in (_default_comparisons(unlearned) if comparisons is None else comparisons).items()
+        for metric in main
+        if metric is not None
+        for comparison in compare(
+            {label: runs.values(label, metric) for label in unlearned},
+            pairs,
+            family=family,
+            metric=metric,
+            better=better[metric],
+        )
+    ]
+    charts: list[Chart] = []
+    if main[0] is not None and main[1] is not None and unlearned:
+        charts.append(trade_off_chart(intervals, unlearned, main[0], main[1], named, suite))
+    charts += [*history_charts(histories, suite), *mask_charts(masks), *attack_charts(attacked)]
+    shown = [label for label in references if label == BEFORE]
+    shown += unlearned[: max(1, _ANSWERS - len(references))]
+    shown += [label for label in references if label != BEFORE]
+    examples = example_answers(runs, unlearned[0], shown) if unlearned else None
+
+    content = _json(results)
+    page: dict[str, Any] = {
+        "title": title,
+        "summary": [
+            *forgetting_sentences(
+                runs, intervals, unlearned, {m: named[m] for m in main if m is not None}, references
+            ),
+            *verdict_sentences(tested, named, runs),
+        ],
+        "notes": list(notes),
+        "columns": columns,
+        "better": {metric: better[metric] for metric in columns if metric in better},
+        "table": intervals,
+        "seeds": {label: len(found) for label, found in runs.by_label.items()},
+        "comparisons": [c.as_dict() | {"sentence": c.sentence(named[c.metric])} for c in tested],
+        "masks": {name: one.describe() for name, one in masks.items()},
+        "attacks": attacked,
+        "rule": examples[0] if examples else None,
+        "examples": examples[1] if examples else [],
+        "settings_by_label": {label: found[0].get("settings", {}) for label, found in runs.by_label.items()},
+        "config": _config(config),
+        "environment": environment() | {"SHA-256 of results.json": hashlib.sha256(content).hexdigest()},
+    }
+    page["missing"] = _missing(page, bool(histories), runs, masks)
+    html = _environment().get_template("report.html").render(page | {"charts": charts})
+
+    folder = Path(folder)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    for chart in charts:
+        write_atomically(folder / "plots" / f"{chart.name}.png", chart.png)
+    write_atomically(folder / "results.json", content)
+    as_dicts = {label: {metric: i._asdict() for metric, i in found.items()} for label, found in intervals.items()}
+    write_atomically(folder / "report.json", _json(page | {"table": as_dicts}))
+    write_atomically(folder / "report.html", html.encode())
+    return folder / "report.html"
+
+
+def _interval(runs: Runs, label: str, metric: str) -> Interval:
+    """Over seeds where there are several, else over examples."""
+    found = runs.by_label[label]
+    return t_interval(runs.values(label, metric)) if len(found) > 1 else example_interval(found[0], metric)
+
+
+def _default_comparisons(unlearned: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    controls = [label for label in unlearned if any(word in label for word in _CONTROLS)]
+    return {f"“{control}”": [(label, control) for label in unlearned if label not in controls] for control in controls}
+
+
+def _masks(mask: Any) -> dict[str, WeightMask]:
+    if mask is None:
+        return {}
+    by_name = {"": mask} if isinstance(mask, WeightMask | str | PathLike) else mask
+    return {
+        name: one if isinstance(one, WeightMask) else WeightMask.from_pretrained(one) for name, one in by_name.items()
+    }
+
+
+def _histories(history: Any) -> dict[str, Sequence[Mapping[str, Any]]]:
+    by_name = history if isinstance(history, Mapping) else {} if history is None else {"": history}
+    found: dict[str, Any] = {
+        name: load_results(one) if isinstance(one, str | PathLike) else one for name, one in by_name.items()
+    }
+    for name, entries in found.items():
+        if not entries or not all(isinstance(entry.get("metrics"), Mapping) and "step" in entry for entry in entries):
+            raise ValueError(
+                f"The history {name!r} must be a list of entries with 'step' and 'metrics', at least one, as "
+                "EvaluationCallback writes it."
+            )
+    check_finite(found, "history")
+    return found
+
+
+def _attacks(attacks: Any) -> dict[str, list[Mapping[str, Any]]]:
+    """Label -> attacks, from one attack, a list of them, `run_attacks`' mapping by name, or these by label."""
+    if not attacks:
+        return {}
+    by_label = attacks if isinstance(attacks, Mapping) else {"": attacks}
+    if "attack" in by_label or all(isinstance(one, Mapping) and "attack" in one for one in by_label.values()):
+        by_label = {"": [by_label] if "attack" in by_label else list(by_label.values())}
+    found = {label: list(some.values() if isinstance(some, Mapping) else some) for label, some in by_label.items()}
+    for label, some in found.items():
+        for attack in some:
+            if not {"attack", "baseline", "points", "came_back"} <= attack.keys() or not attack["points"]:
+                raise ValueError(
+                    f"An attack{f' on {label!r}' if label else ''} has no 'attack', 'baseline', 'came_back' or 'points': "
+                    "pass what run_attacks returned."
+                )
+    check_finite(found, "attacks")
+    return found
+
+
+def _config(config: Any) -> dict[str, Any]:
+    """Settings that are not None, secrets blanked out."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        config = config.to_dict() if hasattr(config, "to_dict") else dataclasses.asdict(config)
+    return {
+        str(key): "(not shown)" if str(key).endswith(("token", "password", "secret", "api_key")) else value
+        for key, value in config.items()
+        if value is not None
+    }
+
+
+def _missing(page: Mapping[str, Any], history: bool, runs: Runs, masks: Mapping[str, WeightMask]) -> list[str]:
+    """What is not in the page, and how to get it there."""
+    have_histograms = [mask.info.score_histogram for mask in masks.values()]
+    checks = [
+        (
+            runs.seeds > 1,
+            "Tests and intervals over seeds: pass a list of results, one for each seed, for every label.",
+        ),
+        (bool(page["comparisons"]), "Comparison with controls: run a random mask and no mask beside the method."),
+        (BEFORE in runs.by_label, 'The model before unlearning: evaluate it under the label "before".'),
+        (
+            any(label.startswith(RETRAINED) for label in runs),
+            'A model that never saw the forget set: evaluate one under a label that starts with "retrained".',
+        ),
+        (
+            history,
+            "Forgetting and utility over steps: train with EvaluationCallback and pass its history.json as history.",
+        ),
+        (bool(masks), "Where the mask selects: pass trainer.mask, or the folder of a saved mask, as mask."),
+        (
+            not masks or None not in have_histograms,
+            "Distribution of the scores: compute the mask anew; this one was combined by hand or made by an older version.",
+        ),
+        (bool(page["attacks"]), "Whether it comes back: pass what run_attacks returned as attacks."),
+        (
+            bool(page["examples"]),
+            "Example answers: pass results with per_example answers, as evaluate_tofu returns them.",
+        ),
+        (bool(page["config"]), "The training arguments: pass them as config."),
+    ]
+    return [text for there, text in checks if not there]
+
+
+def _json(value: Any) -> bytes:
+    return f"{json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str)}\n".encode()
+
+
+def _environment() -> Environment:
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["css"] = (folder / "report.css").read_text(encoding="utf-8")
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    environment.filters["number"] = _number
+    return environment
+
+
+def _number(value: float, metric: str = "") -> str:
+    # p-values span many orders of magnitude
+    return f"{value:.2g}" if metric == "forget_quality" or 0 < abs(value) < 5e-4 else f"{value:.3f}"
