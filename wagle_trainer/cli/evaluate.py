@@ -96,11 +96,15 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(path: str, dtype: str, device: Any) -> tuple[Any, Any]:
-    """A model, or an adapter on its base, and its tokenizer."""
+    """A model, or an adapter (a sparse one or any of PEFT's) on its base, and its tokenizer."""
+    from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
-    return model, AutoTokenizer.from_pretrained(path)
+    import wagle_trainer.adapters  # noqa: F401 (PEFT then knows them)
+
+    loader = AutoModelForCausalLM if find_adapter_config_file(path) is None else AutoPeftModelForCausalLM
+    return loader.from_pretrained(path, dtype=dtype).to(device), AutoTokenizer.from_pretrained(path)
 
 
 def _reference(text: str) -> dict[str, Any]:
