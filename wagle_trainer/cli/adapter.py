@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         _info,
         "what an adapter changes, and where it comes from",
         "wagle adapter info out/adapter",
-        _show,
+        _show_info,
     )
     verify = add_command(
         commands,
@@ -100,25 +100,21 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _merge(options: argparse.Namespace) -> dict[str, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from wagle_trainer.adapters import SparseAdapter, merge
+    from wagle_trainer.cli.models import load_model
 
     adapter = SparseAdapter.from_pretrained(options.adapter)
-    model = AutoModelForCausalLM.from_pretrained(options.base, dtype="auto")
+    model, tokenizer = load_model(options.base)
     merge(model, adapter, ignore_base_mismatch=options.ignore_base_mismatch).save_pretrained(options.output)
-    AutoTokenizer.from_pretrained(options.base).save_pretrained(options.output)
+    tokenizer.save_pretrained(options.output)
     return {"output": options.output, **adapter.describe()}
 
 
 def _compose(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.adapters import compose
+    from wagle_trainer.cli.models import load_model
 
-    base = None
-    if options.base is not None:
-        from transformers import AutoModelForCausalLM
-
-        base = AutoModelForCausalLM.from_pretrained(options.base, dtype="auto")
+    base = None if options.base is None else load_model(options.base)[0]
     return _save(compose(options.adapters, options.combine, base), options.output)
 
 
@@ -134,9 +130,19 @@ def _save(adapter: Any, output: str) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any]) -> str:
-    lines = dict(result)
-    for name in ("mask", "training"):  # how they came about: what is known of it, each on a line of its own
-        lines |= {f"{name} {key}": value for key, value in (lines.pop(name, None) or {}).items()}
-    lines.pop("mask score_histogram", None)
-    problems = lines.pop("problems", [])
-    return "\n".join([show_lines(lines), *(f"problem: {problem}" for problem in problems)])
+    shown = ("valid", "base_checked", "output", "num_tensors", "num_values", "nbytes", "base_model", "digest")
+    lines = show_lines({name: result[name] for name in shown if name in result})
+    return "\n".join([lines, *(f"problem: {problem}" for problem in result.get("problems", []))])
+
+
+def _show_info(result: dict[str, Any]) -> str:
+    mask = {name: value for name, value in (result["mask"] or {}).items() if name != "score_histogram"}
+    return show_lines(flat({**result, "mask": mask}))
+
+
+def flat(nested: dict[str, Any]) -> dict[str, Any]:
+    """Entries of nested dicts under their paths: {"a": {"b": 1}} -> {"a.b": 1}."""
+    entries: dict[str, Any] = {}
+    for name, value in nested.items():
+        entries |= {f"{name}.{key}": v for key, v in flat(value).items()} if isinstance(value, dict) else {name: value}
+    return entries

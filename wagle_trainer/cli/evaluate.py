@@ -63,6 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
+    from wagle_trainer.cli.models import load_model
     from wagle_trainer.evaluation import load_results, results_table, save_results
     from wagle_trainer.evaluation.suites import get_suite
 
@@ -93,18 +94,6 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     rows = {name: row for name, row in {**known, label: results}.items() if isinstance(row, Mapping)}
     options.show = lambda _: results_table(rows, suite.headline)
     return {label: {name: value for name, value in results.items() if name != "per_example"}}
-
-
-def load_model(path: str, dtype: str, device: Any) -> tuple[Any, Any]:
-    """A model, or an adapter (a sparse one or any of PEFT's) on its base, and its tokenizer."""
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    import wagle_trainer.adapters  # noqa: F401 (PEFT then knows them)
-
-    loader = AutoModelForCausalLM if find_adapter_config_file(path) is None else AutoPeftModelForCausalLM
-    return loader.from_pretrained(path, dtype=dtype).to(device), AutoTokenizer.from_pretrained(path)
 
 
 def _reference(text: str) -> dict[str, Any]:

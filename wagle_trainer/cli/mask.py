@@ -74,8 +74,9 @@ def _show_info(result: dict[str, Any]) -> str:
 def table(counts: dict[str, dict[str, Any]]) -> str:
     """One group of `WeightMask.summary` as aligned text."""
     width = max(map(len, counts))
+    digits = max(len(f"{entry['total']:,}") for entry in counts.values())
     return "\n".join(
-        f"  {name:<{width}} {entry['selected']:>15,} of {entry['total']:>15,}  {entry['density']:8.2%}"
+        f"  {name:<{width}}  {entry['selected']:>{digits},} of {entry['total']:>{digits},}  {entry['density']:8.2%}"
         for name, entry in counts.items()
     )
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from wagle_trainer.cli.parsing import JSON_HELP, make_parser, show_lines
@@ -36,15 +34,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.evaluation import load_results
     from wagle_trainer.evaluation.suites import get_suite
+
+    results, suite = load_results(options.results), get_suite(options.suite)
+    attacks = None if options.attacks is None else load_results(options.attacks)
+
     from wagle_trainer.reporting import write_report
 
     page = write_report(
-        load_results(options.results),
+        results,
         options.output_dir,
         mask=options.mask,
         history=options.history,
-        attacks=None if options.attacks is None else json.loads(Path(options.attacks).read_text(encoding="utf-8")),
+        attacks=attacks,
         title=options.title,
-        suite=get_suite(options.suite),
+        suite=suite,
     )
     return {"report": str(page)}

@@ -9,6 +9,7 @@ from typing import Any
 
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from wagle_trainer.cli.models import naming
 from wagle_trainer.cli.parsing import JSON_HELP
 from wagle_trainer.config import WagleConfig
 from wagle_trainer.data.arguments import DataArguments, load_forget_and_retain
@@ -76,16 +77,18 @@ def trainer_for(options: argparse.Namespace) -> Any:
         "trust_remote_code": options.training.trust_remote_code,
     }
     path, quantization = options.model.model_name_or_path, get_quantization_config(options.model)
-    tokenizer = AutoTokenizer.from_pretrained(path, **source)
+    with naming(path):
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
     forget, retain = load_forget_and_retain(options.data, QAFormat.for_tokenizer(tokenizer, options.data.style))
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=options.model.dtype,
-        attn_implementation=options.model.attn_implementation,
-        quantization_config=quantization,
-        device_map={"": options.training.device} if quantization is not None else None,
-        **source,
-    )
+    with naming(path):
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=options.model.dtype,
+            attn_implementation=options.model.attn_implementation,
+            quantization_config=quantization,
+            device_map={"": options.training.device} if quantization is not None else None,
+            **source,
+        )
     return WagleTrainer(
         model=model,
         args=options.training,

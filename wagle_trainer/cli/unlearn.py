@@ -10,7 +10,10 @@ from wagle_trainer.cli.parsing import show_lines
 from wagle_trainer.cli.training import parse_training, trainer_for
 
 DESCRIPTION = """Make a model forget. Scores the weights, trains the selected ones with the objective --loss_type, and saves model,
-tokenizer, mask and model card in --output_dir. Every option may stand in a YAML file for --config; the recipes' files will do."""
+tokenizer, mask and model card in --output_dir. Every option may stand in a YAML file for --config; the recipes' files will do.
+
+Besides the data, what matters most is --loss_type and --loss_kwargs, --learning_rate and --num_train_epochs, --retain_weight,
+--attribution, --density and --attribution_gamma. All others are those of TRL's SFTTrainer and have its defaults."""
 EXAMPLES = """
   wagle unlearn --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --output_dir out
   wagle unlearn --model_name_or_path MODEL --dataset_name locuslab/TOFU --forget_split forget05 --loss_type npo \\
