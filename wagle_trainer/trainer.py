@@ -94,7 +94,9 @@ class WagleTrainer(SFTTrainer):
         mask ([`WeightMask`] or path, *optional*): A mask to use as it is: then nothing is computed.
         refusals (`list[str]`, *optional*): Preferred answers for objectives that need them, when the forget set has
             none; by default the bundled sentences.
-        kwargs: Everything else that [`~trl.SFTTrainer`] takes, such as `peft_config`.
+        kwargs: Everything else that [`~trl.SFTTrainer`] takes, such as `peft_config`. With
+            `LoraConfig(target_modules="wagle")`, or another score, the base weights are scored first, and the Linear
+            modules that hold most of the selected weights get the adapter (see [`~wagle_trainer.lora.lora_modules`]).
 
     Raises:
         ValueError, TypeError: a set that is missing, empty, in no known format, or whose answers `max_length` cuts off;
@@ -107,6 +109,9 @@ class WagleTrainer(SFTTrainer):
         ...     forget_dataset=forget, retain_dataset=retain,
         ... )
         >>> trainer.train(); trainer.save_model(); trainer.mask                           # doctest: +SKIP
+
+    Attributes:
+        lora_modules: names of the modules that a score chose for LoRA, highest share first; None otherwise.
     """
 
     _tag_names = ["trl", "wagle", "unlearning"]  # noqa: RUF012 (as TRL declares it)

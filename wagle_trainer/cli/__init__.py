@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -64,5 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except REFUSALS as error:
         print(f"wagle {group}: {error}", file=sys.stderr)
         return 1
-    print(text)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(text)
     return getattr(options, "exit_code", 0)

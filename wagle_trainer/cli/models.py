@@ -24,7 +24,7 @@ def load_model(path: str, dtype: str = "auto", device: Any = None) -> tuple[Any,
     """
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.peft_utils import find_adapter_config_file
+    from transformers.utils import find_adapter_config_file
 
     import wagle_trainer.adapters  # noqa: F401 (PEFT then knows them)
 
