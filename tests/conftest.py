@@ -204,6 +204,49 @@ def make_set():
     return make
 
 
+@pytest.fixture(scope="session")
+def muse_rows() -> dict[str, list[dict[str, str]]]:
+    """Rows for every split of MUSE, in words of `word_tokenizer`: three in most, two in the examples."""
+    import random
+
+    draw = random.Random(0)
+
+    def words(fewest: int, most: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(fewest, most)))
+
+    texts = [{"text": words(20, 40)} for _ in range(12)]
+    questions = [{"question": words(2, 5), "answer": words(2, 4)} for _ in range(10)]
+    return {
+        "raw/forget": texts[:3],
+        "raw/retain1": texts[3:6],
+        "raw/holdout": texts[6:9],
+        "train/full": texts[:6],
+        "verbmem/forget": [{"prompt": words(5, 9), "gt": words(10, 20)} for _ in range(3)],
+        "knowmem/forget_qa": questions[:3],
+        "knowmem/retain_qa": questions[3:6],
+        "knowmem/forget_qa_icl": questions[6:8],
+        "knowmem/retain_qa_icl": questions[8:],
+        "privleak/forget": texts[:3],
+        "privleak/holdout": texts[6:9],
+        "scal/forget_1": texts[:2],
+        "scal/forget_2": texts[:4],
+        "sust/forget_1": texts[:2],
+        "sust/forget_2": texts[2:4],
+    }
+
+
+@pytest.fixture
+def muse_folder(tmp_path, muse_rows) -> Path:
+    """`muse_rows` as a folder in MUSE's layout."""
+    import json
+
+    for split, rows in muse_rows.items():
+        path = tmp_path / "muse" / f"{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return tmp_path / "muse"
+
+
 @pytest.fixture
 def arguments(tmp_path):
     """arguments(**changes) -> WagleConfig for a short, silent run on the CPU in float32."""

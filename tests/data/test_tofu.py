@@ -68,6 +68,32 @@ def test_evaluation_sets(folder, limit, rows):
         assert dataset["question"] == [f"{name}_perturbed {i}?" for i in range(rows)]
 
 
+def test_evaluation_has_a_holdout_set_where_there_is_one(folder):
+    (folder / "holdout05.json").write_text(
+        '{"question": "q 1?", "answer": "1"}\n{"question": "q 2?", "answer": "2"}\n'
+    )
+    sets = load_tofu_evaluation(str(folder), "forget05")
+    assert sets["holdout"].to_list() == [{"question": f"q {i}?", "answer": f"{i}"} for i in (1, 2)]
+    assert len(load_tofu_evaluation(str(folder), "forget05", 1)["holdout"]) == 1
+    assert load_tofu_evaluation("fictional", "forget10")["holdout"].to_list() == fictional_split("holdout10").to_list()
+
+
+def test_evaluation_does_without_a_holdout_set_on_the_hub(monkeypatch):
+    def load(name, configuration, **kwargs):
+        if error and configuration.startswith("holdout"):
+            raise error
+        return configuration
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    error = ValueError("BuilderConfig 'holdout01' not found.")
+    assert "holdout" not in load_tofu_evaluation("locuslab/TOFU", "forget01")
+    error = ConnectionError("no network")
+    with pytest.raises(FileNotFoundError, match="no network"):
+        load_tofu_evaluation("locuslab/TOFU", "forget01")
+    error = None
+    assert load_tofu_evaluation("locuslab/TOFU", "forget01")["holdout"] == "holdout01"
+
+
 def test_evaluation_limit_must_leave_a_row(folder):
     with pytest.raises(ValueError, match="at least 1"):
         load_tofu_evaluation(str(folder), "forget05", 0)
@@ -114,10 +140,11 @@ def test_real_tofu_evaluation(tofu_dir):
         "retain": 400,
         "real_authors": 100,
         "world_facts": 117,
+        "holdout": 40,
     }
     forgotten = load_tofu(str(tofu_dir), "forget01")
     assert sets["forget"].select_columns(forgotten.column_names).to_list() == forgotten.to_list()
     for name, dataset in sets.items():
         bundled = load_tofu_evaluation("fictional", "forget05", 1)[name]
         assert set(bundled.column_names) == set(dataset.column_names)
-        assert all(isinstance(answer, str) for answer in dataset[0]["perturbed_answer"])
+        assert all(isinstance(answer, str) for answer in dataset[0].get("perturbed_answer", []))

@@ -10,7 +10,16 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wagle_trainer.data import QAFormat, load_tofu_evaluation
-from wagle_trainer.evaluation import evaluate_tofu, generate_greedy, score_answers
+from wagle_trainer.evaluation import (
+    HarnessTasks,
+    evaluate_copyright,
+    evaluate_detoxification,
+    evaluate_muse,
+    evaluate_tofu,
+    evaluate_wmdp,
+    generate_greedy,
+    score_answers,
+)
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -40,6 +49,38 @@ def everything(across_processes: bool, rows: int) -> dict:
     }
 
 
+def suites(across_processes: bool) -> dict:
+    """The other suites, on the same questions; WMDP's only where the harness is installed and so there are tasks."""
+    options = {"batch_size": 2, "progress": False, "across_processes": across_processes}
+    rows = list(sets["forget"])
+    texts = [{"text": f"{row['question']} {row['answer']}"} for row in rows]
+    muse = {
+        "verbmem_forget": [{"prompt": row["question"], "gt": row["answer"]} for row in rows],
+        "knowmem_forget": rows,
+        "knowmem_retain": list(sets["retain"]),
+        "privleak_forget": texts,
+        "privleak_holdout": [{"text": row["answer"]} for row in sets["retain"]],
+    }
+    found = {
+        "muse": evaluate_muse(model, tokenizer, muse, verbmem_tokens=5, knowmem_tokens=5, **options),
+        "copyright": evaluate_copyright(
+            model, tokenizer, {"seen": texts, "unseen": texts[1:]}, prompt_tokens=4, continuation_tokens=5, **options
+        ),
+        "detoxification": evaluate_detoxification(
+            model,
+            tokenizer,
+            {"prompts": [{"prompt": row["question"]} for row in rows]},
+            toxicity=lambda said: [1 / (1 + len(text)) for text in said],
+            max_new_tokens=5,
+            **options,
+        ),
+    }
+    if (folder / "tasks").is_dir():
+        tasks = HarnessTasks(["forget_bio", "forget_cyber"], ["retain_all"], str(folder / "tasks"))
+        found["wmdp"] = evaluate_wmdp(model, tokenizer, tasks, **options)
+    return found
+
+
 def broken() -> str:
     """What an answer that one process alone comes across, and that is impossible, raises."""
     word = sets["forget"][2]["answer"].split()[0]
@@ -58,6 +99,8 @@ result = {
     "shared": [everything(True, rows) for rows in (3, 1, 0)],
     "tofu_alone": evaluate_tofu(model, tokenizer, sets, batch_size=4, progress=False),
     "tofu_shared": evaluate_tofu(model, tokenizer, sets, batch_size=4, progress=False, across_processes=True),
+    "suites_alone": suites(False),
+    "suites_shared": suites(True),
     "broken": broken(),
     "processes": PartialState().num_processes,
 }

@@ -1,5 +1,6 @@
 """Evaluations on two processes (gloo) give what one gives, and the same on both."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ SCRIPT = Path(__file__).with_name("processes_script.py")
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory, make_llama) -> list[dict]:
+def ranks(tmp_path_factory, make_llama, write_harness_tasks) -> list[dict]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("processes")
     tokenizer = fictional_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     make_llama(vocab_size=len(tokenizer)).save_pretrained(folder / "model")
+    if importlib.util.find_spec("lm_eval"):
+        write_harness_tasks(folder / "tasks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, folder]
     with subprocess.Popen(
         list(map(str, command)),
@@ -65,6 +68,15 @@ def test_tofu(ranks):
         assert rank["tofu_alone"]["per_example"]["forget"]["generation"]
         assert close(rank["tofu_shared"], rank["tofu_alone"])
     assert ranks[0]["tofu_shared"] == ranks[1]["tofu_shared"]
+
+
+@pytest.mark.distributed
+def test_other_suites(ranks):
+    for rank in ranks:
+        assert close(rank["suites_shared"], rank["suites_alone"])
+    assert ranks[0]["suites_shared"] == ranks[1]["suites_shared"]
+    names = {"muse", "copyright", "detoxification", *(["wmdp"] if importlib.util.find_spec("lm_eval") else [])}
+    assert set(ranks[0]["suites_shared"]) == names
 
 
 @pytest.mark.distributed

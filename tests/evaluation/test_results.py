@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from wagle_trainer.evaluation import load_results, results_table, save_results
+from wagle_trainer.evaluation import get_suite, load_results, results_table, save_results
 
 
 def test_round_trip_makes_the_folder(tmp_path):
@@ -53,3 +53,11 @@ def test_table_is_aligned_and_complete():
     ]
     assert lines[3].split() == ["before", "0.988", "1.000", "0.500", "0.750", "0.875", "0.900", "0.600", "1.2e-12"]
     assert lines[4].split() == ["after", "(wagle)", "0.010", "-", "-", "-", "-", "-", "-", "0.050"]
+
+
+def test_table_of_another_suite():
+    numbers = {"seen_ROUGE": 0.5, "seen_exact_match": 0.25, "unseen_perplexity": 12.3456}
+    lines = results_table({"before": numbers}, get_suite("copyright").headline).splitlines()
+    assert lines[0].split() == ["seen", "seen", "seen", "unseen", "unseen"]
+    assert lines[1].split() == ["ROUGE-L", "exact", "prefix", "ROUGE-L", "perplexity"]
+    assert lines[3].split() == ["before", "0.500", "0.250", "-", "-", "12.346"]

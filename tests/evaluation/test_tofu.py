@@ -1,5 +1,6 @@
 import json
 import math
+import zlib
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from wagle_trainer.data import QAFormat, load_tofu_evaluation
 from wagle_trainer.data.fictional import fictional_tokenizer
-from wagle_trainer.evaluation import evaluate_tofu, load_results, save_results
+from wagle_trainer.evaluation import evaluate_tofu, load_results, results_table, save_results
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
 
@@ -79,18 +80,31 @@ def plain(model, tokenizer, sets) -> dict[str, float]:
         log_probs, labels = tokens(question, answer)
         return log_probs[range(len(labels)), labels].mean().item()
 
-    def strength(question, answer):
+    def probability(question, answer):
+        return math.exp(mean_log_prob(question, answer))
+
+    def right(question, answer):
         log_probs, labels = tokens(question, answer)
-        right = (log_probs.argmax(-1) == labels)[:-1].tolist()
-        return 1 - min(k for k in range(len(right) + 1) if all(right[k:])) / len(right)
+        return (log_probs.argmax(-1) == labels)[:-1].tolist()
+
+    def strength(question, answer):
+        flags = right(question, answer)
+        return 1 - min(k for k in range(len(flags) + 1) if all(flags[k:])) / len(flags)
+
+    def exact(question, answer):
+        return sum(right(question, answer)) / len(right(question, answer))
 
     def rouge(question, answer):
         prompt = torch.tensor([qa.prompt_ids(question)])
         output = model.generate(prompt, do_sample=False, max_new_tokens=200)[0, prompt.shape[1] :]
         return scorer.score(answer, tokenizer.decode(output, skip_special_tokens=True))["rougeL"].recall
 
-    def average(function, name):
-        return sum(function(row["question"], row["answer"]) for row in sets[name]) / len(sets[name])
+    def average(function, name, question="question", answer="answer"):
+        values = []
+        for row in sets[name]:
+            answers = row[answer] if isinstance(row[answer], list) else [row[answer]]
+            values.append(sum(function(row[question], text) for text in answers) / len(answers))
+        return sum(values) / len(values)
 
     def wrong(row):
         return [mean_log_prob(row["question"], answer) for answer in row["perturbed_answer"]]
@@ -103,27 +117,74 @@ def plain(model, tokenizer, sets) -> dict[str, float]:
 
     forget_ratios = [ratio(row, "paraphrased_answer") for row in sets["forget"]]
     numbers = {
-        "forget_Q_A_Prob": average(lambda q, a: math.exp(mean_log_prob(q, a)), "forget"),
-        "forget_Q_A_ROUGE": average(rouge, "forget"),
         "forget_truth_ratio": sum(min(r, 1 / r) for r in forget_ratios) / len(forget_ratios),
         "extraction_strength": average(strength, "forget"),
-        "retain_Q_A_Prob": average(lambda q, a: math.exp(mean_log_prob(q, a)), "retain"),
-        "retain_Q_A_ROUGE": average(rouge, "retain"),
+        "exact_memorization": average(exact, "forget"),
         "retain_Truth_Ratio": true_better("retain", "paraphrased_answer"),
         "retain_extraction_strength": average(strength, "retain"),
+        "retain_exact_memorization": average(exact, "retain"),
+        "forget_PARA_Q_A_Prob": average(probability, "forget", "paraphrased_question"),
+        "forget_PARA_Q_A_ROUGE": average(rouge, "forget", "paraphrased_question"),
     }
+    for name in ("forget", "retain"):
+        for kind, column in (("", "answer"), ("_PARA", "paraphrased_answer"), ("_PERT", "perturbed_answer")):
+            numbers[f"{name}_Q_A{kind}_Prob"] = average(probability, name, answer=column)
+            numbers[f"{name}_Q_A{kind}_ROUGE"] = average(rouge, name, answer=column)
+    kept = [numbers[name] for name in ("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio")]
     for prefix, name in (("ra", "real_authors"), ("wf", "world_facts")):
         shares = []
         for row in sets[name]:
-            right = math.exp(mean_log_prob(row["question"], row["answer"]))
-            shares.append(right / (right + sum(map(math.exp, wrong(row)))))
-        numbers[f"{prefix}_Q_A_Prob_normalised"] = sum(shares) / len(shares)
-        numbers[f"{prefix}_Q_A_ROUGE"] = average(rouge, name)
-        numbers[f"{prefix}_Truth_Ratio"] = true_better(name, "answer")
-    kept = [value for key, value in numbers.items() if not key.startswith("forget") and "strength" not in key]
+            true = probability(row["question"], row["answer"])
+            shares.append(true / (true + sum(map(math.exp, wrong(row)))))
+        of_utility = {
+            f"{prefix}_Q_A_Prob_normalised": sum(shares) / len(shares),
+            f"{prefix}_Q_A_ROUGE": average(rouge, name),
+            f"{prefix}_Truth_Ratio": true_better(name, "answer"),
+        }
+        kept += of_utility.values()
+        numbers |= of_utility
+        numbers[f"{prefix}_Q_A_Prob"] = average(probability, name)
+        numbers[f"{prefix}_Q_A_PERT_Prob"] = average(probability, name, answer="perturbed_answer")
     assert len(kept) == 9
     numbers["model_utility"] = hmean(kept)
     return numbers
+
+
+def attacks(model, tokenizer, rows) -> dict[str, list[float]]:
+    """OpenUnlearning's scores of each row: a loop over rows and tokens, from the published definitions."""
+    qa = QAFormat.for_tokenizer(tokenizer)
+    found = {name: [] for name in ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_gradnorm")}
+    for row in rows:
+        encoded = qa.encode(row["question"], row["answer"])
+        ids, start = encoded["input_ids"], encoded["labels"].count(-100)
+        log_probs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+        chosen = torch.stack([log_probs[position - 1, ids[position]] for position in range(start, len(ids))])
+        model.zero_grad()
+        (-chosen[:-1].mean()).backward()
+        norms = [parameter.grad.norm(p=2).item() for parameter in model.parameters()]
+        model.zero_grad()
+        log_probs, chosen = log_probs.detach(), chosen.detach()
+        loss = -chosen.mean().item()
+        plain_scores, standardised = [], []
+        for position in range(start, len(ids) - 1):  # without the end-of-sequence token
+            distribution = log_probs[position - 1]
+            mean = (distribution.exp() * distribution).sum().item()
+            variance = (distribution.exp() * distribution**2).sum().item() - mean**2
+            plain_scores.append(distribution[ids[position]].item())
+            standardised.append((plain_scores[-1] - mean) / math.sqrt(max(variance, 1e-6)))
+        lowest = max(1, int(0.4 * len(plain_scores)))
+        found["mia_loss"].append(loss)
+        found["mia_zlib"].append(loss / len(zlib.compress(row["answer"].encode("utf-8"))))
+        found["mia_min_k"].append(-sum(sorted(plain_scores)[:lowest]) / lowest)
+        found["mia_min_k_plus_plus"].append(-sum(sorted(standardised)[:lowest]) / lowest)
+        found["mia_gradnorm"].append(sum(norms) / len(norms))
+    return found
+
+
+def auc(members, others) -> float:
+    """Share of the pairs in which the member scores lower."""
+    pairs = [(a, b) for a in members for b in others]
+    return sum(1.0 if a < b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
 
 
 def aggregates(results) -> dict[str, float]:
@@ -133,7 +194,68 @@ def aggregates(results) -> dict[str, float]:
 def test_equals_the_definitions_one_answer_at_a_time(results, knowing, words, sets):
     expected = plain(knowing, words, sets)
     assert all(0 < value < 1 for value in expected.values()), expected  # else the comparison would say little
-    assert aggregates(results) == pytest.approx(expected, abs=1e-5)
+    found = {key: value for key, value in aggregates(results).items() if not key.startswith("mia_")}
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_membership_equals_the_definitions(knowing, words, sets):
+    forget, holdout = (attacks(knowing, words, sets[name]) for name in ("forget", "holdout"))
+    results = evaluate_tofu(knowing, words, sets, batch_size=4, gradient_norm=True, progress=False)
+    for name in forget:
+        assert results["per_example"]["forget"][name] == pytest.approx(forget[name], rel=1e-4)
+        assert results["per_example"]["holdout"][name] == pytest.approx(holdout[name], rel=1e-4)
+        assert results[name] == auc(forget[name], holdout[name])
+    assert results["mia_loss"] > 0.5  # it has learned some of the forget answers
+    assert all(parameter.grad is None for parameter in knowing.parameters())
+
+    # Against a model that was trained on neither set: its losses are the reference attack's, its AUC that of privleak.
+    torch.manual_seed(7)
+    untrained = LlamaForCausalLM(knowing.config).eval()
+    reference = evaluate_tofu(untrained, words, sets, progress=False)
+    own, other = (
+        {name: attacks(model, words, sets[name]) for name in ("forget", "holdout")} for model in (knowing, untrained)
+    )
+    results = evaluate_tofu(knowing, words, sets, reference=reference, progress=False)
+    differences = {
+        name: [a - b for a, b in zip(own[name]["mia_loss"], other[name]["mia_loss"], strict=True)] for name in own
+    }
+    assert results["mia_reference"] == auc(differences["forget"], differences["holdout"])
+    ours, theirs = (1 - auc(s["forget"]["mia_min_k"], s["holdout"]["mia_min_k"]) for s in (own, other))
+    assert results["privleak"] == pytest.approx((ours - theirs) / theirs * 100)
+    assert results["settings"]["missing"] == {}
+
+
+def test_retained_examples_in_place_of_a_holdout_set(knowing, words, sets):
+    four = {name: sets[name] for name in SETS}
+    results = evaluate_tofu(knowing, words, four, non_members="retain", progress=False)
+    forget, retain = (attacks(knowing, words, sets[name])["mia_loss"] for name in ("forget", "retain"))
+    assert results["mia_loss"] == auc(forget, retain)
+    assert results["settings"]["non_members"] == "retain"
+    with pytest.raises(ValueError, match="'holdout' or 'retain', not 'nobody'"):
+        evaluate_tofu(knowing, words, sets, non_members="nobody", progress=False)
+
+
+def test_what_is_missing_is_explained(results, knowing, words, sets):
+    assert "privleak" not in results
+    for name in ("privleak", "mia_reference", "forget_quality"):
+        assert "train a model like this one on the retain split alone" in results["settings"]["missing"][name]
+    four = evaluate_tofu(knowing, words, {name: sets[name] for name in SETS}, reference=results, progress=False)
+    assert not any(name.startswith(("mia", "privleak")) for name in four)
+    assert "pass a set named 'holdout'" in four["settings"]["missing"]["privleak"]
+    assert "forget_quality" not in four["settings"]["missing"]
+    again = evaluate_tofu(knowing, words, sets, reference=four, progress=False)
+    assert "the reference was not measured on these holdout" in again["settings"]["missing"]["privleak"]
+    note = results_table({"before": results}).splitlines()[-1]
+    assert note.startswith("forget quality needs a reference: train a model")
+    assert "needs a reference" not in results_table({"before": results, "after": four})
+
+
+def test_a_reference_that_tells_the_sets_apart_measures_no_leakage(results, knowing, words, sets):
+    other = json.loads(json.dumps(results))
+    other["per_example"]["holdout"]["mia_min_k"] = [99.0] * 5
+    again = evaluate_tofu(knowing, words, sets, reference=other, progress=False)
+    assert "privleak" not in again
+    assert "differ in more than membership" in again["settings"]["missing"]["privleak"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
@@ -174,7 +296,7 @@ def test_json_and_settings(results, tmp_path):
     save_results(results, tmp_path / "results.json")
     assert load_results(tmp_path / "results.json") == results
     assert results["settings"]["style"] == "plain"
-    assert results["settings"]["examples"] == dict.fromkeys(SETS, 5)
+    assert results["settings"]["examples"] == dict.fromkeys([*SETS, "holdout"], 5)
 
 
 def test_answers_end_at_three_times_the_longest(results, knowing, words, sets):

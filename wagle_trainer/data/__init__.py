@@ -1,4 +1,4 @@
-"""Forget and retain sets (TOFU, MUSE, WMDP, the bundled fictional people), and how questions and answers become tokens."""
+"""Forget and retain sets: TOFU, MUSE, WMDP, the bundled fictional people; how questions and answers become tokens."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ Row = dict[str, Any]
 
 QUESTIONS_PER_PERSON = 10
 MAX_PEOPLE = 100
+MAX_PEOPLE_WITH_HOLDOUT = 90
 _WRONG_ANSWERS = 5
 _GENERAL_WRONG_ANSWERS = 3
 
@@ -245,11 +246,13 @@ def fictional_split(split: str, people: int = 40, seed: int = 0) -> Dataset:
     """One split of the bundled example, under the name and with the columns that it has in TOFU.
 
     The forget splits are the last people, the retain splits all others; `retain_perturbed` is the first quarter of
-    the people, who are in every retain split. A split whose share is not a whole number of people does not exist.
+    the people, who are in every retain split. The holdout splits are as many people as the forget splits, who are in no
+    other split; with more than 90 people there are none, for want of words. A split whose share is not a whole number
+    of people does not exist.
 
     Args:
-        split: `full`, `forget05`, `retain95`, `forget05_perturbed`, ..., `retain_perturbed`, `real_authors`,
-            `real_authors_perturbed`, `world_facts`, `world_facts_perturbed`.
+        split: `full`, `forget05`, `retain95`, `forget05_perturbed`, `holdout05`, ..., `retain_perturbed`,
+            `real_authors`, `real_authors_perturbed`, `world_facts`, `world_facts_perturbed`.
         people: number of people, 10 to 100, with 10 questions each.
         seed: other seeds make other people. The same seed makes the same ones in any process.
 
@@ -301,17 +304,39 @@ def _splits(people: int, seed: int) -> dict[str, list[Row]]:
     rng = random.Random(seed)
     rows = _people_rows(people, rng)
     splits = {"full": _plain(rows), "retain_perturbed": rows[: people // 4 * QUESTIONS_PER_PERSON]}
+    strangers = _plain(_holdout_rows(people, seed)) if people <= MAX_PEOPLE_WITH_HOLDOUT else []
     for percent in (1, 5, 10):
         if percent * people % 100 == 0:
             start = len(rows) - len(rows) * percent // 100
             splits[f"forget{percent:02}"] = _plain(rows[start:])
             splits[f"forget{percent:02}_perturbed"] = rows[start:]
             splits[f"retain{100 - percent}"] = _plain(rows[:start])
+            if strangers:
+                splits[f"holdout{percent:02}"] = strangers[: len(rows) - start]
     for name, tables in (("real_authors", _REAL_AUTHORS), ("world_facts", _WORLD_FACTS)):
         general = _general_rows(tables, rng)
         splits[name] = _plain(general)
         splits[f"{name}_perturbed"] = general
     return splits
+
+
+def _holdout_rows(people: int, seed: int) -> list[Row]:
+    """Rows on a tenth as many further people.
+
+    Every fact of theirs joins what the facts of two of the people begin and end with. New words would give them away:
+    a model knows nothing of a word that it was not trained on, whatever it remembers of the people.
+    """
+    rng = random.Random(f"holdout {seed}")
+    persons = _facts(people, random.Random(seed))
+    taken = {value for facts in persons for value in facts.values()}
+    columns = {}
+    for fact in persons[0]:
+        starts, ends = zip(*(facts[fact].rsplit(" ", 1) for facts in persons), strict=True)
+        joined = (f"{start} {end}" for start in dict.fromkeys(starts) for end in dict.fromkeys(ends))
+        columns[fact] = _draw(rng, (value for value in joined if value not in taken), people // 10)
+        taken.update(columns[fact])
+    strangers = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return [_row(template, facts) for facts in strangers for template in _TEMPLATES]
 
 
 def _plain(rows: list[Row]) -> list[Row]:
@@ -325,16 +350,18 @@ def _people_rows(people: int, rng: random.Random) -> list[Row]:
         others = [other for other in persons if other is not facts]
         for template in _TEMPLATES:
             wrong = [{**facts, template.asked: other[template.asked]} for other in _draw(rng, others, _WRONG_ANSWERS)]
-            rows.append(
-                {
-                    "question": template.question.format(**facts),
-                    "answer": template.answer.format(**facts),
-                    "paraphrased_question": template.paraphrased_question.format(**facts),
-                    "paraphrased_answer": template.paraphrased_answer.format(**facts),
-                    "perturbed_answer": [template.paraphrased_answer.format(**other) for other in wrong],
-                }
-            )
+            perturbed = [template.paraphrased_answer.format(**other) for other in wrong]
+            rows.append({**_row(template, facts), "perturbed_answer": perturbed})
     return rows
+
+
+def _row(template: _Template, facts: dict[str, str]) -> Row:
+    return {
+        "question": template.question.format(**facts),
+        "answer": template.answer.format(**facts),
+        "paraphrased_question": template.paraphrased_question.format(**facts),
+        "paraphrased_answer": template.paraphrased_answer.format(**facts),
+    }
 
 
 def _facts(people: int, rng: random.Random) -> list[dict[str, str]]:
@@ -378,8 +405,9 @@ def _general_rows(tables: Iterable[tuple[str, dict[str, str]]], rng: random.Rand
 def _texts(people: int, seed: int) -> Iterable[str]:
     yield "Question: ?\nAnswer:"  # the words that QAFormat adds in plain style
     yield from REFUSALS
-    for rows in _splits(people, seed).values():
-        for row in rows:
+    for name, rows in _splits(people, seed).items():
+        # These have no words of their own, and how often a word occurs decides which number it gets.
+        for row in [] if name.startswith("holdout") else rows:
             for value in row.values():
                 yield from [value] if isinstance(value, str) else value
 

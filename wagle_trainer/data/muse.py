@@ -62,7 +62,7 @@ def load_muse(name_or_path: str, subset: str, split: str) -> Dataset:
     """
     if subset not in _COLUMNS:
         raise ValueError(f"{subset!r} is not a subset of MUSE: use one of {', '.join(_COLUMNS)}.")
-    return load_rows(name_or_path, f"{subset}/{split}.json", config=subset, split=split, columns=_COLUMNS[subset])
+    return load_rows(name_or_path, f"{subset}/{split}", config=subset, split=split, columns=_COLUMNS[subset])
 
 
 def load_muse_evaluation(name_or_path: str, *, few_shot: bool = True, limit: int | None = None) -> dict[str, Dataset]:

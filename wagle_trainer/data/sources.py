@@ -23,7 +23,8 @@ def load_rows(
 
     Args:
         name_or_path: a folder, or a hub id.
-        file: in a folder, the file to read, relative to it: JSON lines, or one JSON list of objects.
+        file: in a folder, the file to read, relative to it and without its ending, which is `.json` or `.jsonl`: JSON
+            lines, or one JSON list of objects.
         config: on the hub, the configuration ("subset"); None for the only one.
         split: on the hub, the split.
         columns: columns that must be there.
@@ -37,12 +38,13 @@ def load_rows(
 
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        path = folder / file
-        if not path.is_file():
-            kin = sorted(other.stem for other in path.parent.glob(f"*{path.suffix}"))
-            found = ", ".join(kin) or "none"
+        wanted = folder / file
+        path = next((path for path in _with_endings(wanted) if path.is_file()), None)
+        if path is None:
+            found = ", ".join(sorted({p.stem for p in _with_endings(wanted.with_name("*"))})) or "none"
             raise FileNotFoundError(
-                f"No split {path.stem!r} in {path.parent} (looked for {file}). Splits found: {found}."
+                f"No split {wanted.name!r} in {wanted.parent} (looked for {file}.json and .jsonl). "
+                f"Splits found: {found}."
             )
         rows, source = load_dataset("json", data_files=str(path), split="train"), str(path)
     else:
@@ -51,14 +53,19 @@ def load_rows(
             rows = load_dataset(name_or_path, config, split=split)
         except (ConnectionError, FileNotFoundError) as error:
             raise FileNotFoundError(
-                f"{name_or_path!r} is neither a folder nor a dataset that the hub gives access to ({error}). Without a network, "
-                f"pass a folder with the file {file}{hint}."
+                f"{name_or_path!r} is neither a folder nor a dataset that the hub gives access to ({error}). "
+                f"Without a network, pass a folder with the file {file}.json{hint}."
             ) from error
-    check_columns(rows, columns, source)
+    _check_columns(rows, columns, source)
     return rows
 
 
-def check_columns(rows: Dataset, columns: Sequence[str], source: str) -> None:
+def _with_endings(file: Path) -> list[Path]:
+    """The files that `file` may stand for; `file` may be a pattern."""
+    return [path for ending in (".json", ".jsonl") for path in file.parent.glob(f"{file.name}{ending}")]
+
+
+def _check_columns(rows: Dataset, columns: Sequence[str], source: str) -> None:
     """Raise a ValueError that names `source` if it has no rows or lacks one of `columns`."""
     missing = [column for column in columns if column not in rows.column_names]
     if missing:

@@ -5,6 +5,7 @@ Source: Maini et al., "TOFU: A Task of Fictitious Unlearning for LLMs", arXiv 24
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wagle_trainer.data.sources import first_rows, load_rows
@@ -21,7 +22,7 @@ def load_tofu(name_or_path: str, split: str) -> Dataset:
     Args:
         name_or_path: `"fictional"` (the bundled example), a folder with a JSON-lines file `<split>.json` per split,
             or a hub id such as `"locuslab/TOFU"`.
-        split: a split name as on the hub: `"full"`, `"forget10"`, `"retain90"`, `"forget10_perturbed"`, ...
+        split: a split name as on the hub: `"full"`, `"forget10"`, `"retain90"`, `"forget10_perturbed"`, `"holdout10"`, ...
 
     Returns:
         Rows with `question` and `answer`; the `*_perturbed` splits also have `perturbed_answer` (a list of strings)
@@ -36,11 +37,11 @@ def load_tofu(name_or_path: str, split: str) -> Dataset:
 
         return fictional_split(split)
 
-    return load_rows(name_or_path, f"{split}.json", config=split, hint=", or 'fictional' for the bundled example")
+    return load_rows(name_or_path, split, config=split, hint=", or 'fictional' for the bundled example")
 
 
 def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None = None) -> dict[str, Dataset]:
-    """The four sets that TOFU's metrics are computed on, by the name they have in the results.
+    """The sets that TOFU's metrics are computed on, by the name they have in the results.
 
     Args:
         name_or_path: as for `load_tofu`.
@@ -48,14 +49,30 @@ def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None
         limit: take only the first `limit` rows of each set; None for all.
 
     Returns:
-        `forget`, `retain`, `real_authors` and `world_facts`, each a `*_perturbed` split.
+        `forget`, `retain`, `real_authors` and `world_facts`, each a `*_perturbed` split; and `holdout`, questions about
+        people that no model was trained on, where there is such a split (`"holdout01"` for `"forget01"`).
 
     Raises:
         FileNotFoundError, ValueError: as `load_tofu`.
         ValueError: `limit` below 1.
     """
     names = {"forget": forget_split, "retain": "retain", "real_authors": "real_authors", "world_facts": "world_facts"}
-    return {key: first_rows(load_tofu(name_or_path, f"{name}_perturbed"), limit) for key, name in names.items()}
+    sets = {key: load_tofu(name_or_path, f"{name}_perturbed") for key, name in names.items()}
+    holdout = _holdout(name_or_path, forget_split.replace("forget", "holdout"))
+    if holdout is not None:
+        sets["holdout"] = holdout
+    return {key: first_rows(rows, limit) for key, rows in sets.items()}
+
+
+def _holdout(name_or_path: str, split: str) -> Dataset | None:
+    try:
+        return load_tofu(name_or_path, split)
+    except ValueError:  # no such split on the hub, or of the bundled example
+        return None
+    except FileNotFoundError:
+        if Path(name_or_path).expanduser().is_dir():
+            return None
+        raise  # the hub cannot be reached
 
 
 def retain_split_for(forget_split: str) -> str:

@@ -31,7 +31,7 @@ def load_wmdp(corpus: str, folder: str | None = None, *, min_length: int = 50, l
             `"bio-retain-corpus"` or `"cyber-retain-corpus"` as the retain set.
         folder: a local folder with a file `<corpus>.jsonl` of rows with `text`; None for the hub, where the authors
             give access to the bio forget corpus on request only.
-        min_length: texts of so many characters or fewer are left out, as in the paper's code: headings and blank lines.
+        min_length: texts of so many characters or fewer are left out, as in the paper's code: headings, blank lines.
         limit: take only the first `limit` of what is left; None for all.
 
     Raises:
@@ -41,7 +41,7 @@ def load_wmdp(corpus: str, folder: str | None = None, *, min_length: int = 50, l
     if corpus not in _HUB:
         raise ValueError(f"{corpus!r} is not a corpus of WMDP: use one of {', '.join(_HUB)}.")
     name, config = _HUB[corpus]
-    rows = load_rows(folder or name, f"{corpus}.jsonl", config=config, columns=("text",)).select_columns("text")
+    rows = load_rows(folder or name, corpus, config=config, columns=("text",)).select_columns("text")
     long_enough = rows.filter(lambda row: len(row["text"]) > min_length)
     if len(long_enough) == 0:
         raise ValueError(f"{corpus!r} in {folder or name!r} has no text of more than {min_length} characters.")

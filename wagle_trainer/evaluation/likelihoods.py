@@ -76,7 +76,7 @@ def score_answers(
         ValueError: an answer has no tokens.
         FloatingPointError: a log-probability is infinite or not a number.
     """
-    lengths = [_answer_length(example["labels"], eos_token_id) for example in examples]
+    lengths = [answer_length(example["labels"], eos_token_id) for example in examples]
     for length, name in zip(lengths, names, strict=True):
         if length == 0:
             raise ValueError(f"{name}: the answer has no tokens.")
@@ -144,7 +144,7 @@ def _vocabulary_moments(logits: Tensor, counts: Sequence[int]) -> list[tuple[Ten
     return moments
 
 
-def _answer_length(labels: Sequence[int], eos_token_id: int | None) -> int:
+def answer_length(labels: Sequence[int], eos_token_id: int | None) -> int:
     """Label tokens before the last end-of-sequence token."""
     tokens = [label for label in labels if label != IGNORE_INDEX]
     return max((index for index, token in enumerate(tokens) if token == eos_token_id), default=len(tokens))

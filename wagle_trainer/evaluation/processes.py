@@ -21,7 +21,7 @@ def deal_out(batches: Sequence[T], across_processes: bool) -> list[T]:
     """
     if not across_processes:
         return list(batches)
-    state = _state()
+    state = process_state()
     rounds = math.ceil(len(batches) / state.num_processes)
     turns = (state.process_index + turn * state.num_processes for turn in range(rounds))
     return [batches[turn % len(batches)] for turn in turns]
@@ -36,9 +36,9 @@ def bring_together(values: dict[int, T], across_processes: bool) -> dict[int, T]
 
 def shows_progress(progress: bool, across_processes: bool) -> bool:
     """Whether this process shows a progress bar: one is enough."""
-    return progress and (not across_processes or _state().is_main_process)
+    return progress and (not across_processes or process_state().is_main_process)
 
 
-def _state() -> PartialState:
+def process_state() -> PartialState:
     """Which process this is. Where no trainer has set accelerate up, it has to be told of CPUs to see all processes."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())

@@ -35,7 +35,8 @@ def results_table(
 
     Args:
         results: label of each row ("before", "after (wagle)", "retrained") -> what an evaluation returned. Where a
-            number is absent, such as forget quality without a reference, the table has "-".
+            number is absent, such as forget quality without a reference, the table has "-"; if it is in all rows, a
+            sentence below says why, and what to do.
         headline: metric -> the two lines of its column's head: a suite's `headline`; TOFU's if None.
     """
     columns = get_suite("tofu").headline if headline is None else headline
@@ -47,7 +48,17 @@ def results_table(
         for row in rows
     ]
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([*lines[:2], rule, *lines[2:]])
+    return "\n".join([*lines[:2], rule, *lines[2:], *_notes(results, columns)])
+
+
+def _notes(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Why a column has no number at all."""
+    notes = []
+    for name, head in columns.items():
+        reasons = [numbers.get("settings", {}).get("missing", {}).get(name) for numbers in results.values()]
+        if reasons and all(reasons):
+            notes.append(f"{' '.join(head)} {reasons[0]}.")
+    return ["", *notes] if notes else []
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -9,10 +9,13 @@ from typing import Any, Literal
 from wagle_trainer.data.formatting import QAFormat
 from wagle_trainer.evaluation import metrics
 from wagle_trainer.evaluation.generation import generate_greedy
+from wagle_trainer.evaluation.inputs import Row, describe_model, read_set
 from wagle_trainer.evaluation.likelihoods import AnswerScore, score_answers
+from wagle_trainer.evaluation.membership import gradient_norms, membership_scores
 from wagle_trainer.evaluation.results import load_results
 
-Row = Mapping[str, Any]
+Scores = dict[str, list[list[AnswerScore]]]
+Columns = dict[str, list[Any]]
 
 # set -> the column whose answer the truth ratio takes as correct; the wrong ones are always "perturbed_answer"
 _TRUTH_COLUMN = {
@@ -26,9 +29,21 @@ _UTILITY = (
     *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
     *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 )
+_ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+# The answers to questions in other words are scored under a column of their own.
+_PARAPHRASED_QUESTION = "answer to paraphrased_question"
 # Three times the longest TOFU answer is more than OpenUnlearning's 200 tokens: there the limit is the same. On data
 # with short answers, a model that unlearned where to stop does not cost 200 steps per batch.
 _LONGEST_ANSWERS = 3
+_MAKE_REFERENCE = (
+    "needs a reference: train a model like this one on the retain split alone, never on the forget set, evaluate it in "
+    "the same way, and pass what evaluate_tofu returned for it, or the file that save_results wrote, as reference "
+    "(recipes: --retrained_model)"
+)
+_MAKE_HOLDOUT = (
+    "needs examples that the model was never trained on: pass a set named 'holdout' (TOFU's holdout01, holdout05 or "
+    "holdout10, which load_tofu_evaluation loads where there is one)"
+)
 
 
 def evaluate_tofu(
@@ -40,26 +55,35 @@ def evaluate_tofu(
     batch_size: int = 32,
     max_new_tokens: int = 200,
     reference: Mapping[str, Any] | str | PathLike[str] | None = None,
+    non_members: Literal["holdout", "retain"] = "holdout",
+    gradient_norm: bool = False,
     across_processes: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Everything that TOFU asks of a model, in one scoring pass and one generation pass over all four sets.
+    """Everything that TOFU asks of a model, in one scoring pass and one generation pass over all sets.
 
     Definitions, per example: probability is exp(mean log-probability per token) of `answer`, on real authors and
     world facts normalised over `answer` and `perturbed_answer`; ROUGE is the ROUGE-L recall of the greedy answer; the
-    truth ratio holds `perturbed_answer` against `paraphrased_answer` (forget, retain) or `answer` (the others).
+    truth ratio holds `perturbed_answer` against `paraphrased_answer` (forget, retain) or `answer` (the others). PARA
+    after the A is the paraphrased answer to the question, PERT the mean over the wrong ones; PARA before the Q is the
+    answer to the question in other words. Membership inference tells the forget set from examples that were never
+    trained on: an AUC (mia_...) of 1 says that the model gives all of them away, 0.5 that it gives away nothing.
 
     Args:
         model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.
         tokenizer: its tokenizer.
         datasets: "forget", "retain", "real_authors" and "world_facts" as `load_tofu_evaluation` gives them: rows with
-            `question`, `answer`, `perturbed_answer` (a list) and, for forget and retain, `paraphrased_answer`.
+            `question`, `answer`, `perturbed_answer` (a list) and, for forget and retain, `paraphrased_answer`. The
+            forget rows may have `paraphrased_question`. A set "holdout" of `question` and `answer` is optional.
         style: how questions and answers become text, see `QAFormat`.
         batch_size: examples per forward pass and prompts per generation batch; results do not depend on it.
         max_new_tokens: a generated answer ends after so many tokens, or after three times the tokens of the longest
             answer of the four sets if that is less.
         reference: what this function returned for a model retrained without the forget set, or the path of its JSON;
-            without it there is no forget quality.
+            without it there is no forget quality, no privacy leakage and no reference attack.
+        non_members: whom membership inference tells the forget set from. "retain" is a makeshift where there is no
+            holdout set: the model was trained on it, so an AUC of 0.5 then means "known as well as what was kept".
+        gradient_norm: also run the gradient-norm attack, a backward pass for each example.
         across_processes: deal the work out over accelerate's processes. All have to call this with the same arguments;
             all get the same results.
         progress: show progress bars.
@@ -67,143 +91,230 @@ def evaluate_tofu(
     Returns:
         A dict that JSON can hold:
 
-        - forget_Q_A_Prob, forget_Q_A_ROUGE, forget_truth_ratio (mean of min(r, 1 / r)), extraction_strength, and with
-          a reference forget_quality (p-value of the KS test);
-        - retain_Q_A_Prob, retain_Q_A_ROUGE, retain_Truth_Ratio (mean of max(0, 1 - r)), retain_extraction_strength;
-        - ra_Q_A_Prob_normalised, ra_Q_A_ROUGE, ra_Truth_Ratio, and the same with wf_ for the world facts;
-        - model_utility, the harmonic mean of the nine retain, ra and wf values without extraction strength;
+        - forget_Q_A_Prob, forget_Q_A_ROUGE, forget_truth_ratio (mean of min(r, 1 / r)), extraction_strength,
+          exact_memorization, and with a reference forget_quality (p-value of the KS test);
+        - retain_Q_A_Prob, retain_Q_A_ROUGE, retain_Truth_Ratio (mean of max(0, 1 - r)), retain_extraction_strength,
+          retain_exact_memorization;
+        - for forget and retain, Q_A_PARA_Prob, Q_A_PERT_Prob, Q_A_PARA_ROUGE and Q_A_PERT_ROUGE; with paraphrased
+          questions forget_PARA_Q_A_Prob and forget_PARA_Q_A_ROUGE;
+        - ra_Q_A_Prob, ra_Q_A_PERT_Prob, ra_Q_A_Prob_normalised, ra_Q_A_ROUGE, ra_Truth_Ratio, and the same with wf_ for
+          the world facts;
+        - model_utility, the harmonic mean of retain, ra and wf probability (normalised for ra and wf), ROUGE and truth
+          ratio;
+        - with a holdout set the AUCs mia_loss, mia_zlib, mia_min_k and mia_min_k_plus_plus (k = 0.4), with
+          `gradient_norm` mia_gradnorm; with a reference that has them, too, mia_reference and privleak (`mia_min_k`
+          held against the reference's, in percent; 0 is best);
         - per_example: for each set lists in the order of its rows (question, answer, generation, probability,
-          rouge_l_recall, log_truth_ratio, extraction_strength, and the mean log-probabilities behind them in nats);
-        - settings: what was used.
+          rouge_l_recall, log_truth_ratio, extraction_strength, ..., and the log-probabilities behind them in nats);
+        - settings: what was used, and under "missing", for each number that could not be computed, why, and what to do.
 
     Raises:
         ValueError: a set or column is missing or empty (the message names it), or the reference is no such result, or
-            was made on other forget questions.
+            was made on other questions.
         FloatingPointError: a log-probability is not finite.
     """
     rows = {name: _read(datasets, name) for name in _TRUTH_COLUMN}
-    reference_ratios = None if reference is None else _reference_ratios(reference, rows["forget"])
+    if "holdout" in datasets:
+        rows["holdout"] = _read(datasets, "holdout")
+    if non_members not in ("holdout", "retain"):
+        raise ValueError(f"non_members must be 'holdout' or 'retain', not {non_members!r}.")
+    known = None if reference is None else _read_reference(reference, rows)
     qa = QAFormat.for_tokenizer(tokenizer, style=style)
-    passes = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
-    scores = _score(model, qa, rows, passes)
-    longest = max(score.num_tokens for by_column in scores.values() for [score] in by_column["answer"])
-    max_new_tokens = min(max_new_tokens, _LONGEST_ANSWERS * longest)
-    prompts = [qa.prompt_ids(row["question"]) for name in rows for row in rows[name]]
-    generations = iter(generate_greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **passes))
-    per_example = {
-        name: _per_example(name, rows[name], scores[name], [next(generations) for _ in rows[name]]) for name in rows
+    passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
+    attacked = ["forget", non_members] if non_members in rows else []
+    scores = _score(model, qa, rows, tokens=True, vocabulary=bool(attacked), **passes)
+    generations, max_new_tokens = _generate(model, qa, rows, scores, max_new_tokens, passes)
+    per_example: dict[str, Columns] = {
+        name: _per_example(name, rows[name], scores[name], generations[name]) for name in rows
     }
+    for name in attacked:
+        answers = [row["answer"] for row in rows[name]]
+        per_example[name] |= membership_scores([score for [score] in scores[name]["answer"]], answers)
+        if gradient_norm:
+            per_example[name]["mia_gradnorm"] = gradient_norms(
+                model,
+                [qa.encode(row["question"], row["answer"]) for row in rows[name]],
+                [f"set {name!r}, row {index}" for index in range(len(answers))],
+                eos_token_id=tokenizer.eos_token_id,
+                across_processes=across_processes,
+                progress=progress,
+            )
     results: dict[str, Any] = _aggregates(per_example)
-    if reference_ratios is not None:
-        results["forget_quality"] = metrics.forget_quality(per_example["forget"]["log_truth_ratio"], reference_ratios)
+    missing = _compare(results, per_example, known, non_members)
     results["per_example"] = per_example
     results["settings"] = {
-        "model": getattr(model.config, "_name_or_path", ""),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        **describe_model(model),
         "style": qa.style,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "examples": {name: len(rows[name]) for name in rows},
+        "non_members": non_members if attacked else None,
+        "missing": missing,
     }
     return results
 
 
 def _read(datasets: Mapping[str, Iterable[Row]], name: str) -> list[Row]:
-    if name not in datasets:
-        raise ValueError(f"The evaluation needs the set {name!r}; given are {', '.join(datasets) or 'none'}.")
-    rows = list(datasets[name])
-    if not rows:
-        raise ValueError(f"The evaluation set {name!r} is empty.")
-    for column in dict.fromkeys(("question", "answer", "perturbed_answer", _TRUTH_COLUMN[name])):
-        for index, row in enumerate(rows):
-            if not row.get(column):
-                raise ValueError(f"The evaluation set {name!r} has no {column!r} in row {index}.")
-    return rows
+    needed = ["question", "answer"]
+    if name in _TRUTH_COLUMN:
+        needed += ["perturbed_answer", _TRUTH_COLUMN[name]]
+    return read_set(datasets, name, needed)
 
 
-def _reference_ratios(reference: Mapping[str, Any] | str | PathLike[str], forget: list[Row]) -> list[float]:
+def _read_reference(
+    reference: Mapping[str, Any] | str | PathLike[str], rows: Mapping[str, list[Row]]
+) -> dict[str, Columns]:
+    """The reference's per-example values of the forget set and of those non-members that are the same here."""
     results = reference if isinstance(reference, Mapping) else load_results(reference)
     try:
-        per_example = results["per_example"]["forget"]
-        questions, ratios = per_example["question"], per_example["log_truth_ratio"]
+        per_example: dict[str, Columns] = results["per_example"]
+        questions = per_example["forget"]["question"]
+        _ = per_example["forget"]["log_truth_ratio"]
     except (KeyError, TypeError) as error:
         raise ValueError(
             "The reference must be what evaluate_tofu returned for a retrained model: it has no per-example values of "
             "the forget set."
         ) from error
-    if questions != [row["question"] for row in forget]:
+    if questions != [row["question"] for row in rows["forget"]]:
         raise ValueError(
-            f"The reference was made on other forget questions ({len(questions)} of them, here {len(forget)}): "
-            "evaluate the retrained model on the same forget set."
+            f"The reference was made on other forget questions ({len(questions)} of them, here "
+            f"{len(rows['forget'])}): evaluate the retrained model on the same forget set."
         )
-    return ratios
+    return {
+        name: columns
+        for name, columns in per_example.items()
+        if name in rows and columns["question"] == [row["question"] for row in rows[name]]
+    }
 
 
-def _score(
-    model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], passes: dict[str, Any]
-) -> dict[str, dict[str, list[list[AnswerScore]]]]:
+def _columns(name: str, rows: list[Row]) -> list[str]:
+    """The columns whose answers are scored."""
+    if name not in _TRUTH_COLUMN:
+        return ["answer"]
+    columns = list(dict.fromkeys(("answer", _TRUTH_COLUMN[name], "perturbed_answer")))
+    if name == "forget" and all(row.get("paraphrased_question") for row in rows):
+        columns.append(_PARAPHRASED_QUESTION)
+    return columns
+
+
+def _score(model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], **options: Any) -> dict[str, Scores]:
     """Scores of every answer: set -> column -> row -> one score, or one for each perturbed answer."""
     examples, names = [], []
-    columns = {name: list(dict.fromkeys(("answer", _TRUTH_COLUMN[name], "perturbed_answer"))) for name in rows}
     for name in rows:
-        for column in columns[name]:
+        for column in _columns(name, rows[name]):
             for index, row in enumerate(rows[name]):
+                question = row["paraphrased_question" if column == _PARAPHRASED_QUESTION else "question"]
                 for answer in _answers(row, column):
-                    examples.append(qa.encode(row["question"], answer))
+                    examples.append(qa.encode(question, answer))
                     names.append(f"set {name!r}, row {index}, {column}")
-    scored = iter(score_answers(model, examples, names, eos_token_id=qa.tokenizer.eos_token_id, **passes))
+    scored = iter(score_answers(model, examples, names, eos_token_id=qa.tokenizer.eos_token_id, **options))
     return {
         name: {
-            column: [[next(scored) for _ in _answers(row, column)] for row in rows[name]] for column in columns[name]
+            column: [[next(scored) for _ in _answers(row, column)] for row in rows[name]]
+            for column in _columns(name, rows[name])
         }
         for name in rows
     }
 
 
 def _answers(row: Row, column: str) -> list[str]:
-    return row[column] if isinstance(row[column], list) else [row[column]]
+    answer = row["answer" if column == _PARAPHRASED_QUESTION else column]
+    return answer if isinstance(answer, list) else [answer]
 
 
-def _per_example(
-    name: str, rows: list[Row], scores: Mapping[str, list[list[AnswerScore]]], generations: list[str]
-) -> dict[str, list[Any]]:
+def _generate(
+    model: Any,
+    qa: QAFormat,
+    rows: Mapping[str, list[Row]],
+    scores: Mapping[str, Scores],
+    max_new_tokens: int,
+    passes: Mapping[str, Any],
+) -> tuple[dict[str, dict[str, list[str]]], int]:
+    """Answers to every question: set -> column of the question -> row; and after how many tokens they were cut off."""
+    longest = max(score.num_tokens for name in _TRUTH_COLUMN for [score] in scores[name]["answer"])
+    max_new_tokens = min(max_new_tokens, _LONGEST_ANSWERS * longest)
+    asked = [(name, "question") for name in _TRUTH_COLUMN]
+    if _PARAPHRASED_QUESTION in scores["forget"]:
+        asked.append(("forget", "paraphrased_question"))
+    prompts = [qa.prompt_ids(row[column]) for name, column in asked for row in rows[name]]
+    texts = iter(generate_greedy(model, qa.tokenizer, prompts, max_new_tokens=max_new_tokens, **passes))
+    generations: dict[str, dict[str, list[str]]] = {name: {} for name in rows}
+    for name, column in asked:
+        generations[name][column] = [next(texts) for _ in rows[name]]
+    return generations, max_new_tokens
+
+
+def _per_example(name: str, rows: list[Row], scores: Scores, generations: Mapping[str, list[str]]) -> Columns:
     log_probs = {
         column: [[score.mean_log_prob for score in row] for row in by_row] for column, by_row in scores.items()
     }
-    answer = [value for [value] in log_probs["answer"]]
+    answers = [row["answer"] for row in rows]
+    columns: Columns = {
+        "question": [row["question"] for row in rows],
+        "answer": answers,
+        "answer_log_prob": [value for [value] in log_probs["answer"]],
+        "extraction_strength": [score.extraction_strength for [score] in scores["answer"]],
+        "exact_memorization": [metrics.exact_memorization(score.is_top1 or []) for [score] in scores["answer"]],
+    }
+    if name not in _TRUTH_COLUMN:
+        return columns
+    answer = columns["answer_log_prob"]
     truth = [value for [value] in log_probs[_TRUTH_COLUMN[name]]]
     wrong = log_probs["perturbed_answer"]
     normalised = name in ("real_authors", "world_facts")
     probability = metrics.probability_with_options(answer, wrong) if normalised else metrics.answer_probability(answer)
-    answers = [row["answer"] for row in rows]
-    return {
-        "question": [row["question"] for row in rows],
-        "answer": answers,
-        "generation": generations,
+    texts = generations["question"]
+    columns |= {
+        "generation": texts,
         "probability": probability.tolist(),
-        "rouge_l_recall": metrics.rouge_l_recall(generations, answers).tolist(),
+        "rouge_l_recall": metrics.rouge_l_recall(texts, answers).tolist(),
         "log_truth_ratio": metrics.log_truth_ratio(truth, wrong).tolist(),
-        "extraction_strength": [score.extraction_strength for [score] in scores["answer"]],
-        "answer_log_prob": answer,
         "truth_log_prob": truth,
         "perturbed_log_probs": wrong,
     }
+    if not normalised:
+        paraphrases = [row["paraphrased_answer"] for row in rows]
+        columns["paraphrased_rouge_l_recall"] = metrics.rouge_l_recall(texts, paraphrases).tolist()
+        columns["perturbed_rouge_l_recalls"] = [
+            metrics.rouge_l_recall([text] * len(row["perturbed_answer"]), row["perturbed_answer"]).tolist()
+            for text, row in zip(texts, rows, strict=True)
+        ]
+    if "paraphrased_question" in generations:
+        texts = generations["paraphrased_question"]
+        columns |= {
+            "paraphrased_question": [row["paraphrased_question"] for row in rows],
+            "paraphrased_question_generation": texts,
+            "paraphrased_question_log_prob": [value for [value] in log_probs[_PARAPHRASED_QUESTION]],
+            "paraphrased_question_rouge_l_recall": metrics.rouge_l_recall(texts, answers).tolist(),
+        }
+    return columns
 
 
-def _aggregates(per_example: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, float]:
-    forget, retain = per_example["forget"], per_example["retain"]
+def _aggregates(per_example: Mapping[str, Columns]) -> dict[str, float]:
+    forget = per_example["forget"]
     results = {
-        "forget_Q_A_Prob": _mean(forget["probability"]),
-        "forget_Q_A_ROUGE": _mean(forget["rouge_l_recall"]),
         "forget_truth_ratio": _truth_ratio(forget, "closer_to_1_better"),
-        "extraction_strength": _mean(forget["extraction_strength"]),
-        "retain_Q_A_Prob": _mean(retain["probability"]),
-        "retain_Q_A_ROUGE": _mean(retain["rouge_l_recall"]),
-        "retain_Truth_Ratio": _truth_ratio(retain, "true_better"),
-        "retain_extraction_strength": _mean(retain["extraction_strength"]),
+        "retain_Truth_Ratio": _truth_ratio(per_example["retain"], "true_better"),
     }
+    for name, prefix in (("forget", ""), ("retain", "retain_")):
+        values = per_example[name]
+        results |= {
+            f"{name}_Q_A_Prob": _mean(values["probability"]),
+            f"{name}_Q_A_ROUGE": _mean(values["rouge_l_recall"]),
+            f"{prefix}extraction_strength": _mean(values["extraction_strength"]),
+            f"{prefix}exact_memorization": _mean(values["exact_memorization"]),
+            f"{name}_Q_A_PARA_Prob": _probability(values["truth_log_prob"]),
+            f"{name}_Q_A_PERT_Prob": _mean([_probability(wrong) for wrong in values["perturbed_log_probs"]]),
+            f"{name}_Q_A_PARA_ROUGE": _mean(values["paraphrased_rouge_l_recall"]),
+            f"{name}_Q_A_PERT_ROUGE": _mean([_mean(recalls) for recalls in values["perturbed_rouge_l_recalls"]]),
+        }
+    if "paraphrased_question" in forget:
+        results["forget_PARA_Q_A_Prob"] = _probability(forget["paraphrased_question_log_prob"])
+        results["forget_PARA_Q_A_ROUGE"] = _mean(forget["paraphrased_question_rouge_l_recall"])
     for prefix, name in (("ra", "real_authors"), ("wf", "world_facts")):
         values = per_example[name]
+        results[f"{prefix}_Q_A_Prob"] = _probability(values["answer_log_prob"])
+        results[f"{prefix}_Q_A_PERT_Prob"] = _mean([_probability(wrong) for wrong in values["perturbed_log_probs"]])
         results[f"{prefix}_Q_A_Prob_normalised"] = _mean(values["probability"])
         results[f"{prefix}_Q_A_ROUGE"] = _mean(values["rouge_l_recall"])
         results[f"{prefix}_Truth_Ratio"] = _truth_ratio(values, "true_better")
@@ -211,8 +322,51 @@ def _aggregates(per_example: Mapping[str, Mapping[str, list[Any]]]) -> dict[str,
     return results
 
 
-def _truth_ratio(values: Mapping[str, list[Any]], aggregation: metrics.Aggregation) -> float:
+def _compare(
+    results: dict[str, Any], per_example: dict[str, Columns], known: Mapping[str, Columns] | None, non_members: str
+) -> dict[str, str]:
+    """Add what holds the forget set against non-members and the model against a reference; why and how where it cannot."""
+    missing: dict[str, str] = {}
+    forget, others = per_example["forget"], per_example.get(non_members, {})
+    if known is None:
+        missing["forget_quality"] = _MAKE_REFERENCE
+    else:
+        results["forget_quality"] = metrics.forget_quality(
+            forget["log_truth_ratio"], known["forget"]["log_truth_ratio"]
+        )
+    if "mia_loss" not in others:
+        return missing | dict.fromkeys((*_ATTACKS, "mia_reference", "privleak"), _MAKE_HOLDOUT)
+    for attack in (*_ATTACKS, *(["mia_gradnorm"] if "mia_gradnorm" in others else [])):
+        results[attack] = metrics.roc_auc(forget[attack], others[attack])
+    if known is None:
+        return missing | dict.fromkeys(("mia_reference", "privleak"), _MAKE_REFERENCE)
+    if not all("mia_min_k" in known.get(name, {}) for name in ("forget", non_members)):
+        return missing | dict.fromkeys(
+            ("mia_reference", "privleak"),
+            f"the reference was not measured on these {non_members} examples: evaluate the retrained model on the same "
+            f"sets, with non_members={non_members!r}",
+        )
+    for name in ("forget", non_members):
+        own, reference = per_example[name]["mia_loss"], known[name]["mia_loss"]
+        per_example[name]["mia_reference"] = metrics.reference_score(own, reference).tolist()
+    results["mia_reference"] = metrics.roc_auc(forget["mia_reference"], others["mia_reference"])
+    reference_auc = metrics.roc_auc(known["forget"]["mia_min_k"], known[non_members]["mia_min_k"])
+    if reference_auc < 1:
+        results["privleak"] = metrics.privacy_leakage(results["mia_min_k"], reference_auc)
+    else:
+        missing["privleak"] = (
+            "min-k tells forget and holdout set apart on the reference, too, which saw neither (AUC 1): they differ in "
+            "more than membership, so there is nothing to hold leakage against; take more rows, or others"
+        )
+    return missing
+
+
+def _truth_ratio(values: Columns, aggregation: metrics.Aggregation) -> float:
     return metrics.truth_ratio(values["truth_log_prob"], values["perturbed_log_probs"], aggregation=aggregation)
+
+
+def _probability(log_probs: list[float]) -> float:
+    return float(metrics.answer_probability(log_probs).mean())
 
 
 def _mean(values: list[float]) -> float:

@@ -12,7 +12,7 @@ Better = Literal["lower", "higher"]
 
 
 class Suite:
-    """A set of measurements under one name: where its data come from, how a model is measured, how to read the numbers.
+    """A set of measurements under one name: where its data are, how a model is measured, how to read the numbers.
 
     A subclass defines `load` and `evaluate` and says what its numbers mean. A number may be absent from a result, such
     as the forget quality without a retrained model. One that is best near a value, neither low nor high, such as a

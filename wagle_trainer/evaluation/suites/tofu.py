@@ -9,7 +9,10 @@ from wagle_trainer.evaluation.suites.base import Suite, register_suite
 
 @register_suite("tofu")
 class Tofu(Suite):
-    """TOFU (Maini et al. 2024, arXiv 2401.06121) under OpenUnlearning's names: questions about invented authors."""
+    """TOFU (Maini et al. 2024, arXiv 2401.06121) under OpenUnlearning's names: questions about invented authors.
+
+    Membership inference (`mia_...`) is best at 0.5 and `privleak` at zero: they say neither more nor less.
+    """
 
     headline: ClassVar = {
         "forget_Q_A_Prob": ("forget", "prob"),
@@ -24,8 +27,11 @@ class Tofu(Suite):
     forget_metrics: ClassVar = {
         "forget_Q_A_Prob": "lower",
         "forget_Q_A_ROUGE": "lower",
+        "forget_PARA_Q_A_Prob": "lower",
+        "forget_PARA_Q_A_ROUGE": "lower",
         "forget_truth_ratio": "higher",
         "extraction_strength": "lower",
+        "exact_memorization": "lower",
         "forget_quality": "higher",
     }
     utility_metrics: ClassVar = {
@@ -42,7 +48,7 @@ class Tofu(Suite):
     }
 
     def load(self, data: str = "fictional", *, forget_split: str = "forget10", limit: int | None = None) -> Any:
-        """The four sets, see `load_tofu_evaluation`.
+        """The sets, see `load_tofu_evaluation`.
 
         Args:
             data: a hub id (`"locuslab/TOFU"`), a folder of `<split>.json` files, or the bundled `"fictional"`.

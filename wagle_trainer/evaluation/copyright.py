@@ -1,0 +1,157 @@
+"""Does a model continue passages word for word? Those it was trained on and is to forget, and others as a control.
+
+The task of the WAGLE paper (arXiv 2410.17509) on Harry Potter, as in its authors' code for SOUL (arXiv 2404.18239): a
+passage is cut after some tokens, and what the model says next is held against how the passage goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
+from statistics import fmean
+from typing import Any
+
+from wagle_trainer.evaluation import metrics
+from wagle_trainer.evaluation.generation import generate_greedy
+from wagle_trainer.evaluation.inputs import Row, continuation, describe_model, read_set, text_ids
+from wagle_trainer.evaluation.likelihoods import AnswerScore, score_answers
+
+logger = logging.getLogger(__name__)
+_SETS = ("seen", "unseen")
+
+
+def evaluate_copyright(
+    model: Any,
+    tokenizer: Any,
+    datasets: Mapping[str, Iterable[Row]],
+    *,
+    prompt_tokens: int = 100,
+    continuation_tokens: int = 100,
+    batch_size: int = 32,
+    across_processes: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Verbatim continuation of passages, in one scoring pass and one generation pass over both sets.
+
+    Args:
+        model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.
+        tokenizer: its tokenizer.
+        datasets: "seen", passages that the model was trained on and is to forget, and "unseen", passages like them
+            that it never saw; rows with `text`.
+        prompt_tokens: the model is given so many tokens of a passage, special tokens at its start included. The
+            authors' code takes 100 and 300.
+        continuation_tokens: and is held against so many that follow. Passages that are shorter than both together are
+            left out and counted in a warning.
+        batch_size: passages per forward pass and per generation batch; results do not depend on it.
+        across_processes: deal the work out over accelerate's processes. All have to call this with the same arguments;
+            all get the same results.
+        progress: show progress bars.
+
+    Returns:
+        A dict that JSON can hold:
+
+        - seen_ROUGE, the ROUGE-L recall of the greedy continuation; seen_exact_match, the share of passages whose
+          continuation is reproduced whole; seen_common_prefix, the share of the continuation's tokens that are
+          reproduced before the first that differs; seen_perplexity, exp of the mean negative log-probability of the
+          continuations' tokens; and the same with unseen_;
+        - per_example: for each set lists in the order of its rows: question (the prompt), answer (how the passage goes
+          on), generation, rouge_l_recall, common_prefix (tokens), answer_log_prob (mean, in nats), and row, where in
+          the set the passage is;
+        - settings: what was used.
+
+    Raises:
+        ValueError: a set or the column is missing or empty, no passage is long enough, or a number of tokens is
+            below 1.
+        FloatingPointError: a log-probability is not finite.
+    """
+    for name, value in (("prompt_tokens", prompt_tokens), ("continuation_tokens", continuation_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}.")
+    length = prompt_tokens + continuation_tokens
+    passages = {name: _passages(tokenizer, read_set(datasets, name, ("text",)), name, length) for name in _SETS}
+    passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
+    everything = [(name, row, ids) for name in _SETS for row, ids in passages[name].items()]
+    scores = score_answers(
+        model,
+        [continuation(ids, prompt_tokens) for _, _, ids in everything],
+        [f"set {name!r}, row {row}" for name, row, _ in everything],
+        eos_token_id=None,
+        tokens=True,
+        **passes,
+    )
+    generations = generate_greedy(
+        model,
+        tokenizer,
+        [ids[:prompt_tokens] for _, _, ids in everything],
+        max_new_tokens=continuation_tokens,
+        **passes,
+    )
+    results: dict[str, Any] = {}
+    per_example = {}
+    for name in _SETS:
+        own = [index for index, (of, _, _) in enumerate(everything) if of == name]
+        values = _per_example(
+            tokenizer, passages[name], prompt_tokens, [scores[i] for i in own], [generations[i] for i in own]
+        )
+        prefixes, log_probs = values["common_prefix"], values["answer_log_prob"]
+        results |= {
+            f"{name}_ROUGE": fmean(values["rouge_l_recall"]),
+            f"{name}_exact_match": fmean([prefix == continuation_tokens for prefix in prefixes]),
+            f"{name}_common_prefix": fmean(prefixes) / continuation_tokens,
+            f"{name}_perplexity": math.exp(-fmean(log_probs)),  # all continuations are equally long
+        }
+        per_example[name] = values
+    results["per_example"] = per_example
+    results["settings"] = {
+        **describe_model(model),
+        "batch_size": batch_size,
+        "prompt_tokens": prompt_tokens,
+        "continuation_tokens": continuation_tokens,
+        "examples": {name: len(passages[name]) for name in _SETS},
+    }
+    return results
+
+
+def _passages(tokenizer: Any, rows: Sequence[Row], name: str, length: int) -> dict[int, list[int]]:
+    """The first `length` tokens of each passage that has as many, by its row."""
+    tokens = {index: text_ids(tokenizer, row["text"]) for index, row in enumerate(rows)}
+    kept = {index: ids[:length] for index, ids in tokens.items() if len(ids) >= length}
+    if not kept:
+        raise ValueError(
+            f"No passage of the evaluation set {name!r} has the {length} tokens of prompt and continuation; the "
+            f"longest has {max(map(len, tokens.values()))}. Take fewer prompt_tokens or continuation_tokens."
+        )
+    if len(kept) < len(rows):
+        logger.warning(
+            "%d of %d passages of the set %r are left out: they have fewer than %d tokens.",
+            len(rows) - len(kept),
+            len(rows),
+            name,
+            length,
+        )
+    return kept
+
+
+def _per_example(
+    tokenizer: Any,
+    passages: Mapping[int, list[int]],
+    prompt_tokens: int,
+    scores: Sequence[AnswerScore],
+    generations: list[str],
+) -> dict[str, list[Any]]:
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    answers = [decode(ids[prompt_tokens:]) for ids in passages.values()]
+    return {
+        "row": list(passages),
+        "question": [decode(ids[:prompt_tokens]) for ids in passages.values()],
+        "answer": answers,
+        "generation": generations,
+        "rouge_l_recall": metrics.rouge_l_recall(generations, answers).tolist(),
+        # Greedy decoding reproduces a passage for as long as each next token is the most likely one.
+        "common_prefix": [len(list(takewhile(bool, score.is_top1 or ()))) for score in scores],
+        "answer_log_prob": [score.mean_log_prob for score in scores],
+    }

@@ -1,0 +1,53 @@
+"""How much of an answer a model knows by heart, from its most likely tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def exact_memorization(is_top1: ArrayLike) -> float:
+    """Share of an answer's tokens that are the most likely ones after the true tokens before them.
+
+    From Tirumala et al. 2022 (arXiv 2205.10770) as defined in OpenUnlearning (arXiv 2506.12618). As in its code, the
+    end-of-sequence token does not belong to the answer.
+
+    Args:
+        is_top1: for each of the n answer tokens, whether it is the most likely one after all tokens before it.
+
+    Returns:
+        A number in [0, 1]: 1 if every next token is predicted.
+
+    Raises:
+        ValueError: `is_top1` is empty.
+    """
+    return float(_flags(is_top1, "exact memorization").mean())
+
+
+def extraction_strength(is_top1: ArrayLike) -> float:
+    """1 - (1 / n) min{k : all tokens after the first k are predicted}: how little of an answer recalls the rest.
+
+    From Carlini et al. 2021 (arXiv 2012.07805) as defined in OpenUnlearning (arXiv 2506.12618). Where not even the
+    last token is predicted this is 0; OpenUnlearning's code, unlike its definition, gives 1 / n there. As in its code,
+    the end-of-sequence token does not belong to the answer.
+
+    Args:
+        is_top1: for each of the n answer tokens, whether it is the most likely one after all tokens before it.
+
+    Returns:
+        A number in [0, 1]: 1 if the question alone brings the whole answer back.
+
+    Raises:
+        ValueError: `is_top1` is empty.
+    """
+    flags = _flags(is_top1, "extraction strength")
+    misses = np.flatnonzero(~flags)
+    prefix = int(misses[-1]) + 1 if misses.size else 0
+    return 1 - prefix / flags.size
+
+
+def _flags(is_top1: ArrayLike, metric: str) -> NDArray[np.bool_]:
+    flags = np.asarray(is_top1, dtype=bool)
+    if flags.size == 0:
+        raise ValueError(f"is_top1 is empty: an answer without tokens has no {metric}.")
+    return flags

@@ -1,0 +1,92 @@
+"""How likely a model finds true answers, by themselves and beside wrong ones (TOFU, arXiv 2401.06121, section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import logsumexp
+
+from wagle_trainer.evaluation.metrics.checks import Floats, same_length, vector
+
+Aggregation = Literal["closer_to_1_better", "true_better"]
+
+
+def answer_probability(mean_log_probs: ArrayLike) -> Floats:
+    """exp(mean log-probability per token): the answer's probability, normalised for its length.
+
+    Args:
+        mean_log_probs: (examples,).
+
+    Returns:
+        (examples,), each in [0, 1].
+
+    Raises:
+        ValueError: `mean_log_probs` is empty or not finite.
+    """
+    return np.exp(vector(mean_log_probs, "mean_log_probs"))
+
+
+def probability_with_options(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
+    """p / (p + sum of the wrong answers' p), with p the length-normalised probabilities.
+
+    Args:
+        correct: mean log-probabilities of the correct answers, (examples,).
+        wrong: for each example the mean log-probabilities of its wrong answers; their number may differ.
+
+    Returns:
+        (examples,), each in [0, 1].
+
+    Raises:
+        ValueError: an argument is empty or not finite, or the two differ in length.
+    """
+    right, options = _answers(correct, wrong)
+    return np.array([np.exp(p - logsumexp([p, *others])) for p, others in zip(right, options, strict=True)])
+
+
+def log_truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
+    """Logarithm of the truth ratio of each example: mean over the wrong answers minus the correct one.
+
+    Args:
+        correct: mean log-probabilities of the correct answers, (examples,).
+        wrong: for each example the mean log-probabilities of its wrong answers; their number may differ.
+
+    Returns:
+        (examples,), finite; above zero where the model finds the wrong answers likelier.
+
+    Raises:
+        ValueError: an argument is empty or not finite, or the two differ in length.
+    """
+    right, options = _answers(correct, wrong)
+    return np.array([others.mean() - p for p, others in zip(right, options, strict=True)])
+
+
+def truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike], *, aggregation: Aggregation) -> float:
+    """Truth ratio r = exp(mean over wrong answers of their mean log-probability) / exp(that of the correct answer).
+
+    Args:
+        correct: mean log-probabilities of the correct answers, (examples,).
+        wrong: for each example the mean log-probabilities of its wrong answers; their number may differ.
+        aggregation: "closer_to_1_better", the mean of min(r, 1 / r): on a forget set, where a model that knows nothing
+            finds true and false alike; or "true_better", the mean of max(0, 1 - r), on all others.
+
+    Returns:
+        A number in [0, 1], higher is better.
+
+    Raises:
+        ValueError: an argument is empty or not finite, the two differ in length, or the aggregation is unknown.
+    """
+    log_ratios = log_truth_ratio(correct, wrong)
+    if aggregation == "closer_to_1_better":
+        return float(np.exp(-np.abs(log_ratios)).mean())
+    if aggregation == "true_better":
+        return float(-np.expm1(np.minimum(log_ratios, 0)).mean())
+    raise ValueError(f"Unknown aggregation {aggregation!r}: use 'closer_to_1_better' or 'true_better'.")
+
+
+def _answers(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> tuple[Floats, list[Floats]]:
+    right = vector(correct, "correct")
+    same_length(correct=right, wrong=wrong)
+    return right, [vector(options, f"wrong[{index}]") for index, options in enumerate(wrong)]
