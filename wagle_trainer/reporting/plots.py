@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from wagle_trainer.reporting.statistics import Interval
 
 _WIDTH, _HEIGHT, _DPI = 4.8, 3.4, 200
 _TEXT, _SMALL = 10, 9  # points
+_LEGEND = 27  # characters of a line
 _SELECTED, _OTHER, _LINE = "#D55E00", "#9aa5b1", "#333333"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; without its yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8B5A2B")
@@ -62,8 +64,7 @@ def trade_off(
     groups: dict[str, list[str]] = {}
     for label in points:
         groups.setdefault(_without_number(label), []).append(label)
-    number = len(points) + len(references or {})
-    figure, axes = _figure(forget, utility, extra=0.19 * math.ceil(number / 2) + 0.1)
+    figure, axes = _figure(forget, utility)
     for index, labels in enumerate(groups.values()):
         colour = _COLOURS[index % len(_COLOURS)]
         places = [[interval.mean for interval in points[label]] for label in labels]
@@ -73,7 +74,7 @@ def trade_off(
     limits = (axes.get_xlim(), axes.get_ylim()) if len(points) > _CROWDED else None
     for index, (label, place) in enumerate((references or {}).items()):
         if limits and not all(low <= i.mean <= high for (low, high), i in zip(limits, place, strict=True)):
-            label += f": outside, at {place[0].mean:.2f}, {place[1].mean:.2f}"
+            label += f" (outside: {place[0].mean:.2f}, {place[1].mean:.2f})"
         _point(axes, place, label, color=_LINE, marker=_MARKERS[-1 - index % 3], markerfacecolor="none", markersize=8)
     if limits:
         axes.set(xlim=limits[0], ylim=limits[1])
@@ -97,7 +98,7 @@ def over_steps(history: Sequence[Mapping[str, Any]], metrics: Mapping[str, str])
         history: entries {"step": int, "metrics": {name: value}}, as `EvaluationCallback` writes them.
         metrics: name -> what to call it. Entries without a number are skipped.
     """
-    figure, axes = _figure("step", "", extra=0.3)
+    figure, axes = _figure("step", "")
     for index, (name, label) in enumerate(metrics.items()):
         found = [(entry["step"], entry["metrics"][name]) for entry in history if name in entry["metrics"]]
         if found:
@@ -154,7 +155,7 @@ def score_distribution(histogram: Mapping[str, Any]) -> Figure:
         histogram: `mask.info.score_histogram`. Zero scores have no place on the logarithmic axis; their share is
             written.
     """
-    figure, axes = _figure("score", "weights", extra=0.3)
+    figure, axes = _figure("score", "weights")
     scores, selected = (np.array(histogram[key], dtype=float) for key in ("scores", "selected"))
     left = 2.0 ** (histogram["first_exponent"] + np.arange(len(scores)))
     axes.set_xscale("log")
@@ -177,7 +178,7 @@ def attack_curve(attacks: Mapping[str, Mapping[str, Any]]) -> Figure:
         attacks: label of the unlearned model -> {"attack", "points": [{"x", "came_back"}, ...]}; the same attack.
     """
     name = next(iter(attacks.values()))["attack"]
-    figure, axes = _figure(f"strength of {name}", "share that came back", extra=0.3 if len(attacks) > 1 else 0.0)
+    figure, axes = _figure(f"strength of {name}", "share that came back")
     numbers = all(isinstance(p["x"], int | float) for attack in attacks.values() for p in attack["points"])
     for index, (label, attack) in enumerate(attacks.items()):
         x, y = [point["x"] for point in attack["points"]], [point["came_back"] for point in attack["points"]]
@@ -195,7 +196,7 @@ def attack_curve(attacks: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _figure(x: str, y: str, extra: float = 0.0) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes; `extra` inches of height for a legend."""
+    """A figure with one pair of axes; `extra` inches of height beyond the usual."""
     figure = Figure(figsize=(_WIDTH, _HEIGHT + extra), dpi=_DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.set_xlabel(x, fontsize=_TEXT)
@@ -206,9 +207,14 @@ def _figure(x: str, y: str, extra: float = 0.0) -> tuple[Figure, Axes]:
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
+    """A legend under the axes, for which the figure grows."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, labels), default=0) > 14 else 3
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=_SMALL, frameon=False)
+    wrapped = [textwrap.fill(label, _LEGEND) for label in labels]
+    rows = math.ceil(len(labels) / columns)
+    heights = [sum(label.count("\n") + 1 for label in wrapped[i : i + rows]) for i in range(0, len(labels), rows)]
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * max(heights, default=0))
+    figure.legend(handles, wrapped, loc="outside lower center", ncols=columns, fontsize=_SMALL, frameon=False)
 
 
 def _without_number(label: str) -> str:

@@ -71,7 +71,7 @@ def verdict_sentences(tested: Sequence[Comparison], named: Mapping[str, str], ru
 def _how(comparisons: Sequence[Comparison]) -> str:
     number = len(comparisons)
     corrected = f", Holm-corrected for {number} comparisons" if number > 1 else ""
-    return f"paired t-test over {comparisons[0].seeds} seeds, p < {1 - LEVEL:.2g}{corrected}"
+    return f"paired t-test over {comparisons[0].seeds} seeds at the {1 - LEVEL:.0%} level{corrected}"
 
 
 def _enumerate(labels: Sequence[str]) -> str:

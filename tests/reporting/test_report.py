@@ -1,0 +1,295 @@
+"""The report's files, read back: the page with an HTML parser, the numbers from the results that were given."""
+
+import base64
+import json
+import math
+import statistics
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from wagle_trainer import WeightMask
+from wagle_trainer.evaluation import load_results
+from wagle_trainer.reporting import example_interval, t_interval, write_report
+from wagle_trainer.reporting.examples import rows_at_quantiles
+from wagle_trainer.reporting.inputs import TOFU
+
+SECTIONS = ("comparisons", "masks", "attacks", "answers")
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, visible text, and the cells of tables."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags, self.texts, self.open = [], [], []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def has(self, section):
+        return any(attributes.get("id") == section for attributes in self.all("h2"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(results, **arguments):
+        write_report(results, tmp_path / "report", **arguments)
+        return Page(tmp_path / "report" / "report.html"), load_results(tmp_path / "report" / "report.json")
+
+    return make
+
+
+def test_everything_in_one_page(write, single_runs, mask, history, attacks, tmp_path):
+    page, _ = write(
+        single_runs, mask=mask, history=history, attacks=attacks, config={"seed": 3, "hub_token": "hf_abc"}
+    )
+    assert all(page.has(section) for section in ("numbers", "masks", "attacks", "answers", "reproduce"))
+    assert not page.has("comparisons"), "there is one run of each"
+    images = page.all("img")
+    assert len(images) == 6  # trade-off, history, heat map, scores, two attacks
+    assert all(image["alt"] for image in images)
+    embedded = {base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in images}
+    assert embedded == {path.read_bytes() for path in (tmp_path / "report" / "plots").glob("*.png")}
+    assert mask.digest in page.source
+    assert "hf_abc" not in page.source
+    assert "hf_abc" not in (tmp_path / "report" / "report.json").read_text()
+    assert "torch" in page.text
+
+
+def test_nothing_is_fetched(write, single_runs):
+    page, _ = write(single_runs)
+    assert "http://" not in page.source
+    assert "https://" not in page.source
+    assert not page.all("script")
+    for attributes in (attributes for _, attributes in page.tags):
+        assert attributes.get("src", "data:").startswith("data:")
+        assert attributes.get("href", "data:").startswith("data:")
+
+
+def test_numbers_are_those_of_the_results(write, several_seeds):
+    page, numbers = write(several_seeds)
+    for label, runs in several_seeds.items():
+        for metric in ("forget_Q_A_Prob", "model_utility", "retain_Q_A_ROUGE"):
+            found = numbers["table"][label][metric]
+            expected = (
+                t_interval([run[metric] for run in runs]) if isinstance(runs, list) else example_interval(runs, metric)
+            )
+            assert found == expected._asdict()
+            assert f"{expected.mean:.3f}" in page.text
+            assert f"{expected.low:.3f} to {expected.high:.3f}" in page.text
+    mean = statistics.mean(run["forget_Q_A_Prob"] for run in several_seeds["wagle 0.05"])
+    assert (
+        f"wagle 0.05: forget prob went from {several_seeds['before']['forget_Q_A_Prob']:.3f} to {mean:.3f}"
+        in page.text
+    )
+    assert "forget_quality" not in numbers["columns"], "no run has it"
+
+
+def test_comparisons_over_seeds(write, several_seeds):
+    page, numbers = write(several_seeds)
+    by_key = {(c["reference"], c["metric"]): c for c in numbers["comparisons"]}
+    assert set(by_key) == {(r, m) for r in ("random 0.05", "no mask") for m in ("forget_Q_A_Prob", "model_utility")}
+    assert by_key["random 0.05", "model_utility"]["verdict"] == "better"  # 0.85 against 0.5
+    assert by_key["no mask", "model_utility"]["verdict"] == "no difference found"
+    for comparison in numbers["comparisons"]:
+        assert comparison["sentence"] in page.text
+    assert (
+        "Against “no mask”, on model utility: no difference found for wagle 0.05 (paired t-test over 3 seeds"
+        in page.text
+    )
+    assert page.has("comparisons")
+
+
+def test_families_are_corrected_together(write, several_seeds):
+    several_seeds["snip 0.05"] = several_seeds["no mask"]
+    pairs = [("wagle 0.05", "random 0.05"), ("snip 0.05", "random 0.05")]
+    page, numbers = write(several_seeds, comparisons={"a random mask": pairs})
+    assert [c["comparisons"] for c in numbers["comparisons"]] == [2] * 4
+    assert "Against a random mask, on model utility: better are wagle 0.05 and snip 0.05" in page.text
+    assert "Holm-corrected for 2 comparisons" in page.text
+
+
+def test_texts_are_escaped(write, single_runs):
+    evil = '<script>alert("1")</script> & <img src=x>'
+    for run in single_runs.values():
+        run["per_example"]["forget"]["question"][0] = evil
+        run["per_example"]["forget"]["rouge_l_recall"] = [0.0] + [1.0] * 11
+        run["forget_Q_A_ROUGE"] = 11 / 12
+    page, _ = write(
+        {**single_runs, evil: single_runs["after, no mask"]}, title=evil, config={evil: evil}, notes=[evil]
+    )
+    assert not page.all("script")
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert page.text.count(evil) >= 5
+
+
+def test_answers_are_chosen_by_the_rule(write, single_runs):
+    page, numbers = write(single_runs)
+    forget = single_runs["after, wagle mask 0.05"]["per_example"]["forget"]
+    shown = [forget["question"].index(example["question"]) for example in numbers["examples"]]
+    ranked = sorted(range(12), key=lambda row: (forget["rouge_l_recall"][row], row))
+    assert shown == [ranked[rank] for rank in (0, 3, 6, 8, 11)]  # 0, 2.75, 5.5, 8.25 and 11, rounded
+    first = numbers["examples"][0]["answers"]
+    assert [answer["label"] for answer in first] == list(single_runs)
+    assert first[1]["text"] == forget["generation"][ranked[0]]
+    assert "quantiles 0, 0.25, 0.5, 0.75, 1 of the ROUGE-L recall of “after, wagle mask 0.05”" in page.text
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 40])
+def test_rows_at_quantiles(number):
+    values = np.random.default_rng(0).permutation(number) / 7
+    rows = rows_at_quantiles(values.tolist())
+    assert len(rows) == len(set(rows)) == min(number, 5)
+    assert values[rows[0]] == values.min()
+    assert values[rows[-1]] == values.max()
+    assert sorted(values[rows]) == list(values[rows])
+    if number == 40:  # within one rank of NumPy's quantiles
+        np.testing.assert_allclose(values[rows], np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), atol=1 / 7)
+    assert rows_at_quantiles([0.5] * number)[0] == 0
+
+
+def test_what_is_missing_is_left_out_and_named(write):
+    page, numbers = write({"a model": {"forget_Q_A_Prob": 0.25}})
+    assert not any(page.has(section) for section in SECTIONS)
+    assert not page.all("img")
+    assert page.has("missing")
+    for words in (
+        "seed",
+        'label "before"',
+        '"retrained"',
+        "EvaluationCallback",
+        "trainer.mask",
+        "run_attacks",
+        "config",
+    ):
+        assert any(words in line for line in numbers["missing"]), words
+    assert all(line in page.text for line in numbers["missing"])
+
+
+def test_nothing_is_missing_from_a_full_report(write, several_seeds, mask, history, attacks):
+    several_seeds["retrained"] = several_seeds["before"]
+    by_label = {"wagle 0.05": attacks, "random 0.05": attacks}
+    page, numbers = write(
+        several_seeds, mask={"wagle 0.05": mask}, history={"wagle": history}, attacks=by_label, config={"seed": 1}
+    )
+    assert numbers["missing"] == []
+    assert not page.has("missing")
+    assert all(page.has(section) for section in SECTIONS)
+
+
+def test_can_be_made_anew_from_its_files(write, several_seeds, mask, history, tmp_path):
+    mask.save_pretrained(tmp_path / "mask")
+    (tmp_path / "history.json").write_text(json.dumps(history))
+    _, first = write(several_seeds, mask=tmp_path / "mask", history=tmp_path / "history.json")
+    results = load_results(tmp_path / "report" / "results.json")
+    assert results == several_seeds
+    _, second = write(results, mask=mask, history=history)
+    first["environment"]["time"] = second["environment"]["time"]
+    assert first == second
+
+
+def test_mask_made_by_hand_has_no_distribution(write, single_runs):
+    mask = WeightMask.from_dict({"layers.0.mlp.weight": torch.eye(4, dtype=torch.bool)})
+    page, numbers = write(single_runs, mask=mask)
+    assert len(page.all("img")) == 2
+    assert any("Distribution of the scores" in line for line in numbers["missing"])
+
+
+def test_a_suite_of_ones_own(write):
+    suite = SimpleNamespace(
+        headline={"accuracy": ("forget", "accuracy")}, forget_metrics={"accuracy": "lower"}, utility_metrics={}
+    )
+    runs = {"wagle": [{"accuracy": 0.1}, {"accuracy": 0.2}], "random": [{"accuracy": 0.5}, {"accuracy": 0.61}]}
+    _, numbers = write(runs, suite=suite)
+    assert [c["verdict"] for c in numbers["comparisons"]] == ["better"]
+
+
+def test_headlines_are_those_of_the_table_on_screen():
+    from wagle_trainer.evaluation.results import _COLUMNS
+
+    assert TOFU.headline == _COLUMNS
+
+
+# Errors; nothing is written then
+
+
+def refused(write, tmp_path, results, match, **arguments):
+    with pytest.raises(ValueError, match=match):
+        write(results, **arguments)
+    assert not (tmp_path / "report").exists()
+
+
+def test_empty_results(write, tmp_path, single_runs):
+    refused(write, tmp_path, {}, "no results to report")
+    refused(write, tmp_path, {"before": {}}, "results of 'before' are empty")
+    refused(write, tmp_path, {**single_runs, "wagle": []}, "results of 'wagle' are empty")
+
+
+def test_unequal_seeds(write, tmp_path, several_seeds):
+    fewer = {**several_seeds, "no mask": several_seeds["no mask"][:2]}
+    refused(write, tmp_path, fewer, "'wagle 0.05' has the seeds 0, 1, 2 and 'no mask' has the seeds 0, 1")
+    shuffled = {**several_seeds, "no mask": several_seeds["no mask"][::-1]}
+    refused(write, tmp_path, shuffled, "'wagle 0.05' has the seeds 0, 1, 2 and 'no mask' has the seeds 2, 1, 0")
+
+
+def test_numbers_that_are_not_there(write, tmp_path, single_runs, several_seeds):
+    other = {"before": {"accuracy": 0.5}}
+    refused(write, tmp_path, other, "none of the numbers forget_Q_A_Prob, .*; they have accuracy. Pass the suite")
+    pairs = {"controls": [("wagle 0.05", "gradient 0.05")]}
+    refused(write, tmp_path, several_seeds, "No results are labelled 'gradient 0.05'", comparisons=pairs)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite(write, tmp_path, single_runs, history, attacks, bad):
+    single_runs["before"]["per_example"]["retain"]["probability"][3] = bad
+    where = r"results\['before'\]\['per_example'\]\['retain'\]\['probability'\]\[3\] is (nan|inf)"
+    refused(write, tmp_path, single_runs, where)
+    single_runs["before"]["per_example"]["retain"]["probability"][3] = 0.5
+    bad_history = [*history, {"step": 12, "metrics": {"model_utility": bad}}]
+    refused(write, tmp_path, {"a": {"model_utility": 0.5}}, r"history\[''\]\[6\]\['metrics'\]", history=bad_history)
+    bad_attack = attacks["relearning"] | {"baseline": bad}
+    refused(write, tmp_path, {"a": {"model_utility": 0.5}}, r"attacks\[''\]\[0\]\['baseline'\]", attacks=[bad_attack])
+
+
+def test_other_questions(write, tmp_path, single_runs):
+    single_runs["after, no mask"]["per_example"]["forget"]["question"][0] = "Another?"
+    refused(write, tmp_path, single_runs, "were asked other forget questions")
+
+
+def test_histories_and_attacks_of_another_shape(write, tmp_path, single_runs, attacks):
+    refused(write, tmp_path, single_runs, "list of entries with 'step' and 'metrics'", history=[{"step": 1}])
+    refused(
+        write,
+        tmp_path,
+        single_runs,
+        "none of the numbers .* it has loss",
+        history=[{"step": 1, "metrics": {"loss": 1.0}}],
+    )
+    no_points = attacks["relearning"] | {"points": []}
+    refused(
+        write, tmp_path, single_runs, "pass what run_attacks returned", attacks={"wagle": {"relearning": no_points}}
+    )
+    with pytest.raises(FileNotFoundError):
+        write(single_runs, history=tmp_path / "nowhere.json")
+    with pytest.raises(FileNotFoundError):
+        write(single_runs, mask=tmp_path / "nowhere")
+    assert not (tmp_path / "report").exists()
