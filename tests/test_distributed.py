@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from wagle_trainer import WeightMask
+from wagle_trainer.adapters import merge
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -132,6 +134,16 @@ def test_resume_on_one_process_after_two(run):
     two = run("ddp", 2, loss_kwargs={"beta": 0.5})
     one = run("one", 1, two / "checkpoint-3", loss_kwargs={"beta": 0.5})
     assert_like_one_process(run, one, two, 2, "MULTI_CPU")
+
+
+def test_data_parallel_saves_and_resumes_adapters(run):
+    options = {"save_adapter": True, "optim": "adamw_torch"}
+    two = run("ddp", 2, **options)
+    last = max(two.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    model = merge(AutoModelForCausalLM.from_pretrained(run.folder / "model"), last)
+    weights = load_file(two / "weights.safetensors")
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
+    assert_same_weights(run("ddp", 2, two / "checkpoint-3", **options), two)
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])

@@ -24,6 +24,9 @@ def source(function):
         ),
         (Trainer, "_save_checkpoint", ["model", "trial"], "wagle_trainer/trainer.py"),
         (Trainer, "_get_output_dir", ["trial"], "wagle_trainer/trainer.py"),
+        (Trainer, "_save", ["output_dir", "state_dict"], "wagle_trainer/trainer.py"),
+        (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"], "wagle_trainer/trainer.py"),
+        (Trainer, "_load_best_model", [], "wagle_trainer/trainer.py"),
         (Trainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"], "wagle_trainer/trainer.py"),
         (transformers.trainer_utils, "seed_worker", None, "wagle_trainer/trainer.py (_SeedWorker)"),
     ],
@@ -32,7 +35,7 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
     function = getattr(owner, name, None)
     assert function is not None, f"{owner.__name__}.{name} is gone: mend {ours}"
     found = [p for p in inspect.signature(function).parameters if p != "self"]
-    expected = parameters or ["worker_id", "num_workers", "rank"]
+    expected = ["worker_id", "num_workers", "rank"] if parameters is None else parameters
     assert found == expected, f"{owner.__name__}.{name} now takes {found}: mend {ours}"
 
 
@@ -44,6 +47,24 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
         ("trl", "is_conversational", "wagle_trainer/data/preparation.py (check_chat_template)"),
         ("transformers.trainer", "TRAINER_STATE_NAME", "wagle_trainer/checkpoints.py"),
         ("transformers.trainer_utils", "PREFIX_CHECKPOINT_DIR", "wagle_trainer/checkpoints.py"),
+        ("transformers.trainer", "TRAINING_ARGS_NAME", "wagle_trainer/trainer.py (_save)"),
+        ("peft.mapping", "PEFT_TYPE_TO_CONFIG_MAPPING", "wagle_trainer/adapters/registration.py"),
+        ("peft.utils", "register_peft_method", "wagle_trainer/adapters/registration.py"),
+        ("peft.tuners.tuners_utils", "BaseTuner.inject_adapter", "wagle_trainer/adapters/model.py"),
+        ("peft.tuners.tuners_utils", "BaseTuner._create_and_replace", "wagle_trainer/adapters/model.py"),
+        ("peft.tuners.tuners_utils", "BaseTuner._cast_adapter_dtype", "wagle_trainer/adapters/model.py"),
+        ("peft.tuners.tuners_utils", "BaseTuner._get_adapter_state_dict", "wagle_trainer/adapters/model.py"),
+        ("peft.tuners.tuners_utils", "BaseTuner._remove_adapter_name_from_key", "wagle_trainer/adapters/model.py"),
+        (
+            "peft.tuners.tuners_utils",
+            "BaseTuner._remap_adapter_state_dict_for_load",
+            "wagle_trainer/adapters/model.py",
+        ),
+        (
+            "peft.tuners.tuners_utils",
+            "BaseTunerLayer._move_adapter_to_device_of_base_layer",
+            "wagle_trainer/adapters/layer.py",
+        ),
         ("accelerate.state", "AcceleratorState._shared_state", "wagle_trainer/engines.py (engine)"),
         ("accelerate.utils", "gather_object", "wagle_trainer/callback.py"),
         ("trl", "SFTConfig._VALID_DICT_FIELDS", "wagle_trainer/config.py"),
@@ -141,3 +162,38 @@ def test_deepspeed_is_where_we_look_for_it():
     assert DeepSpeedZeroOptimizer_Stage3.__name__.startswith("DeepSpeedZeroOptimizer")
     assert "fp32_partitioned_groups_flat[sub_group_id]" in source(DeepSpeedZeroOptimizer_Stage3._optimizer_step)
     assert callable(safe_set_full_fp32_param) and callable(safe_set_local_fp32_param)
+
+
+def test_trainer_saves_tokenizer_and_arguments_beside_the_model():
+    """`WagleTrainer._save` does the same beside an adapter."""
+    text = source(Trainer._save)
+    assert "self.processing_class.save_pretrained(output_dir)" in text, "mend WagleTrainer._save"
+    assert "torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))" in text, "mend WagleTrainer._save"
+
+
+def test_pefts_list_of_methods_can_be_added_to():
+    """`adapters/registration.py` adds a member to an enumeration, with what `register_peft_method` looks at."""
+    import peft
+
+    import wagle_trainer.adapters  # noqa: F401
+
+    for name in ("_member_names_", "_member_map_", "_value2member_map_"):
+        assert "WAGLE" in getattr(peft.PeftType, name), "mend wagle_trainer/adapters/registration.py"
+    text = source(peft.utils.peft_types.register_peft_method)
+    assert "name.upper() not in list(PeftType)" in text, "mend wagle_trainer/adapters/registration.py"
+
+
+def test_peft_loads_adapters_by_the_hooks_that_we_override():
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    assert "_remap_adapter_state_dict_for_load" in source(set_peft_model_state_dict), "mend adapters/model.py"
+    assert "_get_adapter_state_dict" in source(get_peft_model_state_dict), "mend adapters/model.py"
+    text = source(PeftModel.from_pretrained)
+    assert "from_pretrained(\n                model_id, **kwargs\n" in text, (
+        "PeftModel.from_pretrained no longer hands ignore_base_mismatch to the configuration: mend adapters/config.py"
+    )
+    assert "self.base_model.inject_adapter(" in source(PeftModel.add_adapter), "mend adapters/model.py"
+    # `_Configs` answers for an adapter that is deleted, as long as this is so.
+    assert "self.peft_config[self.active_adapter]" in source(PeftModel.active_peft_config.fget), (
+        "PeftModel looks its active adapter up in another way: see whether adapters/model.py still needs _Configs"
+    )

@@ -35,13 +35,17 @@ def find_file(path_or_repo_id: str | os.PathLike[str], name: str, revision: str 
 
 
 def push(
-    write: Callable[[str], None], repo_id: str, *, private: bool | None, token: str | None, commit_message: str
+    write: Callable[[str, str], None], repo_id: str, *, private: bool | None, token: str | None, commit_message: str
 ) -> str:
-    """Upload what `write` writes into a folder to a model repository, made if need be; returns the commit's address."""
+    """Upload a folder to a model repository, made if need be; returns the commit's address.
+
+    Args:
+        write: called with the folder to write and the repository's full id.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        write(folder)
+        write(folder, repo_id)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))

@@ -316,7 +316,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
         """
         from wagle_trainer.model_card import adapter_card
 
-        def write(folder: str) -> None:
+        def write(folder: str, repo_id: str) -> None:
             self.save_pretrained(folder)
             adapter_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
 

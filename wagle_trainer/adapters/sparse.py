@@ -102,12 +102,12 @@ def _stretches(positions: Tensor, numel: int) -> Iterator[tuple[Tensor, slice]]:
     the values), ..."""
     size = bits.CPU_CHUNK if positions.device.type == "cpu" else bits.DEVICE_CHUNK
     if positions.dtype != torch.uint8:
-        for start in range(0, len(positions), size):
+        for start in range(0, max(len(positions), 1), size):
             index = positions[start : start + size].long()
             yield index, slice(start, start + len(index))
         return
     done = 0
-    for start in range(0, numel, size):
+    for start in range(0, max(numel, 1), size):
         stop = min(start + size, numel)
         index = bits.unpack(positions[start // 8 : -(-stop // 8)], (stop - start,)).nonzero().view(-1).add_(start)
         yield index, slice(done, done + len(index))
@@ -117,8 +117,7 @@ def _stretches(positions: Tensor, numel: int) -> Iterator[tuple[Tensor, slice]]:
 def take(tensor: Tensor, positions: Tensor) -> Tensor:
     """The values of `tensor` at the positions, (number of values,)."""
     flat = as_integers(tensor.detach().reshape(-1))
-    parts = [flat[index] for index, _ in _stretches(positions, tensor.numel())]
-    return torch.cat(parts).view(tensor.dtype) if parts else tensor.new_empty(0)
+    return torch.cat([flat[index] for index, _ in _stretches(positions, tensor.numel())]).view(tensor.dtype)
 
 
 def put(tensor: Tensor, positions: Tensor, values: Tensor) -> None:

@@ -326,7 +326,7 @@ class WeightMask(Mapping[str, Tensor]):
         """
         from wagle_trainer.model_card import mask_card
 
-        def write(folder: str) -> None:
+        def write(folder: str, repo_id: str) -> None:
             self.save_pretrained(folder)
             mask_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
 

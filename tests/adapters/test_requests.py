@@ -1,0 +1,117 @@
+"""Three forget requests on the bundled people, and the second one revoked."""
+
+import copy
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from wagle_trainer import WagleConfig, WagleTrainer
+from wagle_trainer.data import QAFormat, fictional_split, fictional_tokenizer
+from wagle_trainer.evaluation import score_answers
+
+QUESTIONS = 10  # of each person; the requests are about the last three of eight people
+
+
+@pytest.fixture(scope="module")
+def people():
+    """(tokenizer, format, rows of the last eight people)"""
+    tokenizer = fictional_tokenizer()
+    full = fictional_split("full")
+    rows = full.select(range(len(full) - 8 * QUESTIONS, len(full)))
+    return tokenizer, QAFormat.for_tokenizer(tokenizer), rows
+
+
+@pytest.fixture(scope="module")
+def base(people):
+    """A small Llama that knows the eight by heart."""
+    tokenizer, qa, rows = people
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    examples = [qa.encode(row["question"], row["answer"]) for row in rows]
+    length = max(len(example["input_ids"]) for example in examples)
+
+    def padded(name, fill):
+        return torch.tensor([e[name] + [fill] * (length - len(e[name])) for e in examples])
+
+    ids, labels = padded("input_ids", tokenizer.pad_token_id), padded("labels", -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for epoch in range(30):
+        for batch in torch.randperm(len(ids)).split(20):
+            model(input_ids=ids[batch], labels=labels[batch]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if epoch == 22:
+            optimizer.param_groups[0]["lr"] = 5e-4
+    return model.eval()
+
+
+def known(model, people, person):
+    """Mean probability of the answers about the last but `person` of the people, 1 to 8."""
+    tokenizer, qa, rows = people
+    rows = rows.select(range(len(rows) - person * QUESTIONS, len(rows) - (person - 1) * QUESTIONS))
+    examples = [qa.encode(row["question"], row["answer"]) for row in rows]
+    scores = score_answers(model, examples, ["row"] * QUESTIONS, eos_token_id=tokenizer.eos_token_id, progress=False)
+    return sum(torch.tensor(score.mean_log_prob).exp().item() for score in scores) / QUESTIONS
+
+
+@pytest.mark.slow
+def test_revoking_the_second_of_three_requests(base, people, tmp_path):
+    tokenizer, qa, rows = people
+    assert min(known(base, people, person) for person in range(1, 9)) > 0.9
+    taken = None
+    for person in (1, 2, 3):
+        first = len(rows) - person * QUESTIONS
+        mine = list(range(first, first + QUESTIONS))
+        trainer = WagleTrainer(
+            copy.deepcopy(base),
+            WagleConfig(
+                str(tmp_path / str(person)),
+                density=0.1,
+                attribution_exclude_mask=None if taken is None else str(tmp_path / "taken"),
+                loss_type="npo",
+                learning_rate=5e-3,
+                lr_scheduler_type="constant",
+                max_steps=20,
+                per_device_train_batch_size=10,
+                gradient_checkpointing=False,
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=True,
+                bf16=False,
+                save_strategy="no",
+                save_adapter=True,
+            ),
+            forget_dataset=qa.dataset(rows.select(mine)),
+            retain_dataset=qa.dataset(rows.select([i for i in range(len(rows)) if i not in mine])),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        trainer.save_model()
+        taken = trainer.mask if taken is None else trainer.mask | taken
+        taken.save_pretrained(tmp_path / "taken")
+
+    model = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "1", "one")
+    for person, name in ((2, "two"), (3, "three")):
+        model.load_adapter(tmp_path / str(person), name)
+    model.base_model.set_adapter(
+        ["one", "two", "three"]
+    )  # no rule is needed: later requests spare earlier ones' weights
+    assert max(known(model, people, person) for person in (1, 2, 3)) < 0.3
+    model.delete_adapter("two")
+    assert max(known(model, people, person) for person in (1, 3)) < 0.3
+    assert known(model, people, 2) > 0.7
