@@ -50,7 +50,7 @@ def test_rows_of_one_table(files, wagle, by_hand, tmp_path):
 
     code, out, err = wagle("evaluate", files.model, *FEW, "--label", "after", "--output", output)  # anew
     assert code == 0
-    rows = [line.split()[0] for line in out.splitlines()[3:]]
+    rows = [line.split()[0] for line in out.splitlines()[3:5]]
     assert rows == ["before", "after"]
     assert load_results(output)["after"]["forget_Q_A_Prob"] == found["before"]["forget_Q_A_Prob"]
 
