@@ -58,6 +58,7 @@ def test_unlearn(files, wagle, by_hand, tmp_path):
     assert WeightMask.from_pretrained(tmp_path / "out", model=model) == trainer.mask
     assert out.splitlines()[:2] == [f"output_dir: {tmp_path / 'out'}", "steps: 2"]
     assert f"mask_digest: {trainer.mask.digest}" in out
+    assert f"Weight mask {trainer.mask.digest[:12]}: {trainer.mask.num_selected:,} of " in err
     assert "## Unlearning" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -67,6 +68,7 @@ def test_unlearn_with_lora(files, wagle, tmp_path):
     assert code == 0, err
     modules = json.loads(out)["lora_modules"]
     assert len(modules) == 2
+    assert "LoRA adapts 2 of 14 Linear modules, chosen by the score 'wagle'" in err
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(files.model), tmp_path / "out")
     names = [name for name, module in adapted.named_modules() if hasattr(module, "lora_A")]
     assert {name.removeprefix("base_model.model.") for name in names} == set(modules)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from wagle_trainer._version import __version__
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group = parser.parse_args(given[:1] or ["--help"]).group
     try:
         options = import_module(f"{__name__}.{group}").parse(given[1:] or ["--help"])
-        with contextlib.redirect_stdout(sys.stderr):  # trainers print their logs
+        with _logs(), contextlib.redirect_stdout(sys.stderr):  # trainers print their logs
             result = options.run(options)
         text = json.dumps(result, indent=2, allow_nan=False) if options.json else options.show(result)
     except REFUSALS as error:
@@ -68,3 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
         print(text)
     return getattr(options, "exit_code", 0)
+
+
+@contextlib.contextmanager
+def _logs() -> Iterator[None]:
+    """This package's own log on stderr while a command runs: which mask it was, which modules were chosen."""
+    logger, handler = logging.getLogger("wagle_trainer"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

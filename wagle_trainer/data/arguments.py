@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wagle_trainer.data.sources import load_rows
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -71,18 +73,13 @@ def _read(file: str) -> Dataset:
     from datasets import load_dataset
 
     path = Path(file).expanduser()
-    if path.suffix not in READERS and not path.exists():
-        try:
-            return load_dataset(file, split="train")
-        except (ConnectionError, FileNotFoundError) as error:
-            raise FileNotFoundError(
-                f"{file!r} is neither a file nor a dataset that the hub gives access to ({error})."
-            ) from error
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
-    if path.suffix not in READERS:
+    if path.suffix in READERS:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {file}.")
+        return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+    if path.is_file():
         raise ValueError(f"{file} is of no known kind; known are {', '.join(READERS)}.")
-    return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+    return load_rows(file, "train")
 
 
 def _in_a_trl_format(rows: Dataset, qa: QAFormat) -> Dataset:
