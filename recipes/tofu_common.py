@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
 from wagle_trainer import WagleConfig
-from wagle_trainer.data import QAFormat, load_tofu, load_tofu_evaluation, retain_split_for
+from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
+from wagle_trainer.data.arguments import DataArguments, load_forget_and_retain
 from wagle_trainer.evaluation import evaluate_tofu, results_table, save_results
 
 
 @dataclass
-class TofuArguments:
+class TofuArguments(DataArguments):
     """Data, controls and evaluation of a TOFU recipe."""
 
-    dataset_name: str = field(
-        default="fictional",
-        metadata={"help": "A hub id (locuslab/TOFU), a folder of <split>.json files, or the bundled 'fictional'."},
-    )
-    forget_split: str = field(default="forget10", metadata={"help": "forget01, forget05 or forget10."})
-    style: str = field(
-        default="auto",
-        metadata={
-            "help": "'chat' (the tokenizer's chat template), 'plain' (Question: ... Answer: ...), or 'auto': chat where "
-            "there is a template.",
-            "choices": ["auto", "chat", "plain"],
-        },
-    )
+    dataset_name: str = field(default="fictional", metadata=dict(fields(DataArguments)[0].metadata))
     controls: list[str] = field(
         default_factory=list,
         metadata={"help": "Further scores to run for comparison, such as random; none for no mask at all."},
@@ -68,9 +57,7 @@ def parse_arguments(loss_type: str) -> tuple[TofuArguments, WagleConfig, ModelCo
 
 def load_data(tofu: TofuArguments, qa: QAFormat) -> tuple[Dataset, Dataset]:
     """The forget and the retain set, as prompt-completion examples."""
-    splits = (tofu.forget_split, retain_split_for(tofu.forget_split))
-    forget, retain = (qa.dataset(load_tofu(tofu.dataset_name, split)) for split in splits)
-    return forget, retain
+    return load_forget_and_retain(tofu, qa)
 
 
 def load_model(path: str, model_args: ModelConfig, device: Any) -> Any:

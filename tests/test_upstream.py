@@ -67,6 +67,7 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
         ),
         ("accelerate.state", "AcceleratorState._shared_state", "wagle_trainer/engines.py (engine)"),
         ("accelerate.utils", "gather_object", "wagle_trainer/callback.py"),
+        ("trl.trainer.utils", "create_model_from_path", "wagle_trainer/lora.py (load_base)"),
         ("trl", "SFTConfig._VALID_DICT_FIELDS", "wagle_trainer/config.py"),
         ("trl", "SFTTrainer._tag_names", "wagle_trainer/trainer.py"),
         ("trl", "SFTTrainer._name", "wagle_trainer/trainer.py"),

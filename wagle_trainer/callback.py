@@ -322,7 +322,8 @@ def check_maskable(model: nn.Module) -> None:
             raise ValueError(
                 f"{name!r} is zero, as at every LoRA's start: then the gradient of each lora_A is exactly zero, and "
                 "scores that use it rank nothing but rounding. Score the base weights without an adapter, or train "
-                "the adapter without a mask (attribution=None)."
+                'the adapter without a mask (attribution=None); with LoraConfig(target_modules="wagle"), the score '
+                "of the base weights chooses the modules to adapt."
             )
 
 

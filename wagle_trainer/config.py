@@ -52,6 +52,9 @@ class WagleConfig(SFTConfig):
         density (`float` or `str`, defaults to `0.8`): Share of the weights that may change; `"auto"`: where the selected
             share of the forget gradient is furthest above that of the retain gradient.
         mask_path (`str`, *optional*): A saved mask (folder or Hub id) to use; then nothing is computed.
+        lora_modules (`int`, *optional*): With `peft_config=LoraConfig(target_modules="wagle")` (or another score), the
+            number of Linear modules to adapt; by default those that hold at least their part of the selected weights, see
+            `wagle_trainer.lora.lora_modules`. The score is computed as `attribution_gamma`, `density` and so on say.
         compact_optimizer (`bool`, *optional*): Keep AdamW's moments for the selected weights only; the weights come out
             the same. By default where it saves memory: up to density 0.5, with `optim` one of PyTorch's AdamW, on one
             process or with data parallelism. `True` insists on it, `False` turns it off.
@@ -141,6 +144,13 @@ class WagleConfig(SFTConfig):
     mask_path: str | None = field(
         default=None, metadata={"help": "A saved mask (folder or Hub id) to use; then nothing is computed."}
     )
+    lora_modules: int | None = field(
+        default=None,
+        metadata={
+            "help": "How many Linear modules get a LoRA adapter where a score chooses them (lora_target_modules=wagle); by "
+            "default those that hold at least their part of the selected weights."
+        },
+    )
     compact_optimizer: bool | None = field(
         default=None,
         metadata={
@@ -186,7 +196,7 @@ class WagleConfig(SFTConfig):
             value = getattr(self, f"attribution_{name}")
             if value not in known:
                 raise ValueError(f"Unknown attribution_{name} {value!r}. Known: {', '.join(known)}.")
-        for name in ("attribution_samples", "attribution_batch_size"):
+        for name in ("attribution_samples", "attribution_batch_size", "lora_modules"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")

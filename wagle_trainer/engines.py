@@ -18,7 +18,7 @@ WHOLE = {
     DistributedType.MULTI_NPU,
 }
 ATTRIBUTE_FIRST = (
-    "Compute the mask in a step of its own, `accelerate launch recipes/attribute.py --config ... --output_dir MASK`, "
+    "Compute the mask in a step of its own, `accelerate launch -m wagle_trainer.cli attribute --config ... --output_dir MASK`, "
     "and train with mask_path=MASK"
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -23,6 +24,7 @@ from transformers.utils import logging
 from trl import SFTTrainer
 
 from wagle_trainer.adapters.checkpoints import BESIDE_MODEL, AdapterCheckpoints, adapter_in
+from wagle_trainer.attribution.attribute import select_parameters
 from wagle_trainer.callback import WeightAttributionCallback, pad_token_id
 from wagle_trainer.checkpoints import is_complete, last_complete_checkpoint
 from wagle_trainer.config import WagleConfig
@@ -42,6 +44,14 @@ from wagle_trainer.engines import WHOLE, engine, is_deepspeed, shards_forward
 from wagle_trainer.evaluation.callback import EvaluationCallback
 from wagle_trainer.files import write_atomically
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs
+from wagle_trainer.lora import (
+    check_same_modules,
+    linear_weights,
+    load_base,
+    lora_modules,
+    score_that_chooses,
+    with_modules,
+)
 from wagle_trainer.losses import Signals, UnlearningLoss, get_loss
 from wagle_trainer.losses.base import NEEDS, example_of
 from wagle_trainer.losses.retain import embedding_difference, js_to_reference, kl_to_reference, nll
@@ -86,7 +96,9 @@ class WagleTrainer(SFTTrainer):
         mask ([`WeightMask`] or path, *optional*): A mask to use as it is: then nothing is computed.
         refusals (`list[str]`, *optional*): Preferred answers for objectives that need them, when the forget set has
             none; by default the bundled sentences.
-        kwargs: Everything else that [`~trl.SFTTrainer`] takes, such as `peft_config`.
+        kwargs: Everything else that [`~trl.SFTTrainer`] takes, such as `peft_config`. With
+            `LoraConfig(target_modules="wagle")`, or another score, the base weights are scored first, and the Linear
+            modules that hold most of the selected weights get the adapter (see [`~wagle_trainer.lora.lora_modules`]).
 
     Raises:
         ValueError, TypeError: a set that is missing, empty, in no known format, or whose answers `max_length` cuts off;
@@ -99,6 +111,9 @@ class WagleTrainer(SFTTrainer):
         ...     forget_dataset=forget, retain_dataset=retain,
         ... )
         >>> trainer.train(); trainer.save_model(); trainer.mask                           # doctest: +SKIP
+
+    Attributes:
+        lora_modules: names of the modules that a score chose for LoRA, highest share first; None otherwise.
     """
 
     _tag_names = ["trl", "wagle", "unlearning"]  # noqa: RUF012 (as TRL declares it)
@@ -161,8 +176,24 @@ class WagleTrainer(SFTTrainer):
         if is_preference(retain):
             retain = as_prompt_completion(retain, "chosen")
         pad_token_id(processing_class)
+        sets = {"forget": forget, "retain": retain, **({"preferred": preferred} if preferred is not None else {})}
+        self.lora_modules: list[str] | None = None
+        score = score_that_chooses(kwargs.get("peft_config"))
+        if score is not None:
+            if mask is not None or config.mask_path is not None or config.attribution is not None:
+                raise ValueError(
+                    f"LoraConfig(target_modules={score!r}) scores the base weights to choose modules for LoRA; a weight mask "
+                    "on top of it is not possible: set attribution=None and give no mask. To choose by a mask that you "
+                    "have, use target_modules=wagle_trainer.lora.lora_modules(mask, model)."
+                )
+            model = load_base(model, config, kwargs.get("quantization_config"))
+            self.lora_modules = self._choose_lora_modules(score, model, config, sets, processing_class)
+            kwargs["peft_config"] = with_modules(kwargs["peft_config"], self.lora_modules)
 
         loss_type, config.loss_type = config.loss_type, "nll"  # SFTTrainer knows no other; it is back right after
+        init_kwargs = config.model_init_kwargs
+        if score is not None:  # the model is loaded: else TRL would warn that they are ignored
+            config.model_init_kwargs = None
         try:
             super().__init__(
                 model=model,
@@ -176,9 +207,8 @@ class WagleTrainer(SFTTrainer):
                 **kwargs,
             )
         finally:
-            config.loss_type = loss_type
+            config.loss_type, config.model_init_kwargs = loss_type, init_kwargs
 
-        sets = {"forget": forget, "retain": retain, **({"preferred": preferred} if preferred is not None else {})}
         sets = {name: prepare(self, dataset, name, formatting_func) for name, dataset in sets.items()}
         if "preferred" in sets and len(sets["preferred"]) != len(sets["forget"]):
             raise ValueError(
@@ -204,7 +234,10 @@ class WagleTrainer(SFTTrainer):
         self._check_engine()
         self._layers = self._find_layers()
         self.loss.setup(self.processing_class, config.seed)
-        self._attribution = self._attribution_callback(mask, sets)
+        mask = mask if mask is not None else config.mask_path
+        self._attribution = None
+        if mask is not None or config.attribution is not None:
+            self._attribution = self._attribution_callback(config, config.attribution or "wagle", sets, mask=mask)
         if self._attribution is not None:
             self._attribution.masks_gradients = True
             self.add_callback(self._attribution)
@@ -286,32 +319,65 @@ class WagleTrainer(SFTTrainer):
             layers["retain"] = decoder_layer(self.model, self.retain_layer, "retain_loss='embed_diff'")
         return layers
 
-    def _attribution_callback(self, mask: Any, sets: dict[str, Dataset]) -> WeightAttributionCallback | None:
-        config = self.args
-        mask = mask if mask is not None else config.mask_path
-        if mask is None and config.attribution is None:
-            return None
+    def _attribution_callback(
+        self, config: WagleConfig, score: str, sets: dict[str, Dataset], **changes: Any
+    ) -> WeightAttributionCallback:
         chosen = config.attribution_loss == "chosen_nll" or (
             config.attribution_loss == "auto" and "preferred" in self.loss.needs and "forget" not in self.loss.needs
         )
+        settings = {
+            "score": score,
+            "score_kwargs": config.attribution_kwargs,
+            "density": config.density,
+            "gamma": config.attribution_gamma,
+            "scope": config.attribution_scope,
+            "include": config.attribution_include,
+            "exclude": config.attribution_exclude,
+            "exclude_mask": config.attribution_exclude_mask,
+            "samples": config.attribution_samples,
+            "batch_size": config.attribution_batch_size,
+            "dtype": config.attribution_dtype,
+            "offload": config.attribution_offload,
+            "seed": config.seed,
+        }
         return WeightAttributionCallback(
-            sets["preferred" if chosen else "forget"],
-            sets["retain"],
-            score=config.attribution or "wagle",
-            score_kwargs=config.attribution_kwargs,
-            density=config.density,
-            gamma=config.attribution_gamma,
-            scope=config.attribution_scope,
-            include=config.attribution_include,
-            exclude=config.attribution_exclude,
-            exclude_mask=config.attribution_exclude_mask,
-            samples=config.attribution_samples,
-            batch_size=config.attribution_batch_size,
-            dtype=config.attribution_dtype,
-            offload=config.attribution_offload,
-            mask=mask,
-            seed=config.seed,
+            sets["preferred" if chosen else "forget"], sets["retain"], **(settings | changes)
         )
+
+    def _choose_lora_modules(
+        self, score: str, model: nn.Module, config: WagleConfig, sets: dict[str, Dataset], processing_class: Any
+    ) -> list[str]:
+        """Score the Linear weights of the base, before TRL puts the adapter around it."""
+        if config.attribution_scope != "global":
+            raise ValueError(
+                f"target_modules={score!r} compares modules with each other: attribution_scope must be 'global', not "
+                f"{config.attribution_scope!r}, which selects the same share of each."
+            )
+        if engine() not in WHOLE:
+            raise ValueError(
+                f"target_modules={score!r} needs the base model in one piece, but {engine().value} shards it. Choose on one "
+                "process: target_modules=wagle_trainer.lora.lora_modules(mask, model), with a mask of `wagle attribute`."
+            )
+        names = select_parameters(model, config.attribution_include, config.attribution_exclude)
+        include = [f"^{re.escape(name)}$" for name in linear_weights(model).values() if name in names]
+        if len(include) < (config.lora_modules or 1):
+            raise ValueError(
+                f"There are {len(include)} Linear modules to choose from for LoRA (attribution_include and "
+                f"attribution_exclude count, the output embeddings are none); lora_modules={config.lora_modules}."
+            )
+        callback = self._attribution_callback(config, score, sets, include=include, exclude=None)
+        callback.prepare(config, model, processing_class)
+        if not hasattr(model, "hf_device_map"):
+            model.to(config.device)
+        mask = callback.compute(config, model, processing_class)
+        modules = lora_modules(mask, model, config.lora_modules)
+        share = {name.removesuffix(".weight"): entry["density"] for name, entry in mask.summary()["tensor"].items()}
+        logger.info(
+            f"LoRA adapts {len(modules)} of {len(include)} Linear modules, chosen by the score {score!r}: "
+            + ", ".join(f"{module} ({share[module]:.4g})" for module in modules)
+            + f". In brackets the share of selected weights; it is {mask.density:.4g} over all of them."
+        )
+        return modules
 
     # Data
 
@@ -492,6 +558,8 @@ class WagleTrainer(SFTTrainer):
             if isinstance(callback, EvaluationCallback):
                 callback.trainer = self  # callbacks do not get to know it, and only it can reach the trackers
         folder = self._checkpoint_to_resume(resume_from_checkpoint)
+        if folder is not None and self.lora_modules is not None:
+            check_same_modules(folder, self.model)
         if self._attribution is not None:
             self._attribution.check_engine()
             self._attribution.resume_from = folder
@@ -706,6 +774,7 @@ class WagleTrainer(SFTTrainer):
                 "retain loss": self.retain_loss,
                 "forget / retain weight": f"{self.args.forget_weight} / {self.args.retain_weight}",
                 "forget / retain examples": f"{len(self.train_dataset)} / {len(self.train_dataset.retain)}",
+                "LoRA modules": None if self.lora_modules is None else ", ".join(self.lora_modules),
             }
             card = Path(self.args.output_dir) / "README.md"
             add_unlearning_section(card, settings, self.mask)

@@ -111,7 +111,7 @@ def set_statistics(
     if sharded and "square" in wanted:
         raise ValueError(
             f"The score needs the gradient of each {name} example ({name}_square), but FSDP2 sums gradients over "
-            "processes. Compute the mask on one process or with data parallelism (recipes/attribute.py), and pass it as "
+            "processes. Compute the mask on one process or with data parallelism (`wagle attribute`), and pass it as "
             "mask_path."
         )
     device = device_of(next(iter(parameters.values())))

@@ -1,0 +1,78 @@
+"""The command line as a whole: help everywhere, exit codes, and what is imported when."""
+
+import subprocess
+import sys
+
+import pytest
+
+from wagle_trainer import __version__
+from wagle_trainer.cli import GROUPS, main
+
+COMMANDS = {
+    "mask": ["info", "overlap", "and", "or", "minus", "not"],
+    "adapter": ["info", "verify", "merge", "compose", "diff"],
+}
+
+
+def test_help_needs_neither_torch_nor_transformers():
+    code = (
+        "import sys\nfrom wagle_trainer.cli import main\n"
+        "for arguments in ([], ['--help'], ['mask'], ['mask', 'and', '--help'], ['adapter'], ['report'], ['evaluate']):\n"
+        "    try:\n        main(arguments)\n    except SystemExit as stopped:\n        assert stopped.code == 0\n"
+        "print(*{'torch', 'transformers', 'trl', 'datasets', 'peft'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([group] for group in GROUPS), *([group, name] for group in COMMANDS for name in COMMANDS[group])]
+)
+def test_help_has_examples_that_begin_with_the_command(command, wagle):
+    code, out, _ = wagle(*command, "--help")
+    assert code == 0
+    examples = out[out.index("example") :]
+    assert f"\n  {' '.join(['wagle', *command])} " in examples
+    if len(command) < 2:
+        assert wagle(*command)[1] == out  # who gives no arguments sees help
+
+
+def test_wrong_usage(wagle):
+    for arguments in (
+        ["unlern"],
+        ["mask", "xor"],
+        ["mask", "info"],
+        ["evaluate", "a", "b"],
+        ["report", "r", "--colour"],
+    ):
+        code, out, err = wagle(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("usage: wagle")
+
+
+def test_version(wagle):
+    assert wagle("--version")[:2] == (0, f"wagle-trainer {__version__}\n")
+
+
+def test_refusals_have_no_traceback_but_faults_do(wagle, monkeypatch):
+    from wagle_trainer.masking import WeightMask
+
+    def refuse(error):
+        def from_pretrained(path):
+            print("on the way")
+            raise error
+
+        monkeypatch.setattr(WeightMask, "from_pretrained", from_pretrained)
+
+    refuse(FloatingPointError("The loss is not finite."))
+    assert wagle("mask", "info", "m") == (1, "", "on the way\nwagle mask: The loss is not finite.\n")
+    refuse(KeyError("x"))
+    with pytest.raises(KeyError):
+        main(["mask", "info", "m"])
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "wagle_trainer.cli", "report", "none.json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "wagle report: [Errno 2] No such file or directory: 'none.json'\n"

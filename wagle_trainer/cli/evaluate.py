@@ -1,0 +1,134 @@
+"""`wagle evaluate`: a suite on a model."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wagle_trainer.cli.parsing import JSON_HELP, make_parser
+
+DESCRIPTION = """Measure a model with a suite. The results are added to --output under --label, so that one file holds the rows
+of one table: before, after, control."""
+EXAMPLES = """
+  wagle evaluate MODEL --suite tofu --dataset_name fictional --label before --output results.json
+  wagle evaluate out --suite tofu --dataset_name locuslab/TOFU --data_options forget_split=forget05 limit=40 \\
+      --label after --output results.json
+  wagle evaluate out --reference results.json:retrained --label after --output results.json
+  accelerate launch -m wagle_trainer.cli evaluate out --label after --output results.json"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """See `wagle_trainer.cli`."""
+    from wagle_trainer.evaluation.suites import describe_suites
+
+    suites = "\n".join(f"  {name:<15} {text}" for name, text in describe_suites().items())
+    parser = make_parser("wagle evaluate", f"{DESCRIPTION}\n\nsuites:\n{suites}", EXAMPLES)
+    parser.add_argument("model", help="a model or PEFT adapter: folder or Hub id")
+    parser.add_argument("--suite", default="tofu", help="its name (default: %(default)s)")
+    parser.add_argument(
+        "--dataset_name", help="where the suite's data are: folder or Hub id; the suite's own if not given"
+    )
+    parser.add_argument(
+        "--data_options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="what else the suite's data take: a split, a limit",
+    )
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="what else the suite's evaluation takes, such as style=plain",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="FILE[:LABEL]",
+        help="results of a model that never saw the forget set, for the metrics that compare with one",
+    )
+    parser.add_argument("--batch_size", type=int, default=32, help="examples per forward pass (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="number format of the weights (default: the saved one)")
+    parser.add_argument("--label", help="name of the row in the table (default: the model)")
+    parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    parser.set_defaults(run=_run)
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from accelerate import PartialState
+
+    from wagle_trainer.cli.models import load_model
+    from wagle_trainer.evaluation import load_results, results_table, save_results
+    from wagle_trainer.evaluation.suites import get_suite
+
+    # Whatever can be refused is, before a model is loaded.
+    suite = get_suite(options.suite)
+    named = [options.dataset_name] if options.dataset_name is not None else []
+    data_options = _pairs(options.data_options)
+    _check_names(suite.load, data_options, f"the data of the suite {suite.name!r}")
+    settings = {**_pairs(options.options), "batch_size": options.batch_size}
+    if options.reference is not None:
+        settings["reference"] = _reference(options.reference)
+    output = Path(options.output) if options.output is not None else None
+    known = load_results(output) if output is not None and output.exists() else {}
+    if not all(isinstance(results, Mapping | list) for results in known.values()):
+        raise ValueError(f"{output} does not hold results by label: name another --output.")
+    data = suite.load(*named, **data_options)
+    state = PartialState()
+    model, tokenizer = load_model(options.model, options.dtype, state.device)
+    try:
+        results = suite.evaluate(model, tokenizer, data, across_processes=state.num_processes > 1, **settings)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"The suite {suite.name!r} does not take this: {error}.") from error
+    label = options.label or options.model
+    if output is not None and state.is_main_process:
+        save_results({**known, label: results}, output)
+    rows = {name: row for name, row in {**known, label: results}.items() if isinstance(row, Mapping)}
+    options.show = lambda _: results_table(rows, suite.headline)
+    return {label: {name: value for name, value in results.items() if name != "per_example"}}
+
+
+def _reference(text: str) -> dict[str, Any]:
+    """FILE or FILE:LABEL as the results of one model."""
+    from wagle_trainer.evaluation import load_results
+
+    file, _, label = text.rpartition(":") if not Path(text).exists() else (text, "", "")
+    results = load_results(file or text)
+    if "per_example" in results:
+        return results
+    if label not in results:
+        raise ValueError(
+            f"--reference {text} names no row of {file or text}, which has {', '.join(results)}: write FILE:LABEL."
+        )
+    return results[label]
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE arguments; a value is JSON (a number, true, a list) or else text."""
+    pairs = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key.isidentifier():
+            raise ValueError(f"{text!r} is not of the form KEY=VALUE.")
+        try:
+            pairs[key] = json.loads(value)
+        except ValueError:
+            pairs[key] = value
+    return pairs
+
+
+def _check_names(function: Any, given: Mapping[str, Any], what: str) -> None:
+    taken = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    unknown = [name for name in given if name not in taken]
+    if unknown:
+        raise ValueError(
+            f"{what[0].upper()}{what[1:]} take no {', '.join(unknown)}; they take {', '.join(taken) or 'nothing'}."
+        )

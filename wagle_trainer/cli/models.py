@@ -1,0 +1,33 @@
+"""Loading models and tokenizers that the command line names, with errors that say which one it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Have errors of loading say what was to be loaded: Transformers tells of the Hub's address alone."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path!r} could not be loaded, as a local folder or from the Hub: {error}") from error
+
+
+def load_model(path: str, dtype: str = "auto", device: Any = None) -> tuple[Any, Any]:
+    """A model, or an adapter (a sparse one or any of PEFT's) on its base, and its tokenizer.
+
+    Raises:
+        OSError: there is no such model; names it.
+    """
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import find_adapter_config_file
+
+    import wagle_trainer.adapters  # noqa: F401 (PEFT then knows them)
+
+    with naming(path):
+        loader = AutoModelForCausalLM if find_adapter_config_file(path) is None else AutoPeftModelForCausalLM
+        return loader.from_pretrained(path, dtype=dtype).to(device), AutoTokenizer.from_pretrained(path)

@@ -1,0 +1,56 @@
+"""How all commands read their arguments and print their results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Help of the option that every command has.
+JSON_HELP = "print the result as JSON on stdout, and nothing else there"
+
+
+def make_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with examples, as they are written."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=f"examples:\n{examples.strip(chr(10))}",
+        formatter_class=_formatter,
+    )
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120)
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], dict[str, Any]],
+    text: str,
+    example: str,
+    show: Callable[[dict[str, Any]], str] | None = None,
+) -> argparse.ArgumentParser:
+    """Add a command to a group's subparsers; `run` and `show` as the module `cli` says."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=_formatter,
+    )
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    parser.set_defaults(run=run, show=show or show_lines)
+    return parser
+
+
+def show_lines(result: Mapping[str, Any]) -> str:
+    """One line per entry that there is something to say of."""
+    return "\n".join(f"{name}: {_number(value)}" for name, value in result.items() if value is not None)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

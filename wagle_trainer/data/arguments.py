@@ -1,0 +1,86 @@
+"""Which sets to forget and to keep, as arguments of a command line or of a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wagle_trainer.data.sources import load_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from wagle_trainer.data.formatting import QAFormat
+
+READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass
+class DataArguments:
+    """TOFU by name, or two files (or datasets) of your own."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A hub id (locuslab/TOFU), a folder of <split>.json files, or the bundled 'fictional'."},
+    )
+    forget_split: str = field(default="forget10", metadata={"help": "forget01, forget05 or forget10."})
+    forget_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to forget, in place of dataset_name: a .json, .jsonl, .csv or .parquet file (or a hub id) with the "
+            "columns question and answer, or in any TRL format: prompt and completion; prompt, chosen and rejected; "
+            "messages; text."
+        },
+    )
+    retain_file: str | None = field(default=None, metadata={"help": "What to keep, in the same way."})
+    style: str = field(
+        default="auto",
+        metadata={
+            "help": "How questions and answers are written: 'chat' (the tokenizer's chat template), 'plain' (Question: "
+            "... Answer: ...), or 'auto': chat where there is a template.",
+            "choices": ["auto", "chat", "plain"],
+        },
+    )
+
+
+def load_forget_and_retain(arguments: DataArguments, qa: QAFormat) -> tuple[Dataset, Dataset]:
+    """The forget and the retain set in a TRL format; questions and answers as prompt-completion examples.
+
+    Raises:
+        ValueError: no sets are named, only one of them, or both ways at once; or a file of another kind.
+        FileNotFoundError: a file, folder or hub dataset is missing.
+    """
+    from wagle_trainer.data.tofu import load_tofu, retain_split_for
+
+    files = (arguments.forget_file, arguments.retain_file)
+    if arguments.dataset_name is None and None in files:
+        raise ValueError(
+            "Say what to forget and what to keep: --forget_file and --retain_file, both, or --dataset_name (a TOFU: "
+            "locuslab/TOFU, a folder, or 'fictional')."
+        )
+    if arguments.dataset_name is not None and files != (None, None):
+        raise ValueError("Give either --dataset_name, or --forget_file and --retain_file, not both.")
+    if arguments.dataset_name is not None:
+        splits = (arguments.forget_split, retain_split_for(arguments.forget_split))
+        forget, retain = (qa.dataset(load_tofu(arguments.dataset_name, split)) for split in splits)
+        return forget, retain
+    forget, retain = (_in_a_trl_format(_read(str(file)), qa) for file in files)
+    return forget, retain
+
+
+def _read(file: str) -> Dataset:
+    from datasets import load_dataset
+
+    path = Path(file).expanduser()
+    if path.suffix in READERS:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {file}.")
+        return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+    if path.is_file():
+        raise ValueError(f"{file} is of no known kind; known are {', '.join(READERS)}.")
+    return load_rows(file, "train")
+
+
+def _in_a_trl_format(rows: Dataset, qa: QAFormat) -> Dataset:
+    return qa.dataset(rows) if {"question", "answer"} <= set(rows.column_names) else rows
