@@ -308,6 +308,10 @@ def test_what_cannot_work_stops_before_the_first_step(make_trainer):
     )
 
 
+def test_a_suite_may_be_given_as_its_class():
+    assert isinstance(EvaluationCallback(Scripted, every_n_steps=1).suite, Scripted)
+
+
 def test_one_callback_per_trainer(make_trainer):
     callbacks = [EvaluationCallback(Scripted((0.5, 0.5)), every_n_steps=1) for _ in range(2)]
     with pytest.raises(ValueError, match="has 2 EvaluationCallbacks, which would overwrite each other's history.json"):

@@ -91,6 +91,8 @@ class EvaluationCallback(TrainerCallback):
     ):
         if isinstance(suite, str):
             suite = import_module("wagle_trainer.evaluation.suites").get_suite(suite)
+        if isinstance(suite, type):
+            suite = suite()
         if not callable(suite) and not hasattr(suite, "evaluate"):
             raise ValueError(f"suite must be a name, a Suite or a function, not {suite!r}.")
         if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:

@@ -89,9 +89,8 @@ def run_attacks(
     headline = next(iter(known_before), None)
     if headline is None:
         raise ValueError("The measure returned nothing: it must give a number, or several by name.")
-    share_that_came_back(
-        known_before[headline], known_after[headline], 0.0
-    )  # nothing forgotten: known before any work
+    # Raises where nothing was forgotten, before any attack is run.
+    share_that_came_back(known_before[headline], known_after[headline], attacked=0.0)
     results = {}
     with tqdm(names, desc="Attacks", unit="attack", disable=not progress) as bar:
         for name in bar:
@@ -104,8 +103,8 @@ def run_attacks(
                 results[name] = result
             else:
                 logger.warning(
-                    f"The attack {name!r} is left out: by its own measure, {result['settings']['measure']}, nothing was "
-                    "forgotten, so there is no share that could come back."
+                    f"The attack {name!r} is left out: by its own measure, {result['settings']['measure']}, or in the rows "
+                    "that it measures on, nothing was forgotten, so there is no share that could come back."
                 )
     return results
 
