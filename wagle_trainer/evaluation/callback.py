@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from wagle_trainer.evaluation.mode import evaluation_mode, preserved_rng
+from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.files import write_atomically
 
 logger = logging.get_logger(__name__)
@@ -90,7 +90,7 @@ class EvaluationCallback(TrainerCallback):
         **options: Any,
     ):
         if isinstance(suite, str):
-            suite = import_module("wagle_trainer.evaluation.suites").get_suite(suite)
+            suite = get_suite(suite)
         if isinstance(suite, type):
             suite = suite()
         if not callable(suite) and not hasattr(suite, "evaluate"):
