@@ -110,9 +110,7 @@ def write_report(
     page: dict[str, Any] = {
         "title": title,
         "summary": [
-            *forgetting_sentences(
-                runs, intervals, unlearned, {m: named[m] for m in main if m is not None}, references
-            ),
+            *forgetting_sentences(intervals, unlearned, {m: named[m] for m in main if m is not None}, references),
             *verdict_sentences(tested, named, runs),
         ],
         "notes": list(notes),
