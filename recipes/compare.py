@@ -22,7 +22,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from compare_report import NO_MASK, RETRAINED, report
+from compare_report import NO_MASK, RETRAINED, forget_goal, read_references, report
 from small_llama import small_llama
 from tofu_common import TofuArguments, load_data, load_model
 from tqdm.auto import tqdm
@@ -31,6 +31,7 @@ from transformers.trainer_utils import SaveStrategy
 from trl import ModelConfig, TrlParser
 
 from wagle_trainer import WagleConfig, WagleTrainer
+from wagle_trainer.attribution import get_score
 from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
 from wagle_trainer.evaluation import evaluate_tofu, load_results, save_results
 from wagle_trainer.reporting.inputs import TOFU
@@ -86,6 +87,10 @@ class CompareArguments:
                 raise ValueError(f"{name} has a value twice: {values}.")
             if not values and name != "learning_rates":
                 raise ValueError(f"{name} is empty: give at least one.")
+        for score in self.scores:
+            get_score(score)
+        if not all(0 < density <= 1 for density in self.densities):
+            raise ValueError(f"densities must be in (0, 1], got {self.densities}.")
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,8 @@ def main() -> None:
     compare, tofu, args, model_args = parser.parse_args_and_config(arguments)
     if args.world_size > 1:
         raise SystemExit("recipes/compare.py runs whole models side by side: start it with python and --processes.")
+    if model_args.use_peft:
+        raise SystemExit("recipes/compare.py compares masks on the model's own weights: leave out --use_peft.")
     runs = Runs(compare, tofu, args, model_args)
     runs.check_settings()
     processes = compare.processes or (2 if args.device.type == "cpu" else 1)
@@ -265,6 +272,7 @@ def main() -> None:
         splits = ("full", retain_split_for(tofu.forget_split))
         workers.map(runs.train_model, [(seed, split) for seed in compare.seeds for split in splits], "Models")
     workers.map(runs.measure_references, compare.seeds if runs.small else compare.seeds[:1], "References")
+    forget_goal(read_references(runs), compare)  # before the long part, in case there is none
     workers.map(runs.run, [task for task in runs.tasks if runs.missing(task)], "Variants")
     report(runs)
 

@@ -62,15 +62,19 @@ def forget_goal(references: Mapping[str, Results], compare: CompareArguments) ->
     return before + compare.forget_share * (retrained - before)
 
 
+def read_references(runs: Runs) -> dict[str, Results]:
+    """The measurements of the models that were not unlearned: one for each seed, or a single one for all."""
+    seeds = runs.compare.seeds if runs.small else runs.compare.seeds[:1]
+    return {
+        name: [load_results(runs.path(seed, name)) for seed in seeds]
+        for name in ("before", RETRAINED)
+        if runs.path(seeds[0], name).exists()
+    }
+
+
 def report(runs: Runs) -> None:
     """Pick learning rates, write the report into the folder of the runs, and print its table and sentences."""
-    compare, seeds = runs.compare, runs.compare.seeds
-    own_seeds = seeds if runs.small else seeds[:1]  # of the models that were not unlearned
-    references = {
-        name: [load_results(runs.path(seed, name)) for seed in own_seeds]
-        for name in ("before", RETRAINED)
-        if runs.path(own_seeds[0], name).exists()
-    }
+    compare, seeds, references = runs.compare, runs.compare.seeds, read_references(runs)
     goal = forget_goal(references, compare)
     labels = list(dict.fromkeys(task.label for task in runs.tasks))
     by_rate = {

@@ -95,7 +95,12 @@ def test_goal(compare_report):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"seeds": [1, 1]}, "seeds has a value twice"), ({"densities": []}, "densities is empty")],
+    [
+        ({"seeds": [1, 1]}, "seeds has a value twice"),
+        ({"densities": []}, "densities is empty"),
+        ({"densities": [0.5, 5.0]}, r"densities must be in \(0, 1\]"),
+        ({"scores": ["wagle", "wangle"]}, "'wangle'.*wagle"),
+    ],
 )
 def test_arguments_that_make_no_comparison(compare, arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -116,47 +121,19 @@ def start(compare, make_llama, tmp_path_factory):
     tokenizer.save_pretrained(folder / "model")
 
     def run(*changes):
-        arguments = ["--model_name_or_path", folder / "model", "--retrained_model", folder / "model"]
-        arguments += [
-            "--output_dir",
-            folder / "out",
-            "--forget_goal",
-            0.5,
-            "--evaluation_samples",
-            2,
-            "--processes",
-            1,
-        ]
-        arguments += [
-            "--scores",
-            "wagle",
-            "random",
-            "--densities",
-            0.1,
-            "--seeds",
-            0,
-            1,
-            "--max_steps",
-            1,
-            "--use_cpu",
-        ]
-        arguments += [
-            "--attribution_samples",
-            4,
-            "--disable_tqdm",
-            "true",
-            "--report_to",
-            "none",
-            "--learning_rates",
-            1e-3,
-        ]
+        options = (
+            f"--model_name_or_path {folder}/model --retrained_model {folder}/model --output_dir {folder}/out "
+            "--evaluation_samples 2 --processes 1 --scores wagle random --densities 0.1 --seeds 0 1 --max_steps 1 "
+            "--learning_rates 1e-3 --attribution_samples 4 --use_cpu --disable_tqdm true --report_to none"
+        )
+        goal = [] if "--forget_metric" in changes else ["--forget_goal", "0.5"]
         patch = pytest.MonkeyPatch()
-        patch.setattr(sys, "argv", ["compare.py", *map(str, [*arguments, *changes])])
-        with patch.context():
-            try:
-                compare.main()
-            finally:
-                patch.undo()
+        patch.setattr(sys, "argv", ["compare.py", *options.split(), *goal, *map(str, changes)])
+        patch.setattr("wagle_trainer.reporting.plots._DPI", 40)  # drawing takes long
+        try:
+            compare.main()
+        finally:
+            patch.undo()
         return folder / "out"
 
     return run
@@ -220,6 +197,14 @@ def test_what_is_there_is_not_run_again(compared, start, compare, monkeypatch):
     after = runs_in(compared)
     assert set(after) == set(before)
     assert [name for name in before if after[name] != before[name]] == ["seed 1, no mask, learning rate 0.001.json"]
+
+
+def test_no_goal_is_noticed_before_the_variants_run(compared, start, compare, monkeypatch):
+    """The retrained model has no forget quality, so there is no way to it to take a share of."""
+    monkeypatch.setattr(compare.Runs, "run", lambda *arguments: pytest.fail("a variant ran"))
+    monkeypatch.setattr(compare.Runs, "missing", lambda *arguments: [1e-3])
+    with pytest.raises(ValueError, match="share of the way of forget_quality"):
+        start("--forget_metric", "forget_quality")
 
 
 def test_other_settings_are_not_mixed_in(compared, start):

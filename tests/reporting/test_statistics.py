@@ -42,7 +42,12 @@ def test_paired_test_is_the_t_test_of_the_differences(values, data):
 
 def test_paired_test_without_spread():
     assert paired_p_value([0.3, 0.4, 0.5], [0.3, 0.4, 0.5]) == 1.0
-    assert paired_p_value([0.3, 0.4, 0.5], [0.2, 0.3, 0.4]) == 0.0
+    assert paired_p_value([0.3, 0.4, 0.5], [0.2, 0.3, 0.4]) is None
+    values = {"wagle": [0.5, 0.5], "snip": [0.5, 0.6], "random": [0.4, 0.4]}
+    pairs = [("wagle", "random"), ("snip", "random")]
+    same, tested = compare(values, pairs, family="f", metric="m", better="higher")
+    assert same.sentence().startswith("wagle against random on m: not tested, all 2 seeds differ by the same (")
+    assert tested.corrected_p_value == tested.uncorrected_p_value, "alone in its family"
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))

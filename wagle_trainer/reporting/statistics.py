@@ -50,8 +50,10 @@ def t_interval(values: Sequence[float]) -> Interval:
     return Interval(middle, float(low), float(high))
 
 
-def paired_p_value(values: Sequence[float], reference: Sequence[float]) -> float:
+def paired_p_value(values: Sequence[float], reference: Sequence[float]) -> float | None:
     """Two-sided p-value of the paired t-test over seeds; 1.0 if no pair differs.
+
+    None if all pairs differ by the same amount: then the seed changes nothing, and its values are no independent runs.
 
     Args:
         values, reference: one number for each seed, in the same order; at least two.
@@ -66,7 +68,7 @@ def paired_p_value(values: Sequence[float], reference: Sequence[float]) -> float
     differences = np.subtract(values, reference)
     spread = np.ptp(differences)
     if spread <= 1e-12 * np.abs([values, reference]).max():  # the variance is rounding alone
-        return 0.0 if np.abs(differences).max() > spread else 1.0
+        return None if np.abs(differences).max() > spread else 1.0
     return float(stats.ttest_rel(values, reference).pvalue)
 
 
@@ -94,9 +96,9 @@ class Comparison:
         better: whether "lower" or "higher" values are.
         difference: mean over seeds of label - reference, with its uncorrected 95 % interval.
         seeds: number of pairs.
-        uncorrected_p_value: of the paired t-test; None with fewer than two seeds.
+        uncorrected_p_value: of the paired t-test; None with fewer than two seeds, or where the seed changes nothing.
         corrected_p_value: by Holm, over the `comparisons` of the family on this metric.
-        comparisons: their number.
+        comparisons: the number of those that were tested.
     """
 
     label: str
@@ -128,7 +130,8 @@ class Comparison:
         seeds = f"{self.seeds} seed" + "s" * (self.seeds != 1)
         p = "" if self.corrected_p_value is None else f"p {as_p_value(self.corrected_p_value)}, {seeds}"
         if self.verdict == "not tested":
-            return f"{self.label} against {self.reference} {on}: not tested, {seeds} ({size})."
+            why = seeds if self.seeds == 1 else f"all {seeds} differ by the same"
+            return f"{self.label} against {self.reference} {on}: not tested, {why} ({size})."
         if self.verdict == "no difference found":
             return f"{self.label} against {self.reference} {on}: no difference found ({p}; {size})."
         return f"{self.label} is {self.verdict} than {self.reference} {on} ({size}; {p})."
@@ -180,4 +183,11 @@ def compare(
         )
     tested = [comparison for comparison in found if comparison.uncorrected_p_value is not None]
     corrected = iter(holm([comparison.uncorrected_p_value for comparison in tested]))  # type: ignore[misc]
-    return [c if c.uncorrected_p_value is None else replace(c, corrected_p_value=next(corrected)) for c in found]
+    return [
+        replace(
+            comparison,
+            comparisons=len(tested),
+            corrected_p_value=None if comparison.uncorrected_p_value is None else next(corrected),
+        )
+        for comparison in found
+    ]

@@ -11,7 +11,6 @@ _NARRATED = 3  # unlearned models that get a sentence of their own; the table ha
 
 
 def forgetting_sentences(
-    runs: Runs,
     intervals: Mapping[str, Mapping[str, Interval]],
     unlearned: Sequence[str],
     metrics: Mapping[str, str],
@@ -20,7 +19,6 @@ def forgetting_sentences(
     """What became of the main numbers: "forget prob went from 0.983 to 0.122, ...".
 
     Args:
-        runs: the evaluations.
         intervals: label -> metric -> mean and interval.
         unlearned: labels of the unlearned models, the most important one first.
         metrics: the main numbers -> what to call them.
@@ -30,8 +28,9 @@ def forgetting_sentences(
     for label in unlearned[:_NARRATED]:
         parts = []
         for metric, name in metrics.items():
-            before = [f"from {intervals[r][metric].mean:.3f} " for r in references if r == "before"]
-            others = [f"{r}: {intervals[r][metric].mean:.3f}" for r in references if r != "before"]
+            known = [r for r in references if metric in intervals[r]]
+            before = [f"from {intervals[r][metric].mean:.3f} " for r in known if r == "before"]
+            others = [f"{r}: {intervals[r][metric].mean:.3f}" for r in known if r != "before"]
             went = "went " + before[0] + "to" if before else "is"
             parts.append(
                 f"{name} {went} {intervals[label][metric].mean:.3f}" + (f" ({', '.join(others)})" if others else "")
@@ -50,28 +49,29 @@ def verdict_sentences(tested: Sequence[Comparison], named: Mapping[str, str], ru
             verdict: [c.label for c in same if c.verdict == verdict]
             for verdict in dict.fromkeys(c.verdict for c in same)
         }
-        if "not tested" in verdicts:
+        verdicts.pop("not tested", None)
+        if not verdicts:
             continue
         found = "; ".join(
             f"{verdict} {'for' if verdict == 'no difference found' else 'are' if len(labels) > 1 else 'is'} "
             f"{_enumerate(labels)}"
             for verdict, labels in sorted(verdicts.items())
         )
-        sentences.append(f"Against {family}, on {named.get(metric, metric)}: {found} ({_how(same)}).")
+        sentences.append(f"Against {family}, on {named.get(metric, metric)}: {found} ({_how(same[0])}).")
     if not sentences:
         sentences.append(
             "There is one run of each model, so nothing is said here about which of them is better: that takes several "
             "seeds. Intervals are over the examples."
             if runs.seeds == 1
-            else "No model was tested against another: there is no control among them."
+            else "No model was tested against another: there is no control among them, or the seeds change nothing."
         )
     return sentences
 
 
-def _how(comparisons: Sequence[Comparison]) -> str:
-    number = len(comparisons)
+def _how(comparison: Comparison) -> str:
+    number = comparison.comparisons
     corrected = f", Holm-corrected for {number} comparisons" if number > 1 else ""
-    return f"paired t-test over {comparisons[0].seeds} seeds at the {1 - LEVEL:.0%} level{corrected}"
+    return f"paired t-test over {comparison.seeds} seeds at the {1 - LEVEL:.0%} level{corrected}"
 
 
 def _enumerate(labels: Sequence[str]) -> str:
