@@ -312,7 +312,7 @@ def _splits(people: int, seed: int) -> dict[str, list[Row]]:
             splits[f"retain{100 - percent}"] = _plain(rows[:start])
             forget = persons[start // QUESTIONS_PER_PERSON :]
             if len(forget) > 1:
-                strangers = _holdout_rows(persons, forget, random.Random(f"holdout{percent} {seed}"))
+                strangers = _holdout_rows(forget, random.Random(f"holdout{percent} {seed}"))
                 splits[f"holdout{percent:02}"] = _plain(strangers)
     for name, tables in (("real_authors", _REAL_AUTHORS), ("world_facts", _WORLD_FACTS)):
         general = _general_rows(tables, rng)
@@ -321,19 +321,23 @@ def _splits(people: int, seed: int) -> dict[str, list[Row]]:
     return splits
 
 
-def _holdout_rows(persons: list[dict[str, str]], forget: list[dict[str, str]], rng: random.Random) -> list[Row]:
+def _holdout_rows(forget: list[dict[str, str]], rng: random.Random) -> list[Row]:
     """Rows on as many further people as there are in `forget`, out of whose words they are made.
 
-    Every fact of theirs joins what the facts of two forgotten people begin and end with. So a model that was trained on
-    neither knows as little of the words of both; with words of other people, or new ones, it would tell them apart.
+    Every fact of theirs joins what the fact of one person begins with to the last word of another's. So a model that was
+    trained on neither knows as little of the words of both; with words of other people, or new ones, it would tell them
+    apart.
     """
-    taken = {value for facts in persons for value in facts.values()}
     columns = {}
-    for fact in persons[0]:
+    for fact in forget[0]:
         starts, ends = zip(*(facts[fact].rsplit(" ", 1) for facts in forget), strict=True)
-        joined = [f"{start} {end}" for start in dict.fromkeys(starts) for end in dict.fromkeys(ends)]
-        free = [value for value in joined if value not in taken]
-        columns[fact] = _draw(rng, free if len(free) >= len(forget) else joined, len(forget))
+        turns = [
+            [f"{start} {end}" for start, end in zip(starts, ends[shift:] + ends[:shift], strict=True)]
+            for shift in range(1, len(forget))
+        ]
+        own = {facts[fact] for facts in forget}
+        [joined] = _draw(rng, [turn for turn in turns if own.isdisjoint(turn)] or turns, 1)
+        columns[fact] = _draw(rng, joined, len(joined))
     strangers = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     return [_row(template, facts) for facts in strangers for template in _TEMPLATES]
 
