@@ -23,7 +23,6 @@ Row = dict[str, Any]
 
 QUESTIONS_PER_PERSON = 10
 MAX_PEOPLE = 100
-MAX_PEOPLE_WITH_HOLDOUT = 90
 _WRONG_ANSWERS = 5
 _GENERAL_WRONG_ANSWERS = 3
 
@@ -247,8 +246,8 @@ def fictional_split(split: str, people: int = 40, seed: int = 0) -> Dataset:
 
     The forget splits are the last people, the retain splits all others; `retain_perturbed` is the first quarter of
     the people, who are in every retain split. The holdout splits are as many people as the forget splits, who are in no
-    other split; with more than 90 people there are none, for want of words. A split whose share is not a whole number
-    of people does not exist.
+    other split but have words of those to forget: it takes two of them. A split whose share is not a whole number of
+    people does not exist.
 
     Args:
         split: `full`, `forget05`, `retain95`, `forget05_perturbed`, `holdout05`, ..., `retain_perturbed`,
@@ -302,17 +301,19 @@ def _splits(people: int, seed: int) -> dict[str, list[Row]]:
     if not 10 <= people <= MAX_PEOPLE:
         raise ValueError(f"The number of people must be between 10 and {MAX_PEOPLE}, got {people}.")
     rng = random.Random(seed)
-    rows = _people_rows(people, rng)
+    persons = _facts(people, rng)
+    rows = _people_rows(persons, rng)
     splits = {"full": _plain(rows), "retain_perturbed": rows[: people // 4 * QUESTIONS_PER_PERSON]}
-    strangers = _plain(_holdout_rows(people, seed)) if people <= MAX_PEOPLE_WITH_HOLDOUT else []
     for percent in (1, 5, 10):
         if percent * people % 100 == 0:
             start = len(rows) - len(rows) * percent // 100
             splits[f"forget{percent:02}"] = _plain(rows[start:])
             splits[f"forget{percent:02}_perturbed"] = rows[start:]
             splits[f"retain{100 - percent}"] = _plain(rows[:start])
-            if strangers:
-                splits[f"holdout{percent:02}"] = strangers[: len(rows) - start]
+            forget = persons[start // QUESTIONS_PER_PERSON :]
+            if len(forget) > 1:
+                strangers = _holdout_rows(forget, random.Random(f"holdout{percent} {seed}"))
+                splits[f"holdout{percent:02}"] = _plain(strangers)
     for name, tables in (("real_authors", _REAL_AUTHORS), ("world_facts", _WORLD_FACTS)):
         general = _general_rows(tables, rng)
         splits[name] = _plain(general)
@@ -320,21 +321,23 @@ def _splits(people: int, seed: int) -> dict[str, list[Row]]:
     return splits
 
 
-def _holdout_rows(people: int, seed: int) -> list[Row]:
-    """Rows on a tenth as many further people.
+def _holdout_rows(forget: list[dict[str, str]], rng: random.Random) -> list[Row]:
+    """Rows on as many further people as there are in `forget`, out of whose words they are made.
 
-    Every fact of theirs joins what the facts of two of the people begin and end with. New words would give them away:
-    a model knows nothing of a word that it was not trained on, whatever it remembers of the people.
+    Every fact of theirs joins what the fact of one person begins with to the last word of another's. So a model that was
+    trained on neither knows as little of the words of both; with words of other people, or new ones, it would tell them
+    apart.
     """
-    rng = random.Random(f"holdout {seed}")
-    persons = _facts(people, random.Random(seed))
-    taken = {value for facts in persons for value in facts.values()}
     columns = {}
-    for fact in persons[0]:
-        starts, ends = zip(*(facts[fact].rsplit(" ", 1) for facts in persons), strict=True)
-        joined = (f"{start} {end}" for start in dict.fromkeys(starts) for end in dict.fromkeys(ends))
-        columns[fact] = _draw(rng, (value for value in joined if value not in taken), people // 10)
-        taken.update(columns[fact])
+    for fact in forget[0]:
+        starts, ends = zip(*(facts[fact].rsplit(" ", 1) for facts in forget), strict=True)
+        turns = [
+            [f"{start} {end}" for start, end in zip(starts, ends[shift:] + ends[:shift], strict=True)]
+            for shift in range(1, len(forget))
+        ]
+        own = {facts[fact] for facts in forget}
+        [joined] = _draw(rng, [turn for turn in turns if own.isdisjoint(turn)] or turns, 1)
+        columns[fact] = _draw(rng, joined, len(joined))
     strangers = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     return [_row(template, facts) for facts in strangers for template in _TEMPLATES]
 
@@ -343,8 +346,7 @@ def _plain(rows: list[Row]) -> list[Row]:
     return [{"question": row["question"], "answer": row["answer"]} for row in rows]
 
 
-def _people_rows(people: int, rng: random.Random) -> list[Row]:
-    persons = _facts(people, rng)
+def _people_rows(persons: list[dict[str, str]], rng: random.Random) -> list[Row]:
     rows = []
     for facts in persons:
         others = [other for other in persons if other is not facts]
