@@ -347,6 +347,8 @@ def test_quantised_bases(kind, make_trainer, make_llama, tmp_path):
             assert torch.equal(model(ids).logits, expected)
     with pytest.raises(ValueError, match="base weights are quantised.*attribution=None"):
         make_trainer(model=load(), attribution="wagle")
+    with pytest.raises(ValueError, match="base weights are quantised"):  # and not the few others alone
+        attribute(load(), None, None, score="magnitude")
     with pytest.raises(ValueError, match="Quantised weights cannot be scored"):
         make_trainer(model=load(), target_modules="wagle")
     with pytest.raises(ValueError, match="Quantised weights cannot be scored"):
