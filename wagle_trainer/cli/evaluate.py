@@ -52,7 +52,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="results of a model that never saw the forget set, for the metrics that compare with one",
     )
     parser.add_argument("--batch_size", type=int, default=32, help="examples per forward pass (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="number format of the weights (default: the saved one)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="number format of the weights (default: auto, as saved)",
+    )
     parser.add_argument("--label", help="name of the row in the table (default: the model)")
     parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -71,7 +76,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     suite = get_suite(options.suite)
     named = [options.dataset_name] if options.dataset_name is not None else []
     data_options = _pairs(options.data_options)
-    _check_names(suite.load, data_options, f"the data of the suite {suite.name!r}")
+    _check_taken(suite, options.dataset_name, data_options)
     settings = {**_pairs(options.options), "batch_size": options.batch_size}
     if options.reference is not None:
         settings["reference"] = _reference(options.reference)
@@ -125,10 +130,15 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
     return pairs
 
 
-def _check_names(function: Any, given: Mapping[str, Any], what: str) -> None:
-    taken = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    unknown = [name for name in given if name not in taken]
+def _check_taken(suite: Any, dataset_name: str | None, options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the suite's `load` can be called with these."""
+    parameters = list(inspect.signature(suite.load).parameters.values())
+    if dataset_name is None and parameters[0].default is inspect.Parameter.empty:
+        raise ValueError(f"The suite {suite.name!r} brings no data of its own: name them with --dataset_name.")
+    taken = [parameter.name for parameter in parameters[1:]]
+    unknown = [name for name in options if name not in taken]
     if unknown:
         raise ValueError(
-            f"{what[0].upper()}{what[1:]} take no {', '.join(unknown)}; they take {', '.join(taken) or 'nothing'}."
+            f"The data of the suite {suite.name!r} take no {', '.join(unknown)}; they take "
+            f"{', '.join(taken) or 'no options'}."
         )
