@@ -104,6 +104,7 @@ class Report:
             style=self.qa.style,
             batch_size=self.tofu.evaluation_batch_size,
             reference=self.retrained,
+            across_processes=True,
         )
 
     def add(self, label: str, model: Any) -> None:

@@ -53,6 +53,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wagle_trainer import WagleConfig, WagleTrainer
+from wagle_trainer.evaluation import generate_greedy, score_answers
 
 settings = {
     "gradient_accumulation_steps": 2,
@@ -83,6 +84,29 @@ trainer = WagleTrainer(
 )
 trainer.train(resume_from_checkpoint=(sys.argv[5:] or [None])[0])
 
+
+def evaluation(across_processes):
+    """Scores and answers of three examples, in batches of two: two processes have as many turns, four have not."""
+    examples = [{"input_ids": [5, *range(7, 7 + n), 1], "labels": [-100, *range(7, 7 + n), 1]} for n in (3, 9, 5)]
+    options = {"batch_size": 2, "across_processes": across_processes, "progress": False}
+    return {
+        "scores": [
+            score.mean_log_prob
+            for score in score_answers(
+                trainer.model, examples, ["first", "second", "third"], eos_token_id=1, **options
+            )
+        ],
+        "texts": generate_greedy(
+            trainer.model,
+            trainer.processing_class,
+            [example["input_ids"][:n] for n, example in enumerate(examples, start=2)],
+            max_new_tokens=8,
+            **options,
+        ),
+    }
+
+
+evaluations = {"alone": evaluation(False), "shared": evaluation(True)}
 model, rank = trainer.model, trainer.args.process_index
 if engine == "fsdp1":
     # accelerate's way to the whole weights ends in a segmentation fault on CPUs, masked or not (torch 2.13).
@@ -99,6 +123,7 @@ result = {
     "world": trainer.args.world_size,
     "digest": trainer.mask.digest,
     "log": trainer.state.log_history,
+    "evaluations": evaluations,
 }
 (output / f"rank{rank}.json").write_text(json.dumps(result))
 if torch.distributed.is_initialized():

@@ -97,3 +97,18 @@ def test_masked_step(run, model_folder):
     ]
     assert result["rows"][0]["ratio"] == 1
     assert result["rows"][2]["state / (density x dense)"] == pytest.approx(1, abs=0.05)
+
+
+def test_evaluation(run, model_folder):
+    options = ("--forget_split", "forget05", "--rows", 2, "--reference_rows", 1, "--max_new_tokens", 4)
+    result = run("evaluation.py", "--model", model_folder, *options)
+    assert list(ratios(result)) == [
+        "one example at a time, once for each metric, 1 rows of each set (floor)",
+        "one example at a time, nothing twice, 1 rows of each set",
+        "evaluate_tofu, 1 rows of each set",
+        "evaluate_tofu, 2 rows of each set",
+    ]
+    assert result["rows"][0]["ratio"] == result["rows"][1]["speed-up over nothing twice"] == 1
+    seconds = [row["seconds"] for row in result["rows"]]
+    assert result["rows"][2]["speed-up"] == pytest.approx(seconds[0] / seconds[2])
+    assert result["rows"][3]["speed-up"] == pytest.approx(2 * seconds[0] / seconds[3])  # per row

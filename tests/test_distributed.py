@@ -89,6 +89,12 @@ def assert_like_one_process(run, one: Path, many: Path, processes: int, engine: 
     assert [rank["world"] for rank in ranks] == [processes] * processes
     assert ranks[0]["engine"] == engine
     assert len({rank["digest"] for rank in ranks}) == 1
+    for rank in ranks:  # evaluations in a training run, dealt out or not
+        assert rank["evaluations"] == ranks[0]["evaluations"]
+        alone, shared = rank["evaluations"]["alone"], rank["evaluations"]["shared"]
+        if alone is not None:
+            assert shared["scores"] == pytest.approx(alone["scores"], abs=1e-5)
+            assert shared["texts"] == alone["texts"]
 
     masks = [WeightMask.from_pretrained(folder) for folder in (one, many)]
     assert masks[0].num_selected == masks[1].num_selected == int(0.3 * masks[0].num_weights)

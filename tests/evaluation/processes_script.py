@@ -93,12 +93,13 @@ def broken() -> str:
     return "nothing"
 
 
+options = {"batch_size": 4, "progress": False}
 result = {
     # 3 questions make 2 batches, 1 makes 1 batch, which does not go round; 0 make none.
     "alone": [everything(False, rows) for rows in (3, 1, 0)],
     "shared": [everything(True, rows) for rows in (3, 1, 0)],
-    "tofu_alone": evaluate_tofu(model, tokenizer, sets, batch_size=4, progress=False),
-    "tofu_shared": evaluate_tofu(model, tokenizer, sets, batch_size=4, progress=False, across_processes=True),
+    "tofu_alone": evaluate_tofu(model, tokenizer, sets, gradient_norm=True, **options),
+    "tofu_shared": evaluate_tofu(model, tokenizer, sets, gradient_norm=True, across_processes=True, **options),
     "suites_alone": suites(False),
     "suites_shared": suites(True),
     "broken": broken(),

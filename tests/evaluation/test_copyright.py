@@ -14,7 +14,7 @@ PROMPT, CONTINUATION = 6, 8
 
 @pytest.fixture(scope="module")
 def sets(muse_rows):
-    """Of the seen ones the model knows the first; the second goes on otherwise after a while; the third it never saw."""
+    """Of the seen ones the first is known; the second goes on otherwise after a while; the third was never seen."""
     known, changed, unknown = (row["text"].split() for row in muse_rows["privleak/forget"])
     changed[PROMPT + 3] = "w0" if changed[PROMPT + 3] != "w0" else "w1"
     seen = [{"text": " ".join(text)} for text in (known, changed, unknown)]

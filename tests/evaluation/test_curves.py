@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wagle_trainer.evaluation import request_curve
@@ -8,6 +8,7 @@ from wagle_trainer.evaluation import request_curve
 numbers = st.floats(-10, 10)
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=6), st.data())
 def test_slope_is_that_of_the_least_squares_line(pairs, data):
     steps = data.draw(st.lists(st.floats(0.5, 5), min_size=len(pairs), max_size=len(pairs)))

@@ -82,7 +82,8 @@ def test_a_measurement_of_evaluate(muse_model, words, sets, tmp_path):
     assert found["settings"]["toxicity"] == "low_words"
 
 
-def test_no_classifier_is_said_before_anything_is_generated(words, sets):
+def test_no_classifier_is_said_before_anything_is_generated(words, sets, monkeypatch):
+    monkeypatch.setattr(hf_evaluate.config, "HF_EVALUATE_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"evaluate\.load\('toxicity'\).*cannot be loaded.*Pass toxicity="):
         evaluate(None, words, sets)
 

@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, mannwhitneyu
 
@@ -92,6 +92,7 @@ def test_extraction_strength_by_hand(flags, expected):
     assert extraction_strength(flags) == expected
 
 
+@settings(deadline=None)  # the first score imports nltk
 @given(st.lists(st.tuples(text_of_few_words, text_of_few_words), min_size=1, max_size=5))
 def test_rouge_l_f1_is_its_formula(pairs):
     """From the longest common subsequence, found by trying all."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from wagle_trainer.data.fictional import fictional_tokenizer
+from wagle_trainer.evaluation import paper_averages
 from wagle_trainer.evaluation.suites import Suite, describe_suites, get_suite, list_suites, register_suite
 from wagle_trainer.evaluation.suites import base as suites_base
 
@@ -66,5 +67,6 @@ def test_tofu_by_name(make_llama):
     without_reference = {"forget_quality"}
     for metric in {*suite.headline, *suite.forget_metrics, *suite.utility_metrics} - without_reference:
         assert isinstance(results[metric], float), metric
+    assert 1 - paper_averages(results)["1-ROUGE"] == pytest.approx(results["forget_Q_A_ROUGE"])
     with pytest.raises(FileNotFoundError, match="neither a folder nor"):
         suite.load("no-such-owner/no-such-dataset")

@@ -266,6 +266,12 @@ def test_batch_size_changes_nothing(results, knowing, words, sets, batch_size):
         assert again["per_example"][name]["generation"] == results["per_example"][name]["generation"]
 
 
+def test_padding_side_of_the_tokenizer_changes_nothing(results, knowing, sets):
+    tokenizer = fictional_tokenizer()
+    tokenizer.padding_side = "left" if tokenizer.padding_side == "right" else "right"
+    assert evaluate_tofu(knowing, tokenizer, sets, batch_size=7, progress=False) == results
+
+
 def test_per_example_values_are_in_the_order_of_the_rows(results, knowing, words, sets):
     reverse = {name: list(rows)[::-1] for name, rows in sets.items()}
     turned = evaluate_tofu(knowing, words, reverse, progress=False)

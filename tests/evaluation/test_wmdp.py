@@ -75,11 +75,46 @@ def test_data_of_a_task_that_are_missing(muse_model, word_tokenizer, tasks, tmp_
 
 
 @needs_harness
-def test_a_task_without_accuracy(muse_model, word_tokenizer, tasks, tmp_path):
+def test_a_task_without_accuracy(tasks, tmp_path):
     task = tmp_path / "retain_all.yaml"
     task.write_text(task.read_text().replace("metric: acc", "metric: acc_norm"))
-    with pytest.raises(ValueError, match="'retain_all' has no accuracy; the harness reports .*acc_norm"):
-        evaluate_wmdp(muse_model, word_tokenizer, tasks, progress=False)
+    with pytest.raises(ValueError, match=r"'retain_all' has no accuracy \('acc'\); the harness reports acc_norm"):
+        evaluate_wmdp(None, None, tasks)
+
+
+GROUP = """
+group: everything
+task: [forget_bio, forget_cyber]
+aggregate_metric_list:
+  - metric: acc
+    weight_by_size: true
+"""
+
+
+@needs_harness
+def test_a_group_and_few_shot(muse_model, word_tokenizer, tasks, questions, tmp_path):
+    (tmp_path / "group.yaml").write_text(GROUP)
+    bio = tmp_path / "forget_bio.yaml"
+    bio.write_text(f"{bio.read_text()}num_fewshot: 0\n")
+    tasks = HarnessTasks(["everything"], ["retain_all"], str(tmp_path))
+    found = evaluate_wmdp(muse_model, word_tokenizer, tasks, num_fewshot=0, progress=False)
+    right = [plain(muse_model, word_tokenizer, questions[name]) for name in ("forget_bio", "forget_cyber")]
+    assert found["everything_acc"] == found["forget_accuracy"] == pytest.approx(sum(map(sum, right)) / 8)
+    assert set(found["per_example"]) == {"forget_bio", "forget_cyber", "retain_all"}
+    few = evaluate_wmdp(muse_model, word_tokenizer, tasks, num_fewshot=1, progress=False)
+    assert few["settings"]["num_fewshot"] == {"forget_bio": 0, "forget_cyber": 1, "retain_all": 1}
+    assert few["per_example"]["forget_bio"] == found["per_example"]["forget_bio"]
+
+
+@needs_harness
+def test_groups_and_tags_without_a_number(tasks, tmp_path):
+    (tmp_path / "group.yaml").write_text("group: everything\ntask: [forget_bio, forget_cyber]\n")
+    with pytest.raises(ValueError, match=r"'everything' has no accuracy \('acc'\); the harness reports nothing"):
+        evaluate_wmdp(None, None, HarnessTasks(["everything"], ["retain_all"], str(tmp_path)))
+    task = tmp_path / "retain_all.yaml"
+    task.write_text(f"{task.read_text()}tag: kept\n")
+    with pytest.raises(ValueError, match="'kept' is a tag, of which the harness reports no number: name retain_all"):
+        evaluate_wmdp(None, None, HarnessTasks(["forget_bio"], ["kept"], str(tmp_path)))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="the harness is installed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -63,6 +63,7 @@ def generate_greedy(
     with (
         evaluation_mode(model),
         _without_max_length(model.generation_config),
+        _weights_of_the_root(model),
         tqdm(
             total=sum(map(len, batches)),
             desc="Generating answers",
@@ -95,6 +96,17 @@ def _stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     of_model = model.generation_config.eos_token_id
     candidates = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return sorted({token for token in candidates if token is not None})
+
+
+def _weights_of_the_root(model: Any) -> AbstractContextManager[None]:
+    """Gather what FSDP1 gathers in the forward pass of the whole model, which `generate` passes by; no-op elsewhere."""
+    if not shards_forward():
+        return nullcontext()
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    if not isinstance(model, FullyShardedDataParallel):
+        return nullcontext()
+    return FullyShardedDataParallel.summon_full_params(model, writeback=False, recurse=False)
 
 
 @contextmanager

@@ -26,8 +26,8 @@ _PRIVLEAK = ("privleak_forget", "privleak_holdout")
 _ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 
 _MAKE_REFERENCE = (
-    "needs a reference: train a model like this one without the forget set, evaluate it in the same way, and pass what "
-    "evaluate_muse returned for it, or the file that save_results wrote, as reference"
+    "needs a reference: train a model like this one without the forget set, evaluate it in the same way, and pass "
+    "what evaluate_muse returned for it, or the file that save_results wrote, as reference"
 )
 
 
@@ -46,11 +46,12 @@ def evaluate_muse(
 ) -> dict[str, Any]:
     """Verbatim memorisation, knowledge memorisation, utility and privacy leakage: criteria C1 to C4 of the paper.
 
-    Definitions are those of the paper and its code: ROUGE-L F1 without stemming for both kinds of memorisation, and for
-    privacy the mean negative log-probability of a text's 40 % least likely tokens ("Min-40% Prob"). Texts are tokenized
-    as they are, without chat template. As there, questions end in "Answer: " with its space, which tokenizers whose
-    words begin with a space make a token of its own: small models answer worse for it. C5 and C6 are this evaluation
-    repeated, see `request_curve`.
+    Definitions are those of the paper and its code: ROUGE-L F1 without stemming for both kinds of memorisation, and
+    for privacy the mean negative log-probability of a text's 40 % least likely tokens ("Min-40% Prob"). Texts are
+    tokenized as they are, without chat template. As there, questions end in "Answer: " with its space, which
+    tokenizers whose words begin with a space make a token of its own: small models answer worse for it. There is one
+    scoring pass, and one generation pass for each of the two lengths. C5 and C6 are this evaluation repeated, see
+    `request_curve`.
 
     Args:
         model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.

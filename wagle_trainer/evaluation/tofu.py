@@ -7,43 +7,24 @@ from os import PathLike
 from typing import Any, Literal
 
 from wagle_trainer.data.formatting import QAFormat
-from wagle_trainer.evaluation import metrics
 from wagle_trainer.evaluation.generation import generate_greedy
 from wagle_trainer.evaluation.inputs import Row, describe_model, read_set
-from wagle_trainer.evaluation.likelihoods import AnswerScore, score_answers
+from wagle_trainer.evaluation.likelihoods import score_answers
 from wagle_trainer.evaluation.membership import gradient_norms, membership_scores
 from wagle_trainer.evaluation.results import load_results
-
-Scores = dict[str, list[list[AnswerScore]]]
-Columns = dict[str, list[Any]]
-
-# set -> the column whose answer the truth ratio takes as correct; the wrong ones are always "perturbed_answer"
-_TRUTH_COLUMN = {
-    "forget": "paraphrased_answer",
-    "retain": "paraphrased_answer",
-    "real_authors": "answer",
-    "world_facts": "answer",
-}
-_UTILITY = (
-    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
-    *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
-    *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+from wagle_trainer.evaluation.tofu_metrics import (
+    PARAPHRASED_QUESTION,
+    TRUTH_COLUMN,
+    Columns,
+    Scores,
+    aggregates,
+    compare,
+    per_example_columns,
 )
-_ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
-# The answers to questions in other words are scored under a column of their own.
-_PARAPHRASED_QUESTION = "answer to paraphrased_question"
+
 # Three times the longest TOFU answer is more than OpenUnlearning's 200 tokens: there the limit is the same. On data
 # with short answers, a model that unlearned where to stop does not cost 200 steps per batch.
 _LONGEST_ANSWERS = 3
-_MAKE_REFERENCE = (
-    "needs a reference: train a model like this one on the retain split alone, never on the forget set, evaluate it in "
-    "the same way, and pass what evaluate_tofu returned for it, or the file that save_results wrote, as reference "
-    "(recipes: --retrained_model)"
-)
-_MAKE_HOLDOUT = (
-    "needs examples that the model was never trained on: pass a set named 'holdout' (TOFU's holdout01, holdout05 or "
-    "holdout10, which load_tofu_evaluation loads where there is one)"
-)
 
 
 def evaluate_tofu(
@@ -113,7 +94,7 @@ def evaluate_tofu(
             was made on other questions.
         FloatingPointError: a log-probability is not finite.
     """
-    rows = {name: _read(datasets, name) for name in _TRUTH_COLUMN}
+    rows = {name: _read(datasets, name) for name in TRUTH_COLUMN}
     if "holdout" in datasets:
         rows["holdout"] = _read(datasets, "holdout")
     if non_members not in ("holdout", "retain"):
@@ -125,7 +106,7 @@ def evaluate_tofu(
     scores = _score(model, qa, rows, tokens=True, vocabulary=bool(attacked), **passes)
     generations, max_new_tokens = _generate(model, qa, rows, scores, max_new_tokens, passes)
     per_example: dict[str, Columns] = {
-        name: _per_example(name, rows[name], scores[name], generations[name]) for name in rows
+        name: per_example_columns(name, rows[name], scores[name], generations[name]) for name in rows
     }
     for name in attacked:
         answers = [row["answer"] for row in rows[name]]
@@ -139,8 +120,8 @@ def evaluate_tofu(
                 across_processes=across_processes,
                 progress=progress,
             )
-    results: dict[str, Any] = _aggregates(per_example)
-    missing = _compare(results, per_example, known, non_members)
+    results: dict[str, Any] = aggregates(per_example)
+    missing = compare(results, per_example, known, non_members)
     results["per_example"] = per_example
     results["settings"] = {
         **describe_model(model),
@@ -156,8 +137,8 @@ def evaluate_tofu(
 
 def _read(datasets: Mapping[str, Iterable[Row]], name: str) -> list[Row]:
     needed = ["question", "answer"]
-    if name in _TRUTH_COLUMN:
-        needed += ["perturbed_answer", _TRUTH_COLUMN[name]]
+    if name in TRUTH_COLUMN:
+        needed += ["perturbed_answer", TRUTH_COLUMN[name]]
     return read_set(datasets, name, needed)
 
 
@@ -189,11 +170,11 @@ def _read_reference(
 
 def _columns(name: str, rows: list[Row]) -> list[str]:
     """The columns whose answers are scored."""
-    if name not in _TRUTH_COLUMN:
+    if name not in TRUTH_COLUMN:
         return ["answer"]
-    columns = list(dict.fromkeys(("answer", _TRUTH_COLUMN[name], "perturbed_answer")))
+    columns = list(dict.fromkeys(("answer", TRUTH_COLUMN[name], "perturbed_answer")))
     if name == "forget" and all(row.get("paraphrased_question") for row in rows):
-        columns.append(_PARAPHRASED_QUESTION)
+        columns.append(PARAPHRASED_QUESTION)
     return columns
 
 
@@ -203,7 +184,7 @@ def _score(model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], **options: A
     for name in rows:
         for column in _columns(name, rows[name]):
             for index, row in enumerate(rows[name]):
-                question = row["paraphrased_question" if column == _PARAPHRASED_QUESTION else "question"]
+                question = row["paraphrased_question" if column == PARAPHRASED_QUESTION else "question"]
                 for answer in _answers(row, column):
                     examples.append(qa.encode(question, answer))
                     names.append(f"set {name!r}, row {index}, {column}")
@@ -218,7 +199,7 @@ def _score(model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], **options: A
 
 
 def _answers(row: Row, column: str) -> list[str]:
-    answer = row["answer" if column == _PARAPHRASED_QUESTION else column]
+    answer = row["answer" if column == PARAPHRASED_QUESTION else column]
     return answer if isinstance(answer, list) else [answer]
 
 
@@ -231,10 +212,10 @@ def _generate(
     passes: Mapping[str, Any],
 ) -> tuple[dict[str, dict[str, list[str]]], int]:
     """Answers to every question: set -> column of the question -> row; and after how many tokens they were cut off."""
-    longest = max(score.num_tokens for name in _TRUTH_COLUMN for [score] in scores[name]["answer"])
+    longest = max(score.num_tokens for name in TRUTH_COLUMN for [score] in scores[name]["answer"])
     max_new_tokens = min(max_new_tokens, _LONGEST_ANSWERS * longest)
-    asked = [(name, "question") for name in _TRUTH_COLUMN]
-    if _PARAPHRASED_QUESTION in scores["forget"]:
+    asked = [(name, "question") for name in TRUTH_COLUMN]
+    if PARAPHRASED_QUESTION in scores["forget"]:
         asked.append(("forget", "paraphrased_question"))
     prompts = [qa.prompt_ids(row[column]) for name, column in asked for row in rows[name]]
     texts = iter(generate_greedy(model, qa.tokenizer, prompts, max_new_tokens=max_new_tokens, **passes))
@@ -242,132 +223,3 @@ def _generate(
     for name, column in asked:
         generations[name][column] = [next(texts) for _ in rows[name]]
     return generations, max_new_tokens
-
-
-def _per_example(name: str, rows: list[Row], scores: Scores, generations: Mapping[str, list[str]]) -> Columns:
-    log_probs = {
-        column: [[score.mean_log_prob for score in row] for row in by_row] for column, by_row in scores.items()
-    }
-    answers = [row["answer"] for row in rows]
-    columns: Columns = {
-        "question": [row["question"] for row in rows],
-        "answer": answers,
-        "answer_log_prob": [value for [value] in log_probs["answer"]],
-        "extraction_strength": [score.extraction_strength for [score] in scores["answer"]],
-        "exact_memorization": [metrics.exact_memorization(score.is_top1 or []) for [score] in scores["answer"]],
-    }
-    if name not in _TRUTH_COLUMN:
-        return columns
-    answer = columns["answer_log_prob"]
-    truth = [value for [value] in log_probs[_TRUTH_COLUMN[name]]]
-    wrong = log_probs["perturbed_answer"]
-    normalised = name in ("real_authors", "world_facts")
-    probability = metrics.probability_with_options(answer, wrong) if normalised else metrics.answer_probability(answer)
-    texts = generations["question"]
-    columns |= {
-        "generation": texts,
-        "probability": probability.tolist(),
-        "rouge_l_recall": metrics.rouge_l_recall(texts, answers).tolist(),
-        "log_truth_ratio": metrics.log_truth_ratio(truth, wrong).tolist(),
-        "truth_log_prob": truth,
-        "perturbed_log_probs": wrong,
-    }
-    if not normalised:
-        paraphrases = [row["paraphrased_answer"] for row in rows]
-        columns["paraphrased_rouge_l_recall"] = metrics.rouge_l_recall(texts, paraphrases).tolist()
-        columns["perturbed_rouge_l_recalls"] = [
-            metrics.rouge_l_recall([text] * len(row["perturbed_answer"]), row["perturbed_answer"]).tolist()
-            for text, row in zip(texts, rows, strict=True)
-        ]
-    if "paraphrased_question" in generations:
-        texts = generations["paraphrased_question"]
-        columns |= {
-            "paraphrased_question": [row["paraphrased_question"] for row in rows],
-            "paraphrased_question_generation": texts,
-            "paraphrased_question_log_prob": [value for [value] in log_probs[_PARAPHRASED_QUESTION]],
-            "paraphrased_question_rouge_l_recall": metrics.rouge_l_recall(texts, answers).tolist(),
-        }
-    return columns
-
-
-def _aggregates(per_example: Mapping[str, Columns]) -> dict[str, float]:
-    forget = per_example["forget"]
-    results = {
-        "forget_truth_ratio": _truth_ratio(forget, "closer_to_1_better"),
-        "retain_Truth_Ratio": _truth_ratio(per_example["retain"], "true_better"),
-    }
-    for name, prefix in (("forget", ""), ("retain", "retain_")):
-        values = per_example[name]
-        results |= {
-            f"{name}_Q_A_Prob": _mean(values["probability"]),
-            f"{name}_Q_A_ROUGE": _mean(values["rouge_l_recall"]),
-            f"{prefix}extraction_strength": _mean(values["extraction_strength"]),
-            f"{prefix}exact_memorization": _mean(values["exact_memorization"]),
-            f"{name}_Q_A_PARA_Prob": _probability(values["truth_log_prob"]),
-            f"{name}_Q_A_PERT_Prob": _mean([_probability(wrong) for wrong in values["perturbed_log_probs"]]),
-            f"{name}_Q_A_PARA_ROUGE": _mean(values["paraphrased_rouge_l_recall"]),
-            f"{name}_Q_A_PERT_ROUGE": _mean([_mean(recalls) for recalls in values["perturbed_rouge_l_recalls"]]),
-        }
-    if "paraphrased_question" in forget:
-        results["forget_PARA_Q_A_Prob"] = _probability(forget["paraphrased_question_log_prob"])
-        results["forget_PARA_Q_A_ROUGE"] = _mean(forget["paraphrased_question_rouge_l_recall"])
-    for prefix, name in (("ra", "real_authors"), ("wf", "world_facts")):
-        values = per_example[name]
-        results[f"{prefix}_Q_A_Prob"] = _probability(values["answer_log_prob"])
-        results[f"{prefix}_Q_A_PERT_Prob"] = _mean([_probability(wrong) for wrong in values["perturbed_log_probs"]])
-        results[f"{prefix}_Q_A_Prob_normalised"] = _mean(values["probability"])
-        results[f"{prefix}_Q_A_ROUGE"] = _mean(values["rouge_l_recall"])
-        results[f"{prefix}_Truth_Ratio"] = _truth_ratio(values, "true_better")
-    results["model_utility"] = metrics.model_utility([results[name] for name in _UTILITY])
-    return results
-
-
-def _compare(
-    results: dict[str, Any], per_example: dict[str, Columns], known: Mapping[str, Columns] | None, non_members: str
-) -> dict[str, str]:
-    """Add what holds the forget set against non-members and the model against a reference; why and how where it cannot."""
-    missing: dict[str, str] = {}
-    forget, others = per_example["forget"], per_example.get(non_members, {})
-    if known is None:
-        missing["forget_quality"] = _MAKE_REFERENCE
-    else:
-        results["forget_quality"] = metrics.forget_quality(
-            forget["log_truth_ratio"], known["forget"]["log_truth_ratio"]
-        )
-    if "mia_loss" not in others:
-        return missing | dict.fromkeys((*_ATTACKS, "mia_reference", "privleak"), _MAKE_HOLDOUT)
-    for attack in (*_ATTACKS, *(["mia_gradnorm"] if "mia_gradnorm" in others else [])):
-        results[attack] = metrics.roc_auc(forget[attack], others[attack])
-    if known is None:
-        return missing | dict.fromkeys(("mia_reference", "privleak"), _MAKE_REFERENCE)
-    if not all("mia_min_k" in known.get(name, {}) for name in ("forget", non_members)):
-        return missing | dict.fromkeys(
-            ("mia_reference", "privleak"),
-            f"the reference was not measured on these {non_members} examples: evaluate the retrained model on the same "
-            f"sets, with non_members={non_members!r}",
-        )
-    for name in ("forget", non_members):
-        own, reference = per_example[name]["mia_loss"], known[name]["mia_loss"]
-        per_example[name]["mia_reference"] = metrics.reference_score(own, reference).tolist()
-    results["mia_reference"] = metrics.roc_auc(forget["mia_reference"], others["mia_reference"])
-    reference_auc = metrics.roc_auc(known["forget"]["mia_min_k"], known[non_members]["mia_min_k"])
-    if reference_auc < 1:
-        results["privleak"] = metrics.privacy_leakage(results["mia_min_k"], reference_auc)
-    else:
-        missing["privleak"] = (
-            "min-k tells forget and holdout set apart on the reference, too, which saw neither (AUC 1): they differ in "
-            "more than membership, so there is nothing to hold leakage against; take more rows, or others"
-        )
-    return missing
-
-
-def _truth_ratio(values: Columns, aggregation: metrics.Aggregation) -> float:
-    return metrics.truth_ratio(values["truth_log_prob"], values["perturbed_log_probs"], aggregation=aggregation)
-
-
-def _probability(log_probs: list[float]) -> float:
-    return float(metrics.answer_probability(log_probs).mean())
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -33,9 +33,10 @@ def paper_averages(results: Mapping[str, Any]) -> dict[str, float]:
 
     UT is the mean of six: accuracy and ROUGE-L recall on the retain set, real authors and world facts.
 
-    What is certain and what is not. That UE and UT are plain averages over all columns, and the four and six columns,
-    is the paper's; their definitions are taken from its authors' published code for SOUL (arXiv 2404.18239), which
-    evaluates TOFU with the same columns, since the paper's own code could not be compared. Differences to that code:
+    What is certain and what is not. That UE and UT are averages over all their columns is what the caption of the
+    paper's Table 1 says; the columns are taken from a published summary of that table. How each column is computed is
+    taken from the authors' code for SOUL (arXiv 2404.18239), which evaluates TOFU with the same columns; neither the
+    paper's text nor its own code was at hand. Differences to SOUL's code:
 
     - accuracy on forget and retain set: there an answer is right if a sentence encoder (MiniLM) finds it closer to the
       paraphrased answer than to every perturbed one; here, without a second model, if the paraphrased answer is

@@ -23,7 +23,7 @@ from wagle_trainer.evaluation.processes import process_state, shows_progress
 
 @dataclass(frozen=True)
 class HarnessTasks:
-    """Which of the harness's tasks, groups of tasks or tags are run, and where tasks of one's own are.
+    """Which of the harness's tasks or groups of tasks are run, and where tasks of one's own are.
 
     Attributes:
         forget: those that the model is to fail.
@@ -62,7 +62,8 @@ def evaluate_wmdp(
         model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.
         tokenizer: its tokenizer.
         tasks: which tasks; `HarnessTasks()` for WMDP's biology and cybersecurity, and MMLU.
-        num_fewshot: worked examples before each question; None for what each task says, which for both is none.
+        num_fewshot: worked examples before each question; None for what each task says. As in the harness, tasks that
+            say 0, such as WMDP's, keep to that.
         limit: take only the first `limit` questions of each task; None for all. MMLU is 57 tasks.
         batch_size: requests per forward pass.
         across_processes: deal the questions out over accelerate's processes. All have to call this with the same
@@ -79,7 +80,7 @@ def evaluate_wmdp(
 
     Raises:
         ImportError: the harness is not installed; the message says how to.
-        ValueError: no such task, or a task without an accuracy.
+        ValueError: no such task, or a task or group without an accuracy; before anything is scored.
         FileNotFoundError: the data of a task cannot be loaded; the message names the task.
     """
     try:
@@ -92,7 +93,8 @@ def evaluate_wmdp(
     asked = [*tasks.forget, *tasks.retain]
     loaded = _load(tasks.folder, asked)
     for task in loaded["tasks"].values():
-        if num_fewshot is not None or task.get_config("num_fewshot") is None:
+        says = task.get_config("num_fewshot")
+        if says is None or (num_fewshot is not None and says != 0):
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=1234)  # as the harness's own command line
     with evaluation_mode(model):
@@ -107,11 +109,6 @@ def evaluate_wmdp(
     numbers = {
         f"{name}_{metric}": value for name in asked for metric, value in _numbers(found["results"][name]).items()
     }
-    for name in asked:
-        if f"{name}_acc" not in numbers:
-            raise ValueError(
-                f"The task {name!r} has no accuracy; the harness reports {', '.join(found['results'][name])}."
-            )
     return {
         "forget_accuracy": fmean([numbers[f"{name}_acc"] for name in tasks.forget]),
         "retain_accuracy": fmean([numbers[f"{name}_acc"] for name in tasks.retain]),
@@ -154,9 +151,24 @@ def _load(folder: str | None, names: Sequence[str]) -> dict[str, Any]:
                 f"The data of the task {name!r} cannot be loaded ({error}). The harness reads them from the hub; "
                 "without a network, pass a folder with a task file that reads local data, see HarnessTasks."
             ) from error
+        _check_accuracy(name, found)
         for kind in loaded:
             loaded[kind] |= found[kind]
     return loaded
+
+
+def _check_accuracy(name: str, loaded: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the harness will report no accuracy of `name`: now, not after hours of scoring."""
+    if name in loaded["groups"]:
+        reported = [config.metric for config in loaded["groups"][name].aggregate_metric_list or []]
+    elif name in loaded["tasks"]:
+        reported = list(loaded["tasks"][name].aggregation())
+    else:
+        raise ValueError(
+            f"{name!r} is a tag, of which the harness reports no number: name {', '.join(loaded['tasks'])}."
+        )
+    if "acc" not in reported:
+        raise ValueError(f"{name!r} has no accuracy ('acc'); the harness reports {', '.join(reported) or 'nothing'}.")
 
 
 def _harness_model(model: Any, tokenizer: Any, batch_size: int, across_processes: bool, progress: bool) -> Any:
