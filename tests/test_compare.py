@@ -152,11 +152,11 @@ def start(compare, make_llama, tmp_path_factory):
         ]
         patch = pytest.MonkeyPatch()
         patch.setattr(sys, "argv", ["compare.py", *map(str, [*arguments, *changes])])
-        with patch.context():
-            try:
-                compare.main()
-            finally:
-                patch.undo()
+        patch.setattr("wagle_trainer.reporting.plots._DPI", 40)  # drawing takes long
+        try:
+            compare.main()
+        finally:
+            patch.undo()
         return folder / "out"
 
     return run

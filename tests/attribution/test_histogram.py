@@ -46,7 +46,7 @@ def assert_equal(histogram: dict, counts: Counter, selected: Counter):
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor", "row"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(
     arrays=st.lists(
         hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=3, max_side=5), elements=VALUES), min_size=1
@@ -65,7 +65,7 @@ def test_counts_every_score_once(scope, arrays, density):
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor", "row"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), density=st.floats(0.01, 1))
 def test_weights_that_are_no_candidates_are_not_counted(scope, data, density):
     shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=6))
@@ -76,7 +76,7 @@ def test_weights_that_are_no_candidates_are_not_counted(scope, data, density):
     assert_equal(histogram.as_dict(), *by_hand([score[~out]], [bits.unpack(packed["a"], shape)[~out]]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     values=hnp.arrays(np.float32, st.integers(1, 50), elements=VALUES), share=st.floats(0, 1), cut=st.integers(0, 50)
 )

@@ -10,7 +10,6 @@ from wagle_trainer.reporting.bootstrap import example_interval
 
 PARTS = {
     "forget_Q_A_Prob": [("forget", "probability", lambda x: x)],
-    "extraction_strength": [("forget", "extraction_strength", lambda x: x)],
     "forget_truth_ratio": [("forget", "log_truth_ratio", lambda r: min(np.exp(r), np.exp(-r)))],
     "retain_Truth_Ratio": [("retain", "log_truth_ratio", lambda r: max(0.0, 1 - np.exp(r)))],
     "model_utility": [

@@ -13,7 +13,7 @@ import torch
 
 from wagle_trainer import WeightMask
 from wagle_trainer.evaluation import load_results
-from wagle_trainer.reporting import example_interval, t_interval, write_report
+from wagle_trainer.reporting import example_interval, plots, t_interval, write_report
 from wagle_trainer.reporting.examples import rows_at_quantiles
 from wagle_trainer.reporting.inputs import TOFU
 
@@ -50,7 +50,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "_DPI", 40)  # drawing takes most of the time
+
     def make(results, **arguments):
         write_report(results, tmp_path / "report", **arguments)
         return Page(tmp_path / "report" / "report.html"), load_results(tmp_path / "report" / "report.json")
@@ -221,6 +223,18 @@ def test_a_suite_of_ones_own(write):
     runs = {"wagle": [{"accuracy": 0.1}, {"accuracy": 0.2}], "random": [{"accuracy": 0.5}, {"accuracy": 0.61}]}
     _, numbers = write(runs, suite=suite)
     assert [c["verdict"] for c in numbers["comparisons"]] == ["better"]
+
+
+def test_main_number_may_be_one_that_references_lack(write, several_seeds):
+    """Forget quality is measured against the retrained model, which has none itself."""
+    for runs in list(several_seeds.values())[1:]:
+        for run in runs:
+            run["forget_quality"] = run["model_utility"] / 2
+    suite = SimpleNamespace(**{**vars(TOFU), "forget_metrics": {"forget_quality": "higher"}})
+    page, numbers = write({**several_seeds, "retrained": several_seeds["before"]}, suite=suite)
+    assert {c["metric"] for c in numbers["comparisons"]} == {"forget_quality", "model_utility"}
+    assert "wagle 0.05: forget quality is 0." in page.text
+    assert len(page.all("img")) == 1
 
 
 def test_headlines_are_those_of_the_table_on_screen():

@@ -45,7 +45,11 @@ def trade_off_chart(
     suite: Metrics,
 ) -> Chart:
     """Forgetting against utility, one point for each label."""
-    points = {label: (found[forget], found[utility]) for label, found in intervals.items()}
+    points = {
+        label: (found[forget], found[utility])
+        for label, found in intervals.items()
+        if forget in found and utility in found
+    }
     axes = (
         f"{named[forget]} ({suite.forget_metrics[forget]}: more forgotten)",
         f"{named[utility]} ({suite.utility_metrics[utility]}: more kept)",

@@ -145,9 +145,11 @@ class Runs:
         return found
 
 
-def first_of(metrics: Mapping[str, Better], runs: Runs, columns: Mapping[str, Any]) -> str | None:
-    """The first metric that is a column of the table and that all labels have."""
-    return next((m for m in metrics if m in columns and all(runs.has(label, m) for label in runs)), None)
+def first_of(
+    metrics: Mapping[str, Better], runs: Runs, columns: Mapping[str, Any], labels: Sequence[str]
+) -> str | None:
+    """The first metric that is a column of the table and that all the labels have."""
+    return next((m for m in metrics if m in columns and all(runs.has(label, m) for label in labels)), None)
 
 
 def _seeds(seeds: Sequence[Any]) -> str:

@@ -76,8 +76,9 @@ def write_report(
     runs = Runs(results)
     columns = runs.metrics(suite.headline)
     named = {metric: " ".join(head) for metric, head in columns.items()}
-    main = [first_of(suite.forget_metrics, runs, columns), first_of(suite.utility_metrics, runs, columns)]
     unlearned = [label for label in runs if label != BEFORE and not label.startswith(RETRAINED)]
+    judged = unlearned or list(runs)
+    main = [first_of(metrics, runs, columns, judged) for metrics in (suite.forget_metrics, suite.utility_metrics)]
     references = sorted((label for label in runs if label not in unlearned), key=lambda label: label != BEFORE)
     masks, histories, attacked = _masks(mask), _histories(history), _attacks(attacks)
 

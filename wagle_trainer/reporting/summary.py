@@ -30,8 +30,9 @@ def forgetting_sentences(
     for label in unlearned[:_NARRATED]:
         parts = []
         for metric, name in metrics.items():
-            before = [f"from {intervals[r][metric].mean:.3f} " for r in references if r == "before"]
-            others = [f"{r}: {intervals[r][metric].mean:.3f}" for r in references if r != "before"]
+            known = [r for r in references if metric in intervals[r]]
+            before = [f"from {intervals[r][metric].mean:.3f} " for r in known if r == "before"]
+            others = [f"{r}: {intervals[r][metric].mean:.3f}" for r in known if r != "before"]
             went = "went " + before[0] + "to" if before else "is"
             parts.append(
                 f"{name} {went} {intervals[label][metric].mean:.3f}" + (f" ({', '.join(others)})" if others else "")
