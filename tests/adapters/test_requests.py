@@ -11,21 +11,21 @@ from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.data import QAFormat, fictional_split, fictional_tokenizer
 from wagle_trainer.evaluation import score_answers
 
-QUESTIONS = 10  # of each person; the requests are about the last three of eight people
+QUESTIONS = 10  # of each person; the requests are about the last three of twelve people
 
 
 @pytest.fixture(scope="module")
 def people():
-    """(tokenizer, format, rows of the last eight people)"""
+    """(tokenizer, format, rows of the last twelve people)"""
     tokenizer = fictional_tokenizer()
     full = fictional_split("full")
-    rows = full.select(range(len(full) - 8 * QUESTIONS, len(full)))
+    rows = full.select(range(len(full) - 12 * QUESTIONS, len(full)))
     return tokenizer, QAFormat.for_tokenizer(tokenizer), rows
 
 
 @pytest.fixture(scope="module")
 def base(people):
-    """A small Llama that knows the eight by heart."""
+    """A small Llama that knows the twelve by heart."""
     tokenizer, qa, rows = people
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -50,18 +50,18 @@ def base(people):
 
     ids, labels = padded("input_ids", tokenizer.pad_token_id), padded("labels", -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for epoch in range(30):
-        for batch in torch.randperm(len(ids)).split(20):
+    for epoch in range(40):
+        for batch in torch.randperm(len(ids)).split(30):
             model(input_ids=ids[batch], labels=labels[batch]).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        if epoch == 22:
+        if epoch == 30:
             optimizer.param_groups[0]["lr"] = 5e-4
     return model.eval()
 
 
 def known(model, people, person):
-    """Mean probability of the answers about the last but `person` of the people, 1 to 8."""
+    """Mean probability of the answers about the last but `person` of the people, 1 to 12."""
     tokenizer, qa, rows = people
     rows = rows.select(range(len(rows) - person * QUESTIONS, len(rows) - (person - 1) * QUESTIONS))
     examples = [qa.encode(row["question"], row["answer"]) for row in rows]
@@ -72,7 +72,7 @@ def known(model, people, person):
 @pytest.mark.slow
 def test_revoking_the_second_of_three_requests(base, people, tmp_path):
     tokenizer, qa, rows = people
-    assert min(known(base, people, person) for person in range(1, 9)) > 0.9
+    assert min(known(base, people, person) for person in range(1, 13)) > 0.9
     taken = None
     for person in (1, 2, 3):
         first = len(rows) - person * QUESTIONS
@@ -86,7 +86,7 @@ def test_revoking_the_second_of_three_requests(base, people, tmp_path):
                 loss_type="npo",
                 learning_rate=5e-3,
                 lr_scheduler_type="constant",
-                max_steps=20,
+                max_steps=30,
                 per_device_train_batch_size=10,
                 gradient_checkpointing=False,
                 report_to="none",
@@ -114,4 +114,4 @@ def test_revoking_the_second_of_three_requests(base, people, tmp_path):
     assert max(known(model, people, person) for person in (1, 2, 3)) < 0.3
     model.delete_adapter("two")
     assert max(known(model, people, person) for person in (1, 3)) < 0.3
-    assert known(model, people, 2) > 0.7
+    assert known(model, people, 2) > 0.6
