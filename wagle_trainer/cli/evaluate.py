@@ -23,9 +23,12 @@ EXAMPLES = """
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """See `wagle_trainer.cli`."""
-    from wagle_trainer.evaluation.suites import describe_suites
+    from wagle_trainer.evaluation.suites import describe_suites, get_suite
 
-    suites = "\n".join(f"  {name:<15} {text}" for name, text in describe_suites().items())
+    suites = "\n".join(
+        f"  {name:<15} {text}\n{'':<18}--data_options: {', '.join(_options(get_suite(name))) or 'none'}"
+        for name, text in describe_suites().items()
+    )
     parser = make_parser("wagle evaluate", f"{DESCRIPTION}\n\nsuites:\n{suites}", EXAMPLES)
     parser.add_argument("model", help="a model or PEFT adapter: folder or Hub id")
     parser.add_argument("--suite", default="tofu", help="its name (default: %(default)s)")
@@ -132,13 +135,17 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
 
 def _check_taken(suite: Any, dataset_name: str | None, options: Mapping[str, Any]) -> None:
     """Raise ValueError unless the suite's `load` can be called with these."""
-    parameters = list(inspect.signature(suite.load).parameters.values())
-    if dataset_name is None and parameters[0].default is inspect.Parameter.empty:
+    if dataset_name is None and inspect.signature(suite.load).parameters["data"].default is inspect.Parameter.empty:
         raise ValueError(f"The suite {suite.name!r} brings no data of its own: name them with --dataset_name.")
-    taken = [parameter.name for parameter in parameters[1:]]
+    taken = _options(suite)
     unknown = [name for name in options if name not in taken]
     if unknown:
         raise ValueError(
             f"The data of the suite {suite.name!r} take no {', '.join(unknown)}; they take "
             f"{', '.join(taken) or 'no options'}."
         )
+
+
+def _options(suite: Any) -> list[str]:
+    """What a suite's `load` takes besides the data's place."""
+    return [name for name in inspect.signature(suite.load).parameters if name != "data"]
