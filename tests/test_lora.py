@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from wagle_trainer import WagleTrainer, WeightMask, attribute
-from wagle_trainer.lora import linear_weights, lora_modules
+from wagle_trainer.lora import check_whole, linear_weights, lora_modules
 from wagle_trainer.losses import get_loss, list_losses
 from wagle_trainer.masking import MaskInfo
 
@@ -269,6 +270,20 @@ def test_what_cannot_be_chosen(make_trainer, make_llama, tmp_path):
         make_trainer(target_modules="wagle", lora_modules=0)
 
 
+@pytest.mark.parametrize(("stage", "fsdp", "engine"), [(3, None, "ZeRO-3"), (None, "full_shard", "FSDP")])
+def test_sharded_bases_are_refused(stage, fsdp, engine):
+    plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+    with pytest.raises(ValueError, match=f"base weights in one piece, but {engine} shards them"):
+        check_whole(SimpleNamespace(deepspeed_plugin=plugin, fsdp=fsdp))
+    check_whole(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2), fsdp=None))
+
+
+def test_fsdp_of_accelerate_is_refused(make_trainer, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="but FSDP shards them"):
+        make_trainer(target_modules="wagle")
+
+
 def test_masks_that_point_at_nothing(make_llama):
     model = make_llama()
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in model.named_parameters()}
@@ -347,6 +362,8 @@ def test_quantised_bases(kind, make_trainer, make_llama, tmp_path):
             assert torch.equal(model(ids).logits, expected)
     with pytest.raises(ValueError, match="base weights are quantised.*attribution=None"):
         make_trainer(model=load(), attribution="wagle")
+    with pytest.raises(ValueError, match="base weights are quantised"):  # and not the few others alone
+        attribute(load(), None, None, score="magnitude")
     with pytest.raises(ValueError, match="Quantised weights cannot be scored"):
         make_trainer(model=load(), target_modules="wagle")
     with pytest.raises(ValueError, match="Quantised weights cannot be scored"):

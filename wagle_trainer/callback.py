@@ -20,6 +20,7 @@ from wagle_trainer.attribution.attribute import (
     as_list,
     attribute,
     check_attribution_arguments,
+    check_not_quantised,
     select_parameters,
 )
 from wagle_trainer.attribution.scores import Score, arguments_of, needed_statistics, with_options
@@ -312,11 +313,7 @@ def _may_skip_frozen(args: Any) -> bool:
 
 def check_maskable(model: nn.Module) -> None:
     """Raise ValueError for models whose weights cannot be scored: quantised ones, and freshly made LoRA adapters."""
-    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError(
-            "The base weights are quantised: they have no gradients and cannot change one by one. Load the model "
-            "unquantised, or train a LoRA adapter without a weight mask (attribution=None)."
-        )
+    check_not_quantised(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_B" in name and not bool(torch.any(parameter)):
             raise ValueError(

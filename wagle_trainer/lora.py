@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -110,6 +111,17 @@ def load_base(model: Any, args: Any, quantization_config: Any) -> Any:
     if args.world_size > 1:
         init_kwargs["device_map"] = None
     return create_model_from_path(model, **{"trust_remote_code": args.trust_remote_code} | init_kwargs)
+
+
+def check_whole(args: Any) -> None:
+    """Raise ValueError if the engine is going to shard the base model: it is not set up yet when modules are chosen."""
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    if zero3 or args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            f"A score chooses the modules for LoRA from base weights in one piece, but {'ZeRO-3' if zero3 else 'FSDP'} shards "
+            "them. Choose on one process or with data parallelism: `wagle attribute`, then "
+            "target_modules=wagle_trainer.lora.lora_modules(mask, model)."
+        )
 
 
 def check_same_modules(checkpoint: str, model: Any) -> None:

@@ -46,6 +46,7 @@ from wagle_trainer.files import write_atomically
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs
 from wagle_trainer.lora import (
     check_same_modules,
+    check_whole,
     linear_weights,
     load_base,
     lora_modules,
@@ -353,11 +354,7 @@ class WagleTrainer(SFTTrainer):
                 f"target_modules={score!r} compares modules with each other: attribution_scope must be 'global', not "
                 f"{config.attribution_scope!r}, which selects the same share of each."
             )
-        if engine() not in WHOLE:
-            raise ValueError(
-                f"target_modules={score!r} needs the base model in one piece, but {engine().value} shards it. Choose on one "
-                "process: target_modules=wagle_trainer.lora.lora_modules(mask, model), with a mask of `wagle attribute`."
-            )
+        check_whole(config)
         names = select_parameters(model, config.attribution_include, config.attribution_exclude)
         include = [f"^{re.escape(name)}$" for name in linear_weights(model).values() if name in names]
         if len(include) < (config.lora_modules or 1):

@@ -66,6 +66,10 @@ def test_rows_of_one_table(files, wagle, by_hand, tmp_path):
     [
         (["--suite", "tofuu"], "Unknown suite 'tofuu'. Did you mean 'tofu'?"),
         (["--data_options", "limt=2"], "The data of the suite 'tofu' take no limt; they take forget_split, limit."),
+        (
+            ["--suite", "muse"],
+            "The suite 'muse' brings no data of its own: name them with --dataset_name.",
+        ),
         (["--data_options", "limit"], "'limit' is not of the form KEY=VALUE."),
         (["--data_options", "limit=0"], "limit must be at least 1"),
         (["--data_options", "limit=1", "--options", "colour=red"], "The suite 'tofu' does not take this"),

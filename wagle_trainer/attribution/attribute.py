@@ -85,7 +85,7 @@ def attribute(
         The mask, on the CPU; `mask.info` says how it came about.
 
     Raises:
-        ValueError: an argument out of range, an unknown score, a pattern that matches no parameter, a set without
+        ValueError: quantised weights, an argument out of range, an unknown score, a pattern that matches no parameter, a set without
             label tokens, a score that is zero everywhere, a density that selects nothing, a model that is sharded in
             another way than FSDP2's.
         FloatingPointError: a loss, gradient or score is not finite; names the parameter.
@@ -98,6 +98,7 @@ def attribute(
     function = with_options(score, score_kwargs)
     arguments = arguments_of(function)
     check_attribution_arguments(gamma, density, scope, offload)
+    check_not_quantised(model)
     parameters = select_parameters(model, include, exclude)
     if exclude_mask is not None:
         exclude_mask.check(model)
@@ -276,6 +277,15 @@ def check_attribution_arguments(
         raise ValueError(f'density="auto" compares all weights: use the scope "global", not {scope!r}.')
     if offload not in (None, "cpu"):
         raise ValueError(f'attribution_offload must be None or "cpu", got {offload!r}.')
+
+
+def check_not_quantised(model: nn.Module) -> None:
+    """Raise ValueError for a model with quantised weights, as Transformers loads them."""
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(
+            "The base weights are quantised: they have no gradients and cannot change one by one. Load the model "
+            "unquantised, or train a LoRA adapter without a weight mask (attribution=None)."
+        )
 
 
 def select_parameters(

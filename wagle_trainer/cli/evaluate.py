@@ -23,9 +23,12 @@ EXAMPLES = """
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """See `wagle_trainer.cli`."""
-    from wagle_trainer.evaluation.suites import describe_suites
+    from wagle_trainer.evaluation.suites import describe_suites, get_suite
 
-    suites = "\n".join(f"  {name:<15} {text}" for name, text in describe_suites().items())
+    suites = "\n".join(
+        f"  {name:<15} {text}\n{'':<18}--data_options: {', '.join(_options(get_suite(name))) or 'none'}"
+        for name, text in describe_suites().items()
+    )
     parser = make_parser("wagle evaluate", f"{DESCRIPTION}\n\nsuites:\n{suites}", EXAMPLES)
     parser.add_argument("model", help="a model or PEFT adapter: folder or Hub id")
     parser.add_argument("--suite", default="tofu", help="its name (default: %(default)s)")
@@ -52,7 +55,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="results of a model that never saw the forget set, for the metrics that compare with one",
     )
     parser.add_argument("--batch_size", type=int, default=32, help="examples per forward pass (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="number format of the weights (default: the saved one)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="number format of the weights (default: auto, as saved)",
+    )
     parser.add_argument("--label", help="name of the row in the table (default: the model)")
     parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -71,7 +79,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     suite = get_suite(options.suite)
     named = [options.dataset_name] if options.dataset_name is not None else []
     data_options = _pairs(options.data_options)
-    _check_names(suite.load, data_options, f"the data of the suite {suite.name!r}")
+    _check_taken(suite, options.dataset_name, data_options)
     settings = {**_pairs(options.options), "batch_size": options.batch_size}
     if options.reference is not None:
         settings["reference"] = _reference(options.reference)
@@ -125,10 +133,19 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
     return pairs
 
 
-def _check_names(function: Any, given: Mapping[str, Any], what: str) -> None:
-    taken = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    unknown = [name for name in given if name not in taken]
+def _check_taken(suite: Any, dataset_name: str | None, options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the suite's `load` can be called with these."""
+    if dataset_name is None and inspect.signature(suite.load).parameters["data"].default is inspect.Parameter.empty:
+        raise ValueError(f"The suite {suite.name!r} brings no data of its own: name them with --dataset_name.")
+    taken = _options(suite)
+    unknown = [name for name in options if name not in taken]
     if unknown:
         raise ValueError(
-            f"{what[0].upper()}{what[1:]} take no {', '.join(unknown)}; they take {', '.join(taken) or 'nothing'}."
+            f"The data of the suite {suite.name!r} take no {', '.join(unknown)}; they take "
+            f"{', '.join(taken) or 'no options'}."
         )
+
+
+def _options(suite: Any) -> list[str]:
+    """What a suite's `load` takes besides the data's place."""
+    return [name for name in inspect.signature(suite.load).parameters if name != "data"]
