@@ -22,7 +22,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from compare_report import NO_MASK, RETRAINED, forget_goal, read_references, report
+from compare_report import NO_MASK, RETRAINED, SUITE, forget_goal, read_references, report
 from small_llama import small_llama
 from tofu_common import TofuArguments, load_data, load_model
 from tqdm.auto import tqdm
@@ -34,7 +34,6 @@ from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.attribution import get_score
 from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
 from wagle_trainer.evaluation import evaluate_tofu, load_results, save_results
-from wagle_trainer.reporting.inputs import TOFU
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "compare_fictional.yaml"
 
@@ -63,11 +62,11 @@ class CompareArguments:
     )
     forget_metric: str = field(
         default="forget_Q_A_Prob",
-        metadata={"help": "The number that must reach the goal.", "choices": list(TOFU.forget_metrics)},
+        metadata={"help": "The number that must reach the goal.", "choices": list(SUITE.forget_metrics)},
     )
     utility_metric: str = field(
         default="model_utility",
-        metadata={"help": "The number to keep beside it.", "choices": list(TOFU.utility_metrics)},
+        metadata={"help": "The number to keep beside it.", "choices": list(SUITE.utility_metrics)},
     )
     forget_goal: float | None = field(
         default=None, metadata={"help": "Goal of the forget metric; by default it comes from forget_share."}

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wagle_trainer.evaluation import load_results, results_table
+from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.reporting import write_report
-from wagle_trainer.reporting.inputs import TOFU
 from wagle_trainer.reporting.statistics import mean
 
 if TYPE_CHECKING:
     from compare import CompareArguments, Runs
 
+SUITE = get_suite("tofu")
 NO_MASK = "no mask"
 RETRAINED = "retrained without the forget set"
 
@@ -33,7 +34,7 @@ def pick(by_rate: Mapping[float, Results], goal: float, compare: CompareArgument
     """Of the learning rates whose mean over seeds reaches the forget goal, the one with the best mean utility; if none
     does, the one that forgets most; the lower of two that are equal. Rates with a failed seed do not count: None if no
     rate is left."""
-    sign = 1 if TOFU.forget_metrics[compare.forget_metric] == "higher" else -1
+    sign = 1 if SUITE.forget_metrics[compare.forget_metric] == "higher" else -1
     found = []
     for rate, results in by_rate.items():
         if not any("failed" in result for result in results):
@@ -103,9 +104,9 @@ def report(runs: Runs) -> None:
         mask={label: runs.folder / "masks" / label for label, task in masked.items() if task.density == smallest},
         config=runs.args.to_dict() | asdict(runs.tofu) | asdict(compare),
         suite=SimpleNamespace(
-            headline=TOFU.headline,
-            forget_metrics=_first(compare.forget_metric, TOFU.forget_metrics),
-            utility_metrics=_first(compare.utility_metric, TOFU.utility_metrics),
+            headline=SUITE.headline,
+            forget_metrics=_first(compare.forget_metric, SUITE.forget_metrics),
+            utility_metrics=_first(compare.utility_metric, SUITE.utility_metrics),
         ),
         comparisons={family: [p for p in some if set(p) <= set(picked)] for family, some in pairs.items()},
         notes=_notes(runs, picked, goal, [label for label in labels if label not in picked]),

@@ -33,20 +33,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.evaluation import load_results
-    from wagle_trainer.evaluation.suites import get_suite
-
-    results, suite = load_results(options.results), get_suite(options.suite)
-    attacks = None if options.attacks is None else load_results(options.attacks)
-
     from wagle_trainer.reporting import write_report
 
+    attacks = None if options.attacks is None else load_results(options.attacks)
     page = write_report(
-        results,
+        load_results(options.results),
         options.output_dir,
         mask=options.mask,
         history=options.history,
         attacks=attacks,
         title=options.title,
-        suite=suite,
+        suite=options.suite,
     )
     return {"report": str(page)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 from wagle_trainer.reporting.statistics import Better
@@ -25,28 +24,6 @@ class Metrics(Protocol):
     headline: Mapping[str, tuple[str, str]]
     forget_metrics: Mapping[str, Better]
     utility_metrics: Mapping[str, Better]
-
-
-TOFU: Metrics = SimpleNamespace(
-    headline={
-        "forget_Q_A_Prob": ("forget", "prob"),
-        "forget_Q_A_ROUGE": ("forget", "ROUGE-L"),
-        "forget_truth_ratio": ("forget", "truth ratio"),
-        "extraction_strength": ("extraction", "strength"),
-        "retain_Q_A_Prob": ("retain", "prob"),
-        "retain_Q_A_ROUGE": ("retain", "ROUGE-L"),
-        "model_utility": ("model", "utility"),
-        "forget_quality": ("forget", "quality"),
-    },
-    forget_metrics={
-        "forget_Q_A_Prob": "lower",
-        "forget_Q_A_ROUGE": "lower",
-        "forget_truth_ratio": "higher",
-        "extraction_strength": "lower",
-        "forget_quality": "higher",
-    },
-    utility_metrics={"model_utility": "higher", "retain_Q_A_Prob": "higher", "retain_Q_A_ROUGE": "higher"},
-)
 
 
 def check_finite(value: Any, where: str) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wagle_trainer.evaluation.results import load_results
+from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.files import write_atomically
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.reporting.bootstrap import example_interval
 from wagle_trainer.reporting.charts import Chart, attack_charts, history_charts, mask_charts, trade_off_chart
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
-from wagle_trainer.reporting.inputs import TOFU, Metrics, Results, Runs, check_finite, first_of
+from wagle_trainer.reporting.inputs import Metrics, Results, Runs, check_finite, first_of
 from wagle_trainer.reporting.statistics import Interval, compare, t_interval
 from wagle_trainer.reporting.summary import forgetting_sentences, verdict_sentences
 
@@ -39,7 +40,7 @@ def write_report(
     attacks: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     config: Any = None,
     title: str = "Unlearning report",
-    suite: Metrics = TOFU,
+    suite: Metrics | str = "tofu",
     comparisons: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
@@ -59,7 +60,8 @@ def write_report(
         attacks: what `run_attacks` returned, or that of several unlearned models by label.
         config: the training arguments: a dataclass or a mapping. Tokens are blanked out.
         title: of the page.
-        suite: how to read the numbers: `headline`, `forget_metrics` and `utility_metrics` of the suite they come from.
+        suite: the suite that the numbers come from, by name, or anything with its `headline`, `forget_metrics` and
+            `utility_metrics`: how to read them.
         comparisons: what the references are ("a random mask of the same density") -> pairs (label, label of its
             reference). Each such family is tested over seeds and corrected for its size. By default every unlearned
             model is compared with each that has "random" or "no mask" in its label.
@@ -73,17 +75,18 @@ def write_report(
             seeds or were asked other questions; a result is not what its examples say. Nothing is written then.
         FileNotFoundError: a mask or history that is given as a path is not there.
     """
+    read_by: Metrics = get_suite(suite) if isinstance(suite, str) else suite
     runs = Runs(results)
-    columns = runs.metrics(suite.headline)
+    columns = runs.metrics(read_by.headline)
     named = {metric: " ".join(head) for metric, head in columns.items()}
     unlearned = [label for label in runs if label != BEFORE and not label.startswith(RETRAINED)]
     judged = unlearned or list(runs)
-    main = [first_of(metrics, runs, columns, judged) for metrics in (suite.forget_metrics, suite.utility_metrics)]
+    main = [first_of(metrics, runs, columns, judged) for metrics in (read_by.forget_metrics, read_by.utility_metrics)]
     references = sorted((label for label in runs if label not in unlearned), key=lambda label: label != BEFORE)
     masks, histories, attacked = _masks(mask), _histories(history), _attacks(attacks)
 
     intervals = {label: {m: _interval(runs, label, m) for m in columns if runs.has(label, m)} for label in runs}
-    better = {**suite.forget_metrics, **suite.utility_metrics}
+    better = {**read_by.forget_metrics, **read_by.utility_metrics}
     tested = [
         comparison
         for family, pairs in (_default_comparisons(unlearned) if comparisons is None else comparisons).items()
@@ -99,8 +102,8 @@ def write_report(
     ]
     charts: list[Chart] = []
     if main[0] is not None and main[1] is not None and unlearned:
-        charts.append(trade_off_chart(intervals, unlearned, main[0], main[1], named, suite))
-    charts += [*history_charts(histories, suite), *mask_charts(masks), *attack_charts(attacked)]
+        charts.append(trade_off_chart(intervals, unlearned, main[0], main[1], named, read_by))
+    charts += [*history_charts(histories, read_by), *mask_charts(masks), *attack_charts(attacked)]
     shown = [label for label in references if label == BEFORE]
     shown += unlearned[: max(1, _ANSWERS - len(references))]
     shown += [label for label in references if label != BEFORE]
