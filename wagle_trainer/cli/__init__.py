@@ -30,7 +30,7 @@ EXAMPLES = """
   wagle unlearn --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --output_dir out
   wagle evaluate MODEL --suite tofu --dataset_name fictional --label before --output results.json
   wagle evaluate out --suite tofu --dataset_name fictional --label after --output results.json
-  wagle report results.json --mask out --output report.html
+  wagle report results.json --mask out --output_dir report
 
 Every command has its own --help with examples."""
 # What a user can mend. Anything else is a fault of ours and shows its traceback.

@@ -13,17 +13,20 @@ Results = Mapping[str, "Result | Sequence[Result]"]
 
 
 class Metrics(Protocol):
-    """How to read the numbers of a suite.
+    """How to read the numbers of a suite; a `Suite` is one. The first of the forget and of the utility metrics is the
+    one that is plotted and tested."""
 
-    Attributes:
-        headline: metric -> the two lines of its column's head, in the order of the columns.
-        forget_metrics, utility_metrics: metric -> which values say that more was forgotten, or kept. The first of each
-            is the one that is plotted and tested.
-    """
+    @property
+    def headline(self) -> Mapping[str, tuple[str, str]]:
+        """Metric -> the two lines of its column's head, in the order of the columns."""
 
-    headline: Mapping[str, tuple[str, str]]
-    forget_metrics: Mapping[str, Better]
-    utility_metrics: Mapping[str, Better]
+    @property
+    def forget_metrics(self) -> Mapping[str, Better]:
+        """Metric -> which values say that more was forgotten."""
+
+    @property
+    def utility_metrics(self) -> Mapping[str, Better]:
+        """Metric -> which values say that more was kept."""
 
 
 def check_finite(value: Any, where: str) -> None:
