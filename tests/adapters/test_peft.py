@@ -59,7 +59,7 @@ def storages(model):
     return {p.untyped_storage().data_ptr() for p in model.parameters()}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_model(data, make_net, change, same_bits, tmp_path_factory):
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -94,6 +94,8 @@ def test_any_model(data, make_net, change, same_bits, tmp_path_factory):
                 assert torch.equal(merged, wanted)
             with model.disable_adapter():
                 assert torch.equal(model(IDS), pristine(IDS))
+            for (_, merged), (_, wanted) in zip(wrapped.named_parameters(), expected.named_parameters(), strict=True):
+                assert torch.equal(merged, wanted)  # merged again
             assert torch.equal(model(IDS), output)
             model.unmerge_adapter()
             assert torch.equal(model(IDS), output)

@@ -81,6 +81,7 @@ def test_what_is_saved(make_trainer, tmp_path, same_bits):
 )
 def test_resume_bit_for_bit(after, changes, make_trainer, tmp_path, same_bits):
     whole = make_trainer(**changes)
+    base = copy.deepcopy(whole.model)
     whole.train()
     shutil.copytree(tmp_path / "out" / f"checkpoint-{after}", tmp_path / "elsewhere" / f"checkpoint-{after}")
     resumed = make_trainer(output_dir=str(tmp_path / "elsewhere"), **changes)
@@ -89,6 +90,7 @@ def test_resume_bit_for_bit(after, changes, make_trainer, tmp_path, same_bits):
     resumed.save_model()
     whole.save_model()
     assert SparseAdapter.from_pretrained(tmp_path / "elsewhere") == SparseAdapter.from_pretrained(tmp_path / "out")
+    assert verify(tmp_path / "elsewhere", base)["valid"]
 
 
 def test_resume_without_saving_adapters(make_trainer, tmp_path, same_bits):

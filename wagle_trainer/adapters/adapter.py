@@ -129,10 +129,10 @@ class SparseAdapter(Mapping[str, SparseValues]):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names, shapes, positions and values; does not depend on the order of the parameters."""
+        """SHA-256 over names, shapes, positions, values and the base model's digests, in whatever order."""
         sha = hashlib.sha256()
         for name in sorted(self._values):
-            sha.update(f"{name}:{self._values[name].digest()}:".encode())
+            sha.update(f"{name}:{self._values[name].digest()}:{self.base_digests[name]}:".encode())
         return sha.hexdigest()
 
     @property
