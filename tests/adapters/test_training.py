@@ -55,6 +55,7 @@ def test_what_is_saved(make_trainer, tmp_path, same_bits):
     out = tmp_path / "out"
     for folder in (out, out / "checkpoint-2", out / "checkpoint-4"):
         assert (folder / WEIGHTS_NAME).is_file() and (folder / CONFIG_NAME).is_file()
+        assert not (folder / "mask.safetensors").exists()  # the adapter has the positions
         assert not (folder / "model.safetensors").exists() and not (folder / "config.json").exists()
         assert verify(folder, base)["valid"]
         assert WeightMask.from_pretrained(folder, model=base) == trainer.mask
@@ -77,7 +78,9 @@ def test_what_is_saved(make_trainer, tmp_path, same_bits):
 
 
 @pytest.mark.parametrize(
-    ("after", "changes"), [(4, {}), (2, {"optim": "sgd", "density": 0.7})], ids=["compact", "dense-sgd"]
+    ("after", "changes"),
+    [(4, {}), (4, {"density": 0.02}), (2, {"optim": "sgd", "density": 0.7})],
+    ids=["compact", "indices", "dense-sgd"],
 )
 def test_resume_bit_for_bit(after, changes, make_trainer, tmp_path, same_bits):
     whole = make_trainer(**changes)
@@ -104,16 +107,17 @@ def test_resume_without_saving_adapters(make_trainer, tmp_path, same_bits):
     assert same_bits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), whole.model)
 
 
-def test_size_of_a_checkpoint(make_trainer, make_llama, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_size_of_a_checkpoint(dtype, make_trainer, make_llama, tmp_path):
     """A model so large that tokenizer, random state and such weigh little."""
     shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2}
     sizes = []
     for name, changes in (("adapter", {"density": 0.05}), ("full", {"attribution": None, "save_adapter": False})):
-        trainer = make_trainer(make_llama(**shape), max_steps=2, output_dir=str(tmp_path / name), **changes)
+        trainer = make_trainer(make_llama(**shape).to(dtype), max_steps=2, output_dir=str(tmp_path / name), **changes)
         trainer.train()
         sizes.append(size_of(tmp_path / name / "checkpoint-2"))
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    assert sizes[1] == pytest.approx(12 * parameters, rel=0.02)  # weights and two moments, in float32
+    assert sizes[1] == pytest.approx(3 * dtype.itemsize * parameters, rel=0.02)  # weights and two moments
     assert sizes[0] <= 0.08 * sizes[1]
 
 
