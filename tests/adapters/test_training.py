@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wagle_trainer.trainer
 from wagle_trainer import WagleTrainer, WeightMask
-from wagle_trainer.adapters import SparseAdapter, diff, merge, verify
+from wagle_trainer.adapters import SparseAdapter, diff, export_supertuning, merge, verify
 from wagle_trainer.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME
 
 STEPS = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "save_adapter": True, "optim": "adamw_torch"}
@@ -159,6 +159,16 @@ def test_train_twice(make_trainer, tmp_path, same_bits):
     assert same_bits(merge(copy.deepcopy(base), tmp_path / "out"), trainer.model)
     with pytest.raises(ValueError, match="trained with another mask already"):
         trainer._adapter.begin(trainer.model, ~trainer.mask)
+
+
+def test_trained_by_tensor_it_fits_pefts_own_format(make_trainer, tmp_path):
+    trainer = make_trainer(attribution_scope="tensor", attribution_include=["_proj"], density=0.07, save_strategy="no")
+    base, ids = copy.deepcopy(trainer.model).eval(), torch.tensor([[5, 9, 20, 31]])
+    trainer.train()
+    trainer.save_model()
+    export_supertuning(tmp_path / "out", base, tmp_path / "exported")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "exported")
+    torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_card(make_trainer, make_set, tmp_path):
