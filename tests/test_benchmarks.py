@@ -55,6 +55,19 @@ def ratios(result: dict) -> dict[str, float]:
     return {row[""]: row["ratio"] for row in result["rows"]}
 
 
+def test_adapter(run):
+    options = ("--random_llama", "tiny", "--examples", 4, "--batch_size", 2, "--density", 0.3)
+    result = run("adapter.py", *options)
+    assert list(ratios(result)) == [
+        "adapter written into the model (floor)",
+        "adapter merged",
+        "adapter active",
+        "adapter disabled",
+    ]
+    assert result["rows"][0]["ratio"] == 1
+    assert 1 < result["settings"]["adapter_bytes_over_bound"] < 1.5  # of a tiny model, names are much
+
+
 def test_attribution(run, model_folder):
     options = ("--examples", 4, "--batch_size", 2, "--questions", 4, "--raw_llama", "tiny")
     result = run("attribution.py", "--model", model_folder, *options)

@@ -23,6 +23,7 @@ from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 from trl import SFTTrainer
 
+from wagle_trainer.adapters.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from wagle_trainer.adapters.checkpoints import BESIDE_MODEL, AdapterCheckpoints, adapter_in
 from wagle_trainer.attribution.attribute import select_parameters
 from wagle_trainer.callback import WeightAttributionCallback, pad_token_id
@@ -759,7 +760,9 @@ class WagleTrainer(SFTTrainer):
         """As `Trainer.save_model`; the mask is saved beside the model, or beside the adapter that takes its place."""
         super().save_model(output_dir, _internal_call)
         if self.mask is not None and self.args.should_save:
-            self.mask.save_pretrained(output_dir or self.args.output_dir)
+            only_adapter = self.args.save_adapter and not self.args.save_full_model
+            bits_in = ADAPTER_WEIGHTS_NAME if only_adapter else None
+            self.mask.save_pretrained(output_dir or self.args.output_dir, bits_in=bits_in)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's model card with a section on how the model was made to forget."""

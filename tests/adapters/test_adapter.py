@@ -132,6 +132,15 @@ def test_altered_file(place, saved):
     assert not report["valid"] and "altered or replaced" in report["problems"][0]
 
 
+def test_altered_digest_of_the_base(saved):
+    _, _, folder = saved
+    text = (folder / CONFIG_NAME).read_text()
+    digest = json.loads(text)["tensors"]["down.weight"]["base_digest"]
+    (folder / CONFIG_NAME).write_text(text.replace(digest, "0" * 64))
+    with pytest.raises(AdapterMismatchError, match="altered or replaced"):
+        SparseAdapter.from_pretrained(folder)
+
+
 def test_truncated_and_replaced_files(saved, make_net, change, tmp_path):
     base, _, folder = saved
     content = (folder / WEIGHTS_NAME).read_bytes()

@@ -59,7 +59,7 @@ def storages(model):
     return {p.untyped_storage().data_ptr() for p in model.parameters()}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_model(data, make_net, change, same_bits, tmp_path_factory):
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -94,6 +94,8 @@ def test_any_model(data, make_net, change, same_bits, tmp_path_factory):
                 assert torch.equal(merged, wanted)
             with model.disable_adapter():
                 assert torch.equal(model(IDS), pristine(IDS))
+            for (_, merged), (_, wanted) in zip(wrapped.named_parameters(), expected.named_parameters(), strict=True):
+                assert torch.equal(merged, wanted)  # merged again
             assert torch.equal(model(IDS), output)
             model.unmerge_adapter()
             assert torch.equal(model(IDS), output)
@@ -231,6 +233,22 @@ def test_rule_given_when_loading(model, requests, tmp_path):
     assert torch.equal(logits(adapted), logits(expected))
 
 
+def test_back_to_refusing_overlaps(model, requests, tmp_path):
+    """Nothing of a sum is left when its adapters are no longer active together."""
+    adapted = PeftModel.from_pretrained(model, tmp_path / "one")
+    adapted.load_adapter(tmp_path / "two", "two")
+    adapted.base_model.set_adapter(["default", "two"], combine="sum")
+    for names in (["two"], ["default", "default"]):
+        adapted.base_model.set_adapter(names, combine="error")
+        expected = requests["two" if "two" in names else "one"]
+        assert torch.equal(logits(adapted), logits(expected))
+        adapted.merge_adapter()
+        assert torch.equal(logits(adapted), logits(expected))
+        adapted.unmerge_adapter()
+    adapted.base_model.set_adapter([])
+    adapted.base_model.set_adapter(["default", "two"], combine="last")
+
+
 def test_removing_requests_one_after_the_other(model, requests, tmp_path):
     """Also the first one, which `PeftModel` goes on taking for the active one."""
     base = copy.deepcopy(model)
@@ -327,6 +345,13 @@ def test_values_that_nobody_loaded(make_llama, change, tmp_path):
     with pytest.raises(RuntimeError, match=r"has no values yet. Load it by PeftModel.from_pretrained"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")(IDS)
     assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")), logits(tuned.eval()))
+
+
+def test_adapters_are_not_trained_by_peft(model, requests, tmp_path, same_bits):
+    with pytest.raises(ValueError, match="not trained through PEFT: leave is_trainable=True out"):
+        PeftModel.from_pretrained(model, tmp_path / "one", is_trainable=True)
+    frugal = PeftModel.from_pretrained(model, tmp_path / "one", low_cpu_mem_usage=True)
+    assert torch.equal(logits(frugal), logits(requests["one"]))
 
 
 def test_adapters_that_cannot_be_made(make_net, change, tmp_path):

@@ -19,6 +19,7 @@ from wagle_trainer.adapters.sparse import SparseValues, as_integers, positions_l
 from wagle_trainer.files import write_atomically
 from wagle_trainer.hub import find_file, push
 from wagle_trainer.masking import WeightMask
+from wagle_trainer.masking.mask import POSITIONS_KEY
 from wagle_trainer.sharding import named_parameters
 
 FORMAT_VERSION = 1
@@ -129,10 +130,10 @@ class SparseAdapter(Mapping[str, SparseValues]):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names, shapes, positions and values; does not depend on the order of the parameters."""
+        """SHA-256 over names, shapes, positions, values and the base model's digests, in whatever order."""
         sha = hashlib.sha256()
         for name in sorted(self._values):
-            sha.update(f"{name}:{self._values[name].digest()}:".encode())
+            sha.update(f"{name}:{self._values[name].digest()}:{self.base_digests[name]}:".encode())
         return sha.hexdigest()
 
     @property
@@ -325,7 +326,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
 
 def keys_of(name: str) -> tuple[str, str]:
     """Under what keys positions and values of one parameter are saved."""
-    return f"{KEY_PREFIX}{name}.positions", f"{KEY_PREFIX}{name}.values"
+    return POSITIONS_KEY.format(name), f"{KEY_PREFIX}{name}.values"
 
 
 def touched(mask: WeightMask) -> list[str]:

@@ -90,14 +90,14 @@ class WagleLayer(nn.Module, BaseTunerLayer):
     def check_adapters(self, adapters: Sequence[str], combine: str) -> None:
         """Raise AdapterOverlapError if these adapters cannot be active together."""
         for parameter in self._touched(adapters):
-            check_overlap(self.wagle_names[parameter], [c.sparse for c in self._changes(adapters, parameter)], combine)
+            check_overlap(self.wagle_names[parameter], self._parts(adapters, parameter), combine)
 
     def activate(self, adapters: Sequence[str], combine: str) -> None:
         """Make these adapters the active ones, the last of them on top."""
         self._active_adapter = list(adapters)
         self.wagle_shared = nn.Module()
         for parameter in self._touched(adapters) if combine == "sum" else ():
-            parts = [change.sparse for change in self._changes(adapters, parameter)]
+            parts = self._parts(adapters, parameter)
             shared = shared_values(self.wagle_names[parameter], parts, self._own[parameter])
             if shared is not None:
                 self.wagle_shared.add_module(parameter, Change(shared))
@@ -109,11 +109,15 @@ class WagleLayer(nn.Module, BaseTunerLayer):
             )
         )
 
-    def _changes(self, adapters: Iterable[str], parameter: str) -> list[Change]:
-        """What to write into a parameter, in this order."""
+    def _parts(self, adapters: Iterable[str], parameter: str) -> list[SparseValues]:
+        """What each of the adapters has for a parameter."""
         holders = [self.wagle_changes[adapter] for adapter in adapters if adapter in self.wagle_changes]
-        changes = (getattr(holder, parameter, None) for holder in (*holders, self.wagle_shared))
-        return [change for change in changes if change is not None]
+        return [getattr(holder, parameter).sparse for holder in holders if hasattr(holder, parameter)]
+
+    def _writes(self, adapters: Iterable[str], parameter: str) -> list[SparseValues]:
+        """What to write into a parameter for the adapters, which are active, in this order."""
+        shared = getattr(self.wagle_shared, parameter, None)
+        return [*self._parts(adapters, parameter), *([] if shared is None else [shared.sparse])]
 
     def _in_force(self) -> list[str]:
         """The parameters that differ from those of the base layer."""
@@ -132,7 +136,7 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         base = self._own[parameter]
         if parameter not in self._in_force():
             return base
-        return _with_values(base, [change.sparse for change in self._changes(self.active_adapters, parameter)])
+        return _with_values(base, self._writes(self.active_adapters, parameter))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer's forward pass with the active adapters' values."""
@@ -144,11 +148,8 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         if torch.is_grad_enabled():
             rebuilt = _Rebuilt(
                 {
-                    tensors[p].untyped_storage().data_ptr(): (
-                        self._own[p],
-                        [change.sparse for change in self._changes(self.active_adapters, p)],
-                    )
-                    for p in parameters
+                    tensor.untyped_storage().data_ptr(): (self._own[p], self._writes(self.active_adapters, p))
+                    for p, tensor in tensors.items()
                 }
             )
         with rebuilt:
@@ -159,8 +160,8 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         """Exchange the base layer's values with those of the active adapters. See `WagleModel.merge_adapter`."""
         for parameter in self._in_force():
             if parameter not in self.wagle_tied:
-                for change in self._changes(self.active_adapters, parameter):
-                    swap(self._own[parameter], change.positions, change.values)
+                for part in self._writes(self.active_adapters, parameter):
+                    swap(self._own[parameter], part.positions, part.values)
         self.merged_adapters = [adapter for adapter in self.active_adapters if adapter in self.wagle_changes]
 
     @torch.no_grad()
@@ -169,8 +170,8 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         adapters, self.merged_adapters = self.merged_adapters, []
         for parameter in self._touched(adapters):
             if parameter not in self.wagle_tied:
-                for change in reversed(self._changes(adapters, parameter)):
-                    swap(self._own[parameter], change.positions, change.values)
+                for part in reversed(self._writes(adapters, parameter)):
+                    swap(self._own[parameter], part.positions, part.values)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         """PEFT asks for it after loading; the values are put there when they are loaded."""

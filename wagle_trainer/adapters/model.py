@@ -65,6 +65,11 @@ class WagleModel(BaseTuner):
                 "A WAGLE adapter is not made empty: train with WagleConfig(save_adapter=True), or make one of two "
                 "checkpoints with wagle_trainer.adapters.diff(base, tuned)."
             )
+        if not config.inference_mode:
+            raise ValueError(
+                "WAGLE adapters are not trained through PEFT: leave is_trainable=True out. To go on training, merge the "
+                "adapter and train the model with WagleConfig(save_adapter=True)."
+            )
         if self._is_merged():
             warnings.warn("An adapter is merged: unmerging it to load another one.", stacklevel=2)
             self.unmerge_adapter()
@@ -168,7 +173,7 @@ class WagleModel(BaseTuner):
             AdapterOverlapError: adapters overlap, and `combine` is "error"; nothing is changed then.
             ValueError: an unknown adapter or rule.
         """
-        adapters = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        adapters = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
         combine = combine or self.combine
         check_combination(combine)
         if unknown := [adapter for adapter in adapters if adapter not in self.peft_config]:
@@ -180,7 +185,7 @@ class WagleModel(BaseTuner):
             layer.check_adapters(adapters, combine)
         for layer in self._all_layers():
             layer.activate(adapters, combine)
-        self.active_adapter, self.combine = adapter_name, combine
+        self.active_adapter, self.combine = adapters, combine
 
     def disable_adapter_layers(self) -> None:
         """From now on the outputs are the base model's; a merged adapter is taken out."""

@@ -51,9 +51,7 @@ class SparseValues:
         dtype, _ = positions_layout(numel, len(index))
         if dtype != torch.uint8:
             return cls(tuple(shape), index.to(dtype), values)
-        mask = torch.zeros(numel, dtype=torch.bool, device=index.device)
-        mask[index] = True
-        return cls(tuple(shape), bits.pack(mask), values)
+        return cls(tuple(shape), bits.from_index(index, numel), values)
 
     @property
     def numel(self) -> int:
@@ -77,9 +75,7 @@ class SparseValues:
         """Packed bits, uint8 (ceil(numel / 8),), set where there is a value."""
         if self.positions.dtype == torch.uint8:
             return self.positions
-        mask = torch.zeros(self.numel, dtype=torch.bool, device=self.positions.device)
-        mask[self.positions.long()] = True
-        return bits.pack(mask)
+        return bits.from_index(self.positions, self.numel)
 
     def digest(self) -> str:
         """SHA-256 over shape, dtype, positions and values."""

@@ -38,6 +38,13 @@ def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     return ((packed[:, None] >> shifts) & 1).view(-1)[:numel].bool().reshape(shape)
 
 
+def from_index(index: Tensor, numel: int) -> Tensor:
+    """Packed bits, uint8 (ceil(numel / 8),), that are set at the flat positions `index`."""
+    mask = torch.zeros(numel, dtype=torch.bool, device=index.device)
+    mask[index.long()] = True
+    return pack(mask)
+
+
 def beside(packed: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Unpacked bits beside the tensors that they belong to, a stretch at a time: (bool, part of each tensor), ...
 

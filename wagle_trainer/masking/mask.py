@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -24,6 +24,8 @@ from wagle_trainer.sharding import named_parameters, shape_of
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "mask.safetensors"
 CONFIG_NAME = "mask_config.json"
+# Under this key an adapter's file has the positions of one parameter's selected weights: packed bits, or flat indices.
+POSITIONS_KEY = "base_model.model.{}.positions"
 
 
 class MaskMismatchError(ValueError):
@@ -250,8 +252,12 @@ class WeightMask(Mapping[str, Tensor]):
                 + differences(self._shapes, expected, "model")
             )
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write `mask.safetensors` (bit-packed) and `mask_config.json` into `save_directory`, each at once."""
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, bits_in: str | None = None) -> None:
+        """Write `mask.safetensors` (bit-packed) and `mask_config.json` into `save_directory`, each at once.
+
+        Args:
+            bits_in: name of an adapter's file in the folder that has the same positions; then they are not written twice.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
@@ -259,7 +265,10 @@ class WeightMask(Mapping[str, Tensor]):
             **self.describe(),
             "shapes": {name: list(shape) for name, shape in self._shapes.items()},
         }
-        write_atomically(folder / WEIGHTS_NAME, save(self._packed))
+        if bits_in is None:
+            write_atomically(folder / WEIGHTS_NAME, save(self._packed))
+        else:
+            config["bits_in"] = bits_in
         write_atomically(folder / CONFIG_NAME, json.dumps(config, indent=2).encode())
 
     @classmethod
@@ -278,9 +287,7 @@ class WeightMask(Mapping[str, Tensor]):
             ValueError: a file is truncated or not of a known format version.
             MaskMismatchError: the digest does not belong to the bits (the file was altered), or the model differs.
         """
-        weights, config_file = (
-            find_file(path_or_repo_id, name, revision, "mask") for name in (WEIGHTS_NAME, CONFIG_NAME)
-        )
+        config_file = find_file(path_or_repo_id, CONFIG_NAME, revision, "mask")
         try:
             config = json.loads(config_file.read_text())
             version, digest, shapes = config["format_version"], config["digest"], config["shapes"]
@@ -291,9 +298,11 @@ class WeightMask(Mapping[str, Tensor]):
                 f"{config_file} has mask format version {version!r}; this wagle_trainer reads {FORMAT_VERSION}. "
                 "Update wagle-trainer, or compute the mask anew."
             )
+        bits_in = config.get("bits_in")
+        weights = find_file(path_or_repo_id, bits_in or WEIGHTS_NAME, revision, "mask")
         try:
-            packed = load_file(weights)
-        except (SafetensorError, OSError) as error:
+            packed = load_file(weights) if bits_in is None else _positions_of_adapter(weights, shapes)
+        except (SafetensorError, OSError, IndexError) as error:
             raise ValueError(f"{weights} is truncated or not a safetensors file: {error}.") from error
         if packed.keys() != shapes.keys():
             raise MaskMismatchError(f"{weights} and {config_file} name different parameters: one was replaced.")
@@ -331,6 +340,19 @@ class WeightMask(Mapping[str, Tensor]):
             mask_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
 
         return push(write, repo_id, private=private, token=token, commit_message="Upload weight mask")
+
+
+def _positions_of_adapter(file: Path, shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """Packed bits of the weights that an adapter sets, for all parameters of a mask."""
+    packed = {}
+    with safe_open(file, "pt") as adapter:
+        keys = set(adapter.keys())
+        for name, shape in shapes.items():
+            key = POSITIONS_KEY.format(name)
+            positions = adapter.get_tensor(key) if key in keys else torch.empty(0, dtype=torch.int32)
+            numel = math.prod(shape)
+            packed[name] = positions if positions.dtype == torch.uint8 else bits.from_index(positions, numel)
+    return packed
 
 
 def differences(
