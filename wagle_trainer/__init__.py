@@ -1,11 +1,13 @@
 """wagle-trainer: make a language model forget, and change only the weights that matter for it.
 
-Names load on first use: `attribute`, `WeightMask`, the scores and the losses need torch, safetensors and numpy only.
+Names load on first use: `attribute`, `WeightMask`, the scores and the losses need torch, safetensors and numpy only
+(and wrapt, by which PEFT gets to know this package's adapters).
 """
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from wrapt import when_imported
 
 from wagle_trainer._version import __version__
 
@@ -37,5 +39,7 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
 
 
-if "peft" in sys.modules:  # it has to know the method "WAGLE"; where it is not in use, this package stays light
+@when_imported("peft")  # now, if it is already
+def _tell_peft(_: Any) -> None:
+    """PEFT has to know the method "WAGLE" to load its adapters; where it is not in use, this package stays light."""
     import_module("wagle_trainer.adapters")

@@ -386,8 +386,9 @@ def test_values_that_are_not_finite(make_net, tmp_path):
 # How PEFT learns of it
 
 
-def test_importing_the_package_is_enough_where_peft_is_in_use():
-    code = "import peft, wagle_trainer; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING"
+@pytest.mark.parametrize("imports", ["import peft, wagle_trainer", "import wagle_trainer; import peft"])
+def test_importing_the_package_is_enough_in_any_order(imports):
+    code = f"{imports}; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
