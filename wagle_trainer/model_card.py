@@ -164,7 +164,7 @@ def _how_to_load(repo_id: str, base_model: str | None) -> str:
     return f"""## Load it, and take it back
 
 ```python
-import wagle_trainer.adapters  # makes the method known to PEFT
+import wagle_trainer  # makes the method known to PEFT
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 

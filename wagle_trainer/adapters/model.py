@@ -29,7 +29,7 @@ class WagleModel(BaseTuner):
     biases. Made by training with `WagleConfig(save_adapter=True)` or by [`diff`], and loaded as every PEFT adapter:
 
     Example:
-        >>> import wagle_trainer.adapters                                              # doctest: +SKIP
+        >>> import wagle_trainer                                                       # doctest: +SKIP
         >>> model = PeftModel.from_pretrained(base, "forget-request-1", "one")         # doctest: +SKIP
         >>> model.load_adapter("forget-request-2", "two")                              # doctest: +SKIP
         >>> model.base_model.set_adapter(["one", "two"], combine="error")              # doctest: +SKIP

@@ -26,8 +26,6 @@ def load_model(path: str, dtype: str = "auto", device: Any = None) -> tuple[Any,
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import find_adapter_config_file
 
-    import wagle_trainer.adapters  # noqa: F401 (PEFT then knows them)
-
     with naming(path):
         loader = AutoModelForCausalLM if find_adapter_config_file(path) is None else AutoPeftModelForCausalLM
         return loader.from_pretrained(path, dtype=dtype).to(device), AutoTokenizer.from_pretrained(path)
