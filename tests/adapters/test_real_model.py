@@ -47,7 +47,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-import wagle_trainer.adapters
+import wagle_trainer
 
 model, output = sys.argv[1:]
 torch.set_num_threads(1)
