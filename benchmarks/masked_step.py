@@ -6,7 +6,7 @@ python benchmarks/masked_step.py --random_llama tiny
 
 from __future__ import annotations
 
-import copy
+import argparse
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from measure import interleaved, report
 from workload import arguments, load
 
-from wagle_trainer import attribute
+from wagle_trainer import WeightMask, attribute
 from wagle_trainer.masking import MaskedUpdates
 from wagle_trainer.masking.optim import CompactAdamW
 
@@ -29,6 +29,11 @@ def step(model: Any, optimizer: torch.optim.Optimizer, batch: Any) -> None:
     optimizer.step()
 
 
+def make_optimizer(kind: type[torch.optim.AdamW], model: Any, options: argparse.Namespace) -> torch.optim.Optimizer:
+    """`fused`, as the Trainer's default is."""
+    return kind(model.parameters(), lr=1e-5, weight_decay=options.weight_decay, fused=True)
+
+
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all tensors in the optimizer's state."""
     return sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor))
@@ -40,25 +45,35 @@ def main() -> None:
     parser.add_argument("--compact", type=float, nargs="+", default=[0.05, 0.2, 0.5], help="With CompactAdamW.")
     parser.add_argument("--weight_decay", type=float, default=0.01)
     options = parser.parse_args()
-    base, (batch, *_), _ = load(
+    model, (batch, *_), _ = load(
         options.model, options.tofu, options.examples, options.batch_size, options.random_llama
     )
-    variants: dict[str, tuple[float, Any, torch.optim.Optimizer]] = {}
-    for kind, densities in ((None, [1.0]), (torch.optim.AdamW, options.densities), (CompactAdamW, options.compact)):
+    model.train()
+    dense = make_optimizer(torch.optim.AdamW, model, options)
+    variants: dict[str, tuple[float, torch.optim.Optimizer, WeightMask | None]] = {FLOOR: (1.0, dense, None)}
+    for kind, densities in ((torch.optim.AdamW, options.densities), (CompactAdamW, options.compact)):
         for density in densities:
-            model = copy.deepcopy(base).train()
-            # fused: the Trainer's default
-            make = kind or torch.optim.AdamW
-            optimizer = make(model.parameters(), lr=1e-5, weight_decay=options.weight_decay, fused=True)
-            name = FLOOR if kind is None else f"mask of density {density:g}, {make.__name__}"
-            if kind is not None:
-                mask = attribute(model, None, None, score="random", density=density, progress=False)
-                MaskedUpdates(model, mask, optimizer)
-            variants[name] = density, model, optimizer
-            step(model, optimizer, batch)  # warm up: moments are made in the first step
-    whole = interleaved({name: partial(step, m, o, batch) for name, (_, m, o) in variants.items()}, options.repeats)
-    alone = interleaved({name: o.step for name, (_, _, o) in variants.items()}, 3 * options.repeats)
-    dense = state_bytes(variants[FLOOR][2])
+            mask = attribute(model, None, None, score="random", density=density, progress=False)
+            optimizer = dense if kind is torch.optim.AdamW else make_optimizer(kind, model, options)
+            variants[f"mask of density {density:g}, {kind.__name__}"] = density, optimizer, mask
+    # One model for all of them: copies lie elsewhere in memory, which alone makes steps differ by several percent.
+    attached: list[MaskedUpdates] = []
+
+    def attach(name: str) -> None:
+        while attached:
+            attached.pop().detach()
+        _, optimizer, mask = variants[name]
+        if mask is not None:
+            attached.append(MaskedUpdates(model, mask, optimizer))
+
+    def warm_up(name: str) -> None:
+        attach(name)
+        step(model, variants[name][1], batch)
+
+    steps = {name: partial(step, model, optimizer, batch) for name, (_, optimizer, _) in variants.items()}
+    whole = interleaved(steps, options.repeats, warm_up)
+    alone = interleaved({name: o.step for name, (_, o, _) in variants.items()}, options.repeats, warm_up)
+    states = {name: state_bytes(optimizer) for name, (_, optimizer, _) in variants.items()}
     rows = [
         {
             "": name,
@@ -66,10 +81,10 @@ def main() -> None:
             "ratio": whole[name] / whole[FLOOR],
             "optimizer alone": alone[name],
             "ratio ": alone[name] / alone[FLOOR],
-            "state / dense state": state_bytes(optimizer) / dense,
-            "state / (density x dense)": state_bytes(optimizer) / (density * dense),
+            "state / dense state": states[name] / states[FLOOR],
+            "state / (density x dense)": states[name] / (density * states[FLOOR]),
         }
-        for name, (density, _, optimizer) in variants.items()
+        for name, (density, _, _) in variants.items()
     ]
     report("Masked training step (random masks)", rows, vars(options), options.output)
 

@@ -24,13 +24,18 @@ from wagle_trainer.files import write_atomically
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each variant; they take turns, so that a slow minute of the machine hits all of them, and each
-    begins with no memory left over: else the one that needs the most would pay for all first touches of fresh memory."""
+def interleaved(
+    variants: dict[str, Callable[[], Any]], repeats: int, before: Callable[[str], Any] | None = None
+) -> dict[str, float]:
+    """Median seconds of each variant; they take turns, so that a slow minute of the machine hits all of them.
+
+    Each begins with no memory left over: else the one that needs the most would pay for all first touches of fresh
+    memory. Or, where what counts is how it runs on and on, with what `before(name)` leaves, which is not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
-            _give_back_memory()
+            _give_back_memory() if before is None else before(name)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             start = time.perf_counter()
