@@ -25,18 +25,19 @@ from wagle_trainer.attribution.attribute import (
 )
 from wagle_trainer.attribution.scores import Score, arguments_of, needed_statistics, with_options
 from wagle_trainer.data.batching import LengthSortedBatches, make_collator
+from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.data.preparation import (
     DatasetPreparation,
     as_prompt_completion,
     check_chat_template,
     check_set,
     is_preference,
+    pad_token_id,
 )
 from wagle_trainer.engines import WithoutHooks, check_engine, is_deepspeed
 from wagle_trainer.masking import MaskedUpdates, WeightMask
 from wagle_trainer.masking.flat import masked_updates
 from wagle_trainer.masking.mask import CONFIG_NAME
-from wagle_trainer.reference import fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -322,19 +323,3 @@ def check_maskable(model: nn.Module) -> None:
                 'the adapter without a mask (attribution=None); with LoraConfig(target_modules="wagle"), the score '
                 "of the base weights chooses the modules to adapt."
             )
-
-
-def pad_token_id(processing_class: Any) -> int:
-    """The tokenizer's pad token; one without gets its end-of-sequence token, with a log line."""
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    if tokenizer is None:
-        raise ValueError(
-            "The trainer has no tokenizer, but the attribution needs one to tokenize and to pad its batches: pass "
-            "processing_class=... to the trainer."
-        )
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ValueError("The tokenizer has neither a pad nor an eos token: set tokenizer.pad_token.")
-        tokenizer.pad_token = tokenizer.eos_token
-        logger.warning(f"The tokenizer has no pad token: its eos token {tokenizer.eos_token!r} is used for padding.")
-    return tokenizer.pad_token_id

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -217,11 +216,3 @@ def first_not_finite(model: nn.Module) -> str:
         if not bool(torch.isfinite(parameter).all()):
             return f"the weights of {name!r} are not finite"
     return "all weights are finite, so the model overflows on this batch"
-
-
-def fingerprint(dataset: Sequence[dict[str, Any]]) -> str:
-    """SHA-256 of a tokenized set's ids and labels: says whether reference values belong to it."""
-    sha = hashlib.sha256()
-    for row in dataset:
-        sha.update(str((row["input_ids"], row["labels"])).encode())
-    return sha.hexdigest()

@@ -11,10 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset
+from transformers.utils import logging
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
 
 from wagle_trainer.likelihood import IGNORE_INDEX
+
+logger = logging.get_logger(__name__)
 
 FORMATS = (
     '  language modelling  {"text": "..."} or {"messages": [...]}\n'
@@ -206,3 +209,19 @@ def with_refusals(dataset: Dataset, refusal: Any) -> Dataset:
 
     columns = [column for column in dataset.column_names if column not in ("prompt", "completion")]
     return dataset.map(replace, with_indices=True, remove_columns=columns, desc="Adding refusals")
+
+
+def pad_token_id(processing_class: Any) -> int:
+    """The tokenizer's pad token; one without gets its end-of-sequence token, with a log line."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if tokenizer is None:
+        raise ValueError(
+            "The trainer has no tokenizer, but the attribution needs one to tokenize and to pad its batches: pass "
+            "processing_class=... to the trainer."
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError("The tokenizer has neither a pad nor an eos token: set tokenizer.pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.warning(f"The tokenizer has no pad token: its eos token {tokenizer.eos_token!r} is used for padding.")
+    return tokenizer.pad_token_id
