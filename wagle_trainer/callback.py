@@ -16,13 +16,13 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from wagle_trainer.attribution.attribute import (
+from wagle_trainer.attribution.arguments import (
     as_list,
-    attribute,
     check_attribution_arguments,
     check_not_quantised,
     select_parameters,
 )
+from wagle_trainer.attribution.attribute import attribute
 from wagle_trainer.attribution.scores import Score, arguments_of, needed_statistics, with_options
 from wagle_trainer.data.batching import LengthSortedBatches, make_collator
 from wagle_trainer.data.fingerprint import fingerprint

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
 from wagle_trainer.arguments import attribution_callback
-from wagle_trainer.attribution.attribute import select_parameters
+from wagle_trainer.attribution.arguments import select_parameters
 from wagle_trainer.attribution.scores import list_scores
 from wagle_trainer.config import WagleConfig
 from wagle_trainer.losses import UnlearningLoss
