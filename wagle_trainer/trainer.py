@@ -26,9 +26,10 @@ from wagle_trainer.adapters.checkpoints import (
 from wagle_trainer.adapters.format import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from wagle_trainer.arguments import as_wagle_config, attribution_callback, load_processing_class
 from wagle_trainer.checkpoints import checkpoint_to_resume
+from wagle_trainer.data.checks import pad_token_id
 from wagle_trainer.data.loading import pair_loader
 from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
-from wagle_trainer.data.preparation import pad_token_id, prepare, prepare_by_its_own_format
+from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format
 from wagle_trainer.engines import WHOLE, check_one_gpu_per_process, engine, is_deepspeed
 from wagle_trainer.evaluation.callback import EvaluationCallback
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs

@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from transformers.utils import logging
 
-from wagle_trainer.data.preparation import (
-    as_prompt_completion,
-    check_chat_template,
-    check_set,
-    is_preference,
-    with_refusals,
-)
+from wagle_trainer.data.checks import check_chat_template, check_set
+from wagle_trainer.data.preparation import as_prompt_completion, is_preference, with_refusals
 from wagle_trainer.data.refusals import REFUSALS, refusal_for
 from wagle_trainer.losses import UnlearningLoss
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from wagle_trainer.attribution.automatic import GAMMA_RULES
@@ -39,6 +40,19 @@ def check_not_quantised(model: nn.Module) -> None:
             "The base weights are quantised: they have no gradients and cannot change one by one. Load the model "
             "unquantised, or train a LoRA adapter without a weight mask (attribution=None)."
         )
+
+
+def check_maskable(model: nn.Module) -> None:
+    """Raise ValueError for models whose weights cannot be scored: quantised ones, and freshly made LoRA adapters."""
+    check_not_quantised(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_B" in name and not bool(torch.any(parameter)):
+            raise ValueError(
+                f"{name!r} is zero, as at every LoRA's start: then the gradient of each lora_A is exactly zero, and "
+                "scores that use it rank nothing but rounding. Score the base weights without an adapter, or train "
+                'the adapter without a mask (attribution=None); with LoraConfig(target_modules="wagle"), the score '
+                "of the base weights chooses the modules to adapt."
+            )
 
 
 def select_parameters(
