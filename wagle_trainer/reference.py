@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wagle_trainer.data.batching import LengthSortedBatches
+from wagle_trainer.evaluation.mode import evaluation_mode
 from wagle_trainer.likelihood import IGNORE_INDEX, token_log_probs, unwrap
 from wagle_trainer.sharding import empty_batch, in_step
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Any:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def reference_log_probs(
@@ -48,7 +35,7 @@ def reference_log_probs(
     """
     longest = max(sum(label != IGNORE_INDEX for label in labels[1:]) for labels in batches.dataset["labels"])
     values = torch.zeros(size, max(1, longest))
-    with _evaluating(model):
+    with evaluation_mode(model):
         pairs = zip(batches.rows, batches, strict=True)
         for pair in in_step(pairs, device) if together else pairs:
             if pair is None:
@@ -129,7 +116,7 @@ class ReferenceHead(_Before):
         seen: list[Tensor] = []
         handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            with _evaluating(model):
+            with evaluation_mode(model):
                 for rows, batch in zip(batches.rows, batches, strict=True):
                     seen.clear()
                     moved = {key: tensor.to(device) for key, tensor in batch.items()}
@@ -177,7 +164,7 @@ class ReferenceStates(_Before):
         super().__init__(what)
         self.hidden: dict[int, Tensor] = {}
         self.log_probs = torch.zeros(len(batches.dataset))
-        with _evaluating(model):
+        with evaluation_mode(model):
             for rows, batch in zip(batches.rows, batches, strict=True):
                 moved = {key: tensor.to(device) for key, tensor in batch.items()}
                 result = token_log_probs(model, moved, layer=layer)
