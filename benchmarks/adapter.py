@@ -19,8 +19,7 @@ from workload import arguments, load
 
 from wagle_trainer import attribute
 from wagle_trainer.adapters import SparseAdapter, merge
-from wagle_trainer.adapters.adapter import base_digests
-from wagle_trainer.adapters.format import WEIGHTS_NAME
+from wagle_trainer.adapters.adapter import WEIGHTS_NAME, base_digests
 
 FLOOR = "adapter written into the model (floor)"
 ACTIVE = "adapter active"

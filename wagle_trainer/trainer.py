@@ -17,13 +17,13 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
+from wagle_trainer.adapters.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from wagle_trainer.adapters.checkpoints import (
     BESIDE_MODEL,
     AdapterCheckpoints,
     adapter_in,
     check_adapter_can_be_saved,
 )
-from wagle_trainer.adapters.format import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
 from wagle_trainer.arguments import as_wagle_config, attribution_callback, load_processing_class
 from wagle_trainer.checkpoints import checkpoint_to_resume
 from wagle_trainer.data.checks import pad_token_id

@@ -12,8 +12,7 @@ from torch import nn
 
 from wagle_trainer import WeightMask
 from wagle_trainer.adapters import AdapterMismatchError, SparseAdapter, SparseValues, diff, merge, verify
-from wagle_trainer.adapters.adapter import base_digests
-from wagle_trainer.adapters.format import CONFIG_NAME, WEIGHTS_NAME
+from wagle_trainer.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME, base_digests
 from wagle_trainer.adapters.sparse import positions_layout, put, swap, take
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

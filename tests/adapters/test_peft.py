@@ -25,7 +25,7 @@ from wagle_trainer.adapters import (
     layer,
     merge,
 )
-from wagle_trainer.adapters.format import CONFIG_NAME, WEIGHTS_NAME
+from wagle_trainer.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME
 
 IDS = torch.tensor([[5, 9, 3, 1, 18], [2, 2, 7, 0, 11]])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import wagle_trainer.adapters.checkpoints
 from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.adapters import SparseAdapter, diff, export_supertuning, merge, verify
-from wagle_trainer.adapters.format import CONFIG_NAME, WEIGHTS_NAME
+from wagle_trainer.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME
 
 STEPS = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "save_adapter": True, "optim": "adamw_torch"}
 

@@ -3,8 +3,7 @@
 Importing this package makes the PEFT method "WAGLE" known to PEFT.
 """
 
-from wagle_trainer.adapters.adapter import AdapterInfo, SparseAdapter
-from wagle_trainer.adapters.base_model import AdapterMismatchError
+from wagle_trainer.adapters.adapter import AdapterInfo, AdapterMismatchError, SparseAdapter
 from wagle_trainer.adapters.composition import AdapterOverlapError, compose
 from wagle_trainer.adapters.config import WagleAdapterConfig
 from wagle_trainer.adapters.export import export_supertuning

@@ -15,20 +15,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from wagle_trainer.adapters.base_model import AdapterMismatchError, check_layout, differing, raise_for_base
-from wagle_trainer.adapters.format import (
-    CONFIG_NAME,
-    FORMAT_VERSION,
-    PEFT_TYPE,
-    WEIGHTS_NAME,
-    keys_of,
-    read_config,
-)
 from wagle_trainer.adapters.sparse import SparseValues, as_integers, positions_layout, take, tensor_digest
 from wagle_trainer.files import write_atomically
 from wagle_trainer.hub import find_file, push
 from wagle_trainer.masking import WeightMask
+from wagle_trainer.masking.mask import POSITIONS_KEY
 from wagle_trainer.sharding import named_parameters
+
+FORMAT_VERSION = 1
+PEFT_TYPE = "WAGLE"
+WEIGHTS_NAME = "adapter_model.safetensors"  # these two names are PEFT's
+CONFIG_NAME = "adapter_config.json"
+KEY_PREFIX = "base_model.model."  # as in every PEFT adapter file
+IGNORE = (
+    "Load the base model that it was trained on, in the same dtype. To go on regardless, pass ignore_base_mismatch=True: "
+    "then nobody knows what the model remembers."
+)
+
+
+class AdapterMismatchError(ValueError):
+    """An adapter does not fit the base model, another adapter, or the file that it is used with."""
 
 
 @dataclass(frozen=True)
@@ -318,6 +324,11 @@ class SparseAdapter(Mapping[str, SparseValues]):
         return push(write, repo_id, private=private, token=token, commit_message="Upload unlearning adapter")
 
 
+def keys_of(name: str) -> tuple[str, str]:
+    """Under what keys positions and values of one parameter are saved."""
+    return POSITIONS_KEY.format(name), f"{KEY_PREFIX}{name}.values"
+
+
 def touched(mask: WeightMask) -> list[str]:
     """The parameters of which the mask selects a weight."""
     return [name for name in mask if mask.num_selected_in(name) > 0]
@@ -327,6 +338,80 @@ def base_digests(model: nn.Module, mask: WeightMask) -> dict[str, str]:
     """Digests of the tensors of which the mask selects a weight. To be taken before training."""
     parameters = named_parameters(model)
     return {name: tensor_digest(parameters[name]) for name in touched(mask)}
+
+
+def read_config(config_file: Path) -> dict[str, Any]:
+    """`adapter_config.json` of a WAGLE adapter.
+
+    Raises:
+        ValueError: it is not one, or of a format version that is not known.
+    """
+    try:
+        config = json.loads(config_file.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{config_file} is not a readable adapter configuration: {error!r}.") from error
+    if not isinstance(config, dict) or config.get("peft_type") != PEFT_TYPE:
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise ValueError(f"{config_file} is of a {kind!r} adapter, not of a {PEFT_TYPE!r} one.")
+    check_version(config.get("format_version"), str(config_file))
+    if missing := [key for key in ("digest", "tensors") if not config.get(key)]:
+        raise ValueError(f"{config_file} is not a readable adapter configuration: it has no {missing[0]!r}.")
+    return config
+
+
+def is_adapter(config_file: Path) -> bool:
+    """Whether this is the configuration of a WAGLE adapter."""
+    try:
+        return json.loads(config_file.read_text()).get("peft_type") == PEFT_TYPE
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def check_version(version: Any, where: str) -> None:
+    """Raise ValueError for a format version that is not known."""
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{where} has adapter format version {version!r}; this wagle_trainer reads {FORMAT_VERSION}. Update "
+            "wagle-trainer."
+        )
+
+
+def check_layout(
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    base_model: str | None,
+    *,
+    any_dtype: bool = False,
+) -> None:
+    """Raise AdapterMismatchError unless the parameters have the names, shapes and dtypes that the adapter touches."""
+    found = []
+    for name, (shape, dtype) in tensors.items():
+        if name not in parameters:
+            found.append(f"{name!r} is not in the model")
+        elif tuple(parameters[name].shape) != shape:
+            found.append(f"{name!r} has shape {shape} in the adapter and {tuple(parameters[name].shape)} in the model")
+        elif parameters[name].dtype != dtype and not any_dtype:
+            found.append(f"{name!r} is {dtype} in the adapter and {parameters[name].dtype} in the model")
+    if found:
+        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+        raise AdapterMismatchError(
+            f"The adapter was made for another base model ({base_model!r}): {'; '.join(found[:3])}{more}. "
+            + ("" if any_dtype else IGNORE)
+        )
+
+
+def differing(parameters: Mapping[str, Tensor], digests: Mapping[str, str]) -> list[str]:
+    """The names of the parameters whose content is not that of the digest."""
+    return [name for name, digest in digests.items() if tensor_digest(parameters[name]) != digest]
+
+
+def raise_for_base(different: list[str], base_model: str | None) -> None:
+    """Raise AdapterMismatchError if tensors of the base model differ."""
+    if different:
+        raise AdapterMismatchError(
+            f"The adapter was made for another base model ({base_model!r}): {len(different)} of the tensors that it "
+            f"touches differ, first {different[0]!r}. {IGNORE}"
+        )
 
 
 def _on_cpu(sparse: SparseValues) -> SparseValues:

@@ -9,9 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from wagle_trainer.adapters.adapter import AdapterInfo, SparseAdapter, base_digests, touched
-from wagle_trainer.adapters.base_model import AdapterMismatchError
-from wagle_trainer.adapters.format import CONFIG_NAME, is_adapter
+from wagle_trainer.adapters.adapter import (
+    CONFIG_NAME,
+    AdapterInfo,
+    AdapterMismatchError,
+    SparseAdapter,
+    base_digests,
+    is_adapter,
+    touched,
+)
 from wagle_trainer.adapters.operations import write
 from wagle_trainer.engines import WHOLE, engine
 from wagle_trainer.masking import WeightMask

@@ -9,8 +9,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from wagle_trainer.adapters.adapter import AdapterInfo, SparseAdapter
-from wagle_trainer.adapters.base_model import AdapterMismatchError
+from wagle_trainer.adapters.adapter import AdapterInfo, AdapterMismatchError, SparseAdapter
 from wagle_trainer.adapters.sparse import SparseValues
 from wagle_trainer.masking import bits
 from wagle_trainer.sharding import named_parameters

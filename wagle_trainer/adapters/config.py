@@ -7,8 +7,8 @@ from typing import Any
 
 from peft import PeftConfig
 
+from wagle_trainer.adapters.adapter import CONFIG_NAME, FORMAT_VERSION, check_version
 from wagle_trainer.adapters.composition import COMBINATIONS, check_combination
-from wagle_trainer.adapters.format import CONFIG_NAME, FORMAT_VERSION, check_version
 from wagle_trainer.adapters.registration import peft_type
 
 NOT_SAVED = ("combine", "ignore_base_mismatch")  # choices of whoever loads the adapter

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wagle_trainer.adapters.adapter import SparseAdapter
-from wagle_trainer.adapters.format import KEY_PREFIX, WEIGHTS_NAME
+from wagle_trainer.adapters.adapter import KEY_PREFIX, WEIGHTS_NAME, SparseAdapter
 from wagle_trainer.files import write_atomically
 
 

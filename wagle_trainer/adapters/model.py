@@ -10,11 +10,15 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from wagle_trainer.adapters.adapter import SparseAdapter
-from wagle_trainer.adapters.base_model import check_layout, differing, raise_for_base
+from wagle_trainer.adapters.adapter import (
+    SparseAdapter,
+    check_layout,
+    differing,
+    keys_of,
+    raise_for_base,
+)
 from wagle_trainer.adapters.composition import check_combination
 from wagle_trainer.adapters.config import WagleAdapterConfig
-from wagle_trainer.adapters.format import keys_of
 from wagle_trainer.adapters.layer import Change, WagleLayer
 from wagle_trainer.adapters.sparse import SparseValues
 

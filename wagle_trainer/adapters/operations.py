@@ -10,9 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wagle_trainer.adapters.adapter import AdapterInfo, SparseAdapter
-from wagle_trainer.adapters.base_model import AdapterMismatchError
-from wagle_trainer.adapters.format import CONFIG_NAME
+from wagle_trainer.adapters.adapter import (
+    CONFIG_NAME,
+    AdapterInfo,
+    AdapterMismatchError,
+    SparseAdapter,
+)
 from wagle_trainer.adapters.sparse import SparseValues, as_integers, put, tensor_digest
 from wagle_trainer.masking.mask import differences
 from wagle_trainer.sharding import named_parameters

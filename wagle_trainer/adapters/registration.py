@@ -6,7 +6,7 @@ from typing import Any
 
 from peft.utils import PeftType, register_peft_method
 
-from wagle_trainer.adapters.format import PEFT_TYPE
+from wagle_trainer.adapters.adapter import PEFT_TYPE
 
 
 def peft_type() -> Any:
