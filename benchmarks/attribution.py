@@ -18,7 +18,7 @@ from measure import interleaved, peak_mib, report
 from workload import arguments, load, load_model, load_questions, load_tokenizer, to_device
 
 from wagle_trainer import WeightMask, attribute
-from wagle_trainer.attribution.attribute import select_parameters
+from wagle_trainer.attribution.arguments import select_parameters
 from wagle_trainer.attribution.gradients import attribution_mode, mean_gradient
 from wagle_trainer.data import QAFormat
 from wagle_trainer.data.batching import LengthSortedBatches, make_collator

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-import wagle_trainer.trainer
+import wagle_trainer.optimizer
 from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.masking.optim import CompactAdamW
 
@@ -76,7 +76,7 @@ def test_the_density_of_a_given_mask_counts(make_trainer, make_llama):
 )
 def test_engines(kind, expected, make_trainer, monkeypatch):
     automatic, required = make_trainer(), make_trainer(compact_optimizer=True)
-    monkeypatch.setattr(wagle_trainer.trainer, "engine", lambda: kind)
+    monkeypatch.setattr(wagle_trainer.optimizer, "engine", lambda: kind)
     assert type(automatic.create_optimizer()) is expected
     if expected is CompactAdamW:
         assert type(required.create_optimizer()) is expected

@@ -8,8 +8,10 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
-from wagle_trainer import WagleTrainer, engines
-from wagle_trainer.engines import WithoutHooks, check_engine, shards_forward
+from wagle_trainer import engines
+from wagle_trainer.engines import WithoutHooks, check_engine, check_one_gpu_per_process, shards_forward
+from wagle_trainer.losses import get_loss
+from wagle_trainer.objective import check_engine_for
 
 
 @pytest.fixture
@@ -85,17 +87,17 @@ def test_forward_passes_in_step(set_up):
         assert shards_forward() is together
 
 
-def test_several_gpus_in_one_process_are_refused(monkeypatch):
-    trainer = SimpleNamespace(args=SimpleNamespace(n_gpu=2))
+def test_several_gpus_in_one_process_are_refused():
+    check_one_gpu_per_process(SimpleNamespace(n_gpu=1))
     with pytest.raises(ValueError, match="accelerate launch"):
-        WagleTrainer._check_engine(trainer)
+        check_one_gpu_per_process(SimpleNamespace(n_gpu=2))
 
 
-def test_kl_on_sharded_weights_is_refused(set_up, monkeypatch):
+def test_kl_on_sharded_weights_is_refused(set_up):
     set_up(kind=DistributedType.FSDP)
-    trainer = SimpleNamespace(args=SimpleNamespace(n_gpu=1), retain_loss="kl")
+    check_engine_for(get_loss("npo")(), "npo", "nll")
     with pytest.raises(ValueError, match="retain_loss='kl'.*FSDP"):
-        WagleTrainer._check_engine(trainer)
+        check_engine_for(get_loss("npo")(), "npo", "kl")
 
 
 @pytest.mark.parametrize("make", ["make_llama", "make_gpt2"])  # the second has tied weights

@@ -97,8 +97,8 @@ def test_the_reference_is_the_adapter_switched_off(loss_type, loss_kwargs, make_
     model = trainer.model.eval()
     checked = 0
     for role in ("forget", "retain"):
-        head, states = trainer._reference_heads.get(role), trainer._reference_states.get(role)
-        references = trainer._references.get(role)
+        head, states = trainer._before.heads.get(role), trainer._before.states.get(role)
+        references = trainer._before.log_probs.get(role)
         for row in sorted((head or states).hidden) if head or states else range(8 if references is not None else 0):
             example = getattr(trainer.train_dataset, role)[row]
             ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"])

@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.likelihood import token_log_probs
 from wagle_trainer.losses.retain import kl_to_reference
-from wagle_trainer.reference import ReferenceHead, fingerprint, first_not_finite, reference_log_probs
+from wagle_trainer.reference import ReferenceHead, first_not_finite, reference_log_probs
 
 CPU = torch.device("cpu")
 

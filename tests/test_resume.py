@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.checkpoints import last_complete_checkpoint
-from wagle_trainer.trainer import REFERENCE_NAME
+from wagle_trainer.model_before import REFERENCE_NAME
 
 # Nine steps: five batches per epoch, two to a step, so that the last step of each epoch is a ragged one. Dropout makes
 # the run depend on the random state, too.
@@ -399,7 +399,7 @@ def test_smaller_batch_after_out_of_memory(make_trainer, tmp_path, weights_befor
 
     monkeypatch.setattr(WagleTrainer, "compute_loss", once)
     trainer.train()
-    mask, references = trainer.mask, trainer._references["forget"].clone()
+    mask, references = trainer.mask, trainer._before.log_probs["forget"].clone()
     assert sizes[0] == 4 and sizes[-1] < 4
     frozen_have_the_bits_of(trainer.model, weights_before, mask)
     # The mask and the reference are those of the model before the first of the attempts.
@@ -407,7 +407,7 @@ def test_smaller_batch_after_out_of_memory(make_trainer, tmp_path, weights_befor
     fresh = make_trainer(tmp_path / "fresh", max_steps=1, per_device_train_batch_size=4)
     fresh.train()
     assert fresh.mask == mask
-    torch.testing.assert_close(fresh._references["forget"], references)
+    torch.testing.assert_close(fresh._before.log_probs["forget"], references)
 
 
 def test_mask_without_training(make_trainer, tmp_path, uninterrupted):

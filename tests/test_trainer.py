@@ -443,7 +443,7 @@ def test_no_second_model_is_kept(loss_kwargs, make_trainer):
     trainer = make_trainer(loss_kwargs=loss_kwargs)
     size = 32 * 32  # every matrix of the model, none of the batches
     before = parameter_storages(size)
-    trainer._load_references(None)
+    trainer._before.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
     added = len(parameter_storages(size) - before)
     assert added == (1 if loss_kwargs else 0)  # the frozen copy of the head
@@ -453,9 +453,9 @@ def test_no_second_model_is_kept(loss_kwargs, make_trainer):
 
 def test_frozen_head_is_not_copied(make_trainer):
     trainer = make_trainer(peft_config=lora(), attribution=None, loss_kwargs={"retain_loss": "kl"})
-    trainer._load_references(None)
+    trainer._before.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
-    assert trainer._reference_heads["retain"].head is trainer.model.get_output_embeddings()
+    assert trainer._before.heads["retain"].head is trainer.model.get_output_embeddings()
 
 
 def test_repeated_training_is_masked_both_times(make_trainer, weights_of, assert_only_selected_moved):
@@ -523,7 +523,7 @@ def test_reference_pass_leaves_the_model_as_found(make_trainer, weights_of):
     trainer.model.model.layers[0].eval()
     modes = [module.training for module in trainer.model.modules()]
     before = weights_of(trainer.model)
-    trainer._load_references(None)
+    trainer._before.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
     assert modes == [module.training for module in trainer.model.modules()]
     assert all(torch.equal(before[n], p) and p.grad is None for n, p in trainer.model.named_parameters())
@@ -533,14 +533,14 @@ def test_reference_pass_leaves_the_model_as_found(make_trainer, weights_of):
 def test_reference_is_without_dropout(loss_kwargs, make_trainer, make_llama):
     trainer = make_trainer(model=make_llama(attention_dropout=0.5), loss_kwargs=loss_kwargs)
     trainer.model.train()
-    trainer._load_references(None)
+    trainer._before.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
     model = make_llama().eval()
     with torch.no_grad():
         expected = [value.item() for value, _ in per_example(model, list(trainer.train_dataset.forget))]
-        assert trainer._references["forget"].sum(-1).tolist() == pytest.approx(expected, rel=1e-4)
+        assert trainer._before.log_probs["forget"].sum(-1).tolist() == pytest.approx(expected, rel=1e-4)
         if loss_kwargs:
-            head = trainer._reference_heads["retain"]
+            head = trainer._before.heads["retain"]
             rows = [row for row in range(12) if head.log_probs[row] != 0]
             expected = [
                 value.item() for value, _ in per_example(model, [trainer.train_dataset.retain[r] for r in rows])

@@ -28,7 +28,7 @@ def source(function):
         (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"], "wagle_trainer/trainer.py"),
         (Trainer, "_load_best_model", [], "wagle_trainer/trainer.py"),
         (Trainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"], "wagle_trainer/trainer.py"),
-        (transformers.trainer_utils, "seed_worker", None, "wagle_trainer/trainer.py (_SeedWorker)"),
+        (transformers.trainer_utils, "seed_worker", None, "wagle_trainer/data/loading.py"),
     ],
 )
 def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters, ours):
@@ -44,7 +44,7 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
     [
         ("trl.data_utils", "get_dataset_column_names", "wagle_trainer/data/preparation.py"),
         ("trl.data_utils", "maybe_extract_prompt", "wagle_trainer/data/preparation.py"),
-        ("trl", "is_conversational", "wagle_trainer/data/preparation.py (check_chat_template)"),
+        ("trl", "is_conversational", "wagle_trainer/data/checks.py (check_chat_template)"),
         ("transformers.trainer", "TRAINER_STATE_NAME", "wagle_trainer/checkpoints.py"),
         ("transformers.trainer_utils", "PREFIX_CHECKPOINT_DIR", "wagle_trainer/checkpoints.py"),
         ("transformers.trainer", "TRAINING_ARGS_NAME", "wagle_trainer/trainer.py (_save)"),
@@ -112,9 +112,9 @@ def test_evaluation_batches_go_to_trls_loss():
 
 
 def test_configurations_hide_their_tokens():
-    """`_as_wagle_config` reads fields that end in _token from the object, since `to_dict` replaces their values."""
+    """`as_wagle_config` reads fields that end in _token from the object, since `to_dict` replaces their values."""
     assert 'endswith("_token")' in source(transformers.TrainingArguments.to_dict), (
-        "TrainingArguments.to_dict hides other values: mend _as_wagle_config in wagle_trainer/trainer.py"
+        "TrainingArguments.to_dict hides other values: mend as_wagle_config in wagle_trainer/arguments.py"
     )
 
 
@@ -122,7 +122,9 @@ def test_the_loop_reads_what_we_set():
     reads = source(Trainer)
     assert "self._train_batch_size" in reads, "mend WagleTrainer.get_train_dataloader"
     assert "loss_is_scaled_for_ga" in source(Trainer.training_step), "mend WagleTrainer.loss_is_scaled_for_ga"
-    assert "on_epoch_begin" in source(Trainer._inner_training_loop), "mend _EpochOfPairs in wagle_trainer/trainer.py"
+    assert "on_epoch_begin" in source(Trainer._inner_training_loop), (
+        "mend EpochOfPairs in wagle_trainer/trainer_callbacks.py"
+    )
 
 
 def test_checkpoints_end_with_the_trainers_state():

@@ -16,27 +16,23 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from wagle_trainer.attribution.attribute import (
+from wagle_trainer.attribution.arguments import (
     as_list,
-    attribute,
     check_attribution_arguments,
-    check_not_quantised,
+    check_maskable,
     select_parameters,
 )
+from wagle_trainer.attribution.attribute import attribute
 from wagle_trainer.attribution.scores import Score, arguments_of, needed_statistics, with_options
 from wagle_trainer.data.batching import LengthSortedBatches, make_collator
-from wagle_trainer.data.preparation import (
-    DatasetPreparation,
-    as_prompt_completion,
-    check_chat_template,
-    check_set,
-    is_preference,
-)
+from wagle_trainer.data.checks import check_chat_template, check_set, pad_token_id
+from wagle_trainer.data.fingerprint import fingerprint
+from wagle_trainer.data.preparation import DatasetPreparation, as_prompt_completion, is_preference
 from wagle_trainer.engines import WithoutHooks, check_engine, is_deepspeed
 from wagle_trainer.masking import MaskedUpdates, WeightMask
 from wagle_trainer.masking.flat import masked_updates
 from wagle_trainer.masking.mask import CONFIG_NAME
-from wagle_trainer.reference import fingerprint
+from wagle_trainer.masking.resume import resumed_mask
 
 logger = logging.get_logger(__name__)
 
@@ -249,30 +245,7 @@ class WeightAttributionCallback(TrainerCallback):
         given = self.resume_from or args.resume_from_checkpoint
         candidates = [given] if isinstance(given, str) else []
         candidates.append(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"))
-        folder = next((c for c in candidates if os.path.isfile(os.path.join(c, CONFIG_NAME))), None)
-        if folder is None and self.given is not None:
-            return self.given
-        if folder is None:
-            raise FileNotFoundError(
-                f"The run resumes at step {state.global_step}, but there is no mask in {' or '.join(candidates)}. A new "
-                "one cannot be computed from trained weights: pass mask=, the folder of the mask that the run began "
-                "with, or set args.resume_from_checkpoint to the checkpoint's folder."
-            )
-        mask = WeightMask.from_pretrained(folder)
-        if self.given is not None and self.given != mask:
-            raise ValueError(f"The given mask is not the one that the checkpoint in {folder} was trained with.")
-        changed = {
-            name: (getattr(mask.info, name), value)
-            for name, value in self._asked_for().items()
-            if self.given is None and getattr(mask.info, name) != value
-        }
-        if changed:
-            raise ValueError(
-                f"The checkpoint in {folder} was trained with another mask: "
-                + "; ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
-                + ". Resume with the old values, or start a new run."
-            )
-        return mask
+        return resumed_mask(candidates, state.global_step, self.given, self._asked_for())
 
     def _asked_for(self) -> dict[str, Any]:
         """What `MaskInfo` says of a mask that was computed with these arguments, as far as that is known beforehand."""
@@ -309,32 +282,3 @@ def _may_skip_frozen(args: Any) -> bool:
     require some."""
     alone = not dist.is_initialized() or dist.get_world_size() == 1
     return alone and not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-
-
-def check_maskable(model: nn.Module) -> None:
-    """Raise ValueError for models whose weights cannot be scored: quantised ones, and freshly made LoRA adapters."""
-    check_not_quantised(model)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_B" in name and not bool(torch.any(parameter)):
-            raise ValueError(
-                f"{name!r} is zero, as at every LoRA's start: then the gradient of each lora_A is exactly zero, and "
-                "scores that use it rank nothing but rounding. Score the base weights without an adapter, or train "
-                'the adapter without a mask (attribution=None); with LoraConfig(target_modules="wagle"), the score '
-                "of the base weights chooses the modules to adapt."
-            )
-
-
-def pad_token_id(processing_class: Any) -> int:
-    """The tokenizer's pad token; one without gets its end-of-sequence token, with a log line."""
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    if tokenizer is None:
-        raise ValueError(
-            "The trainer has no tokenizer, but the attribution needs one to tokenize and to pad its batches: pass "
-            "processing_class=... to the trainer."
-        )
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ValueError("The tokenizer has neither a pad nor an eos token: set tokenizer.pad_token.")
-        tokenizer.pad_token = tokenizer.eos_token
-        logger.warning(f"The tokenizer has no pad token: its eos token {tokenizer.eos_token!r} is used for padding.")
-    return tokenizer.pad_token_id

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 def is_complete(folder: str | os.PathLike[str]) -> bool:
@@ -30,3 +33,23 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[str | 
             return str(folder), skipped
         skipped.append(str(folder))
     return None, skipped
+
+
+def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | os.PathLike[str]) -> str | None:
+    """The folder that `train(resume_from_checkpoint=wanted)` means: True is the last complete one in `output_dir`.
+
+    Raises:
+        ValueError: the folder named is not complete, or there is none.
+    """
+    if not wanted:
+        return None
+    if isinstance(wanted, str):
+        if not is_complete(wanted):
+            raise ValueError(f"{wanted} is not a complete checkpoint: its trainer_state.json is missing or cut off.")
+        return wanted
+    folder, skipped = last_complete_checkpoint(output_dir)
+    if skipped:
+        logger.warning(f"Passing over incomplete checkpoints: {', '.join(skipped)}.")
+    if folder is None:
+        raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from.")
+    return folder

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from trl import SFTConfig
 
-from wagle_trainer.attribution.attribute import check_attribution_arguments
+from wagle_trainer.attribution.arguments import check_attribution_arguments
 from wagle_trainer.attribution.scores import list_scores, with_options
 from wagle_trainer.losses import get_loss, list_losses
 from wagle_trainer.losses.retain import check_retain_loss

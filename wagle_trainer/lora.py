@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
+from wagle_trainer.arguments import attribution_callback
+from wagle_trainer.attribution.arguments import select_parameters
 from wagle_trainer.attribution.scores import list_scores
+from wagle_trainer.config import WagleConfig
+from wagle_trainer.losses import UnlearningLoss
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.sharding import named_parameters
+
+logger = logging.get_logger(__name__)
 
 
 def linear_weights(model: nn.Module) -> dict[str, str]:
@@ -80,6 +89,66 @@ def score_that_chooses(peft_config: Any) -> str | None:
     """The score that `LoraConfig(target_modules="wagle")` names; None where `target_modules` is PEFT's own business."""
     wanted = getattr(peft_config, "target_modules", None)
     return wanted if isinstance(wanted, str) and wanted in list_scores() else None
+
+
+def check_no_mask(score: str, mask: Any, config: WagleConfig) -> None:
+    """Raise ValueError if a run is to have a weight mask where `score` chooses modules for LoRA."""
+    if mask is not None or config.mask_path is not None or config.attribution is not None:
+        raise ValueError(
+            f"LoraConfig(target_modules={score!r}) scores the base weights to choose modules for LoRA; a weight mask "
+            "on top of it is not possible: set attribution=None and give no mask. To choose by a mask that you "
+            "have, use target_modules=wagle_trainer.lora.lora_modules(mask, model)."
+        )
+
+
+def choose_modules(
+    score: str,
+    model: nn.Module,
+    config: WagleConfig,
+    sets: dict[str, Dataset],
+    loss: UnlearningLoss,
+    processing_class: Any,
+) -> list[str]:
+    """Score the Linear weights of the base, before TRL puts the adapter around it, and choose by `lora_modules`.
+
+    Args:
+        score: what `score_that_chooses` found.
+        model: the base model; goes to `config.device`.
+        config: says how to score, and how many modules to choose.
+        sets, loss: see `attribution_callback`.
+
+    Returns:
+        Full module names, highest share first.
+
+    Raises:
+        ValueError: the scope is not "global", the engine is going to shard the model, or there are too few modules.
+    """
+    if config.attribution_scope != "global":
+        raise ValueError(
+            f"target_modules={score!r} compares modules with each other: attribution_scope must be 'global', not "
+            f"{config.attribution_scope!r}, which selects the same share of each."
+        )
+    check_whole(config)
+    names = select_parameters(model, config.attribution_include, config.attribution_exclude)
+    include = [f"^{re.escape(name)}$" for name in linear_weights(model).values() if name in names]
+    if len(include) < (config.lora_modules or 1):
+        raise ValueError(
+            f"There are {len(include)} Linear modules to choose from for LoRA (attribution_include and "
+            f"attribution_exclude count, the output embeddings are none); lora_modules={config.lora_modules}."
+        )
+    callback = attribution_callback(config, score, sets, loss, include=include, exclude=None)
+    callback.prepare(config, model, processing_class)
+    if not hasattr(model, "hf_device_map"):
+        model.to(config.device)
+    mask = callback.compute(config, model, processing_class)
+    modules = lora_modules(mask, model, config.lora_modules)
+    share = {name.removesuffix(".weight"): entry["density"] for name, entry in mask.summary()["tensor"].items()}
+    logger.info(
+        f"LoRA adapts {len(modules)} of {len(include)} Linear modules, chosen by the score {score!r}: "
+        + ", ".join(f"{module} ({share[module]:.4g})" for module in modules)
+        + f". In brackets the share of selected weights; it is {mask.density:.4g} over all of them."
+    )
+    return modules
 
 
 def with_modules(peft_config: Any, modules: list[str]) -> Any:

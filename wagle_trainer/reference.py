@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from wagle_trainer.data.batching import LengthSortedBatches
+from wagle_trainer.evaluation.mode import evaluation_mode
 from wagle_trainer.likelihood import IGNORE_INDEX, token_log_probs, unwrap
 from wagle_trainer.sharding import empty_batch, in_step
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Any:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def reference_log_probs(
@@ -49,7 +35,7 @@ def reference_log_probs(
     """
     longest = max(sum(label != IGNORE_INDEX for label in labels[1:]) for labels in batches.dataset["labels"])
     values = torch.zeros(size, max(1, longest))
-    with _evaluating(model):
+    with evaluation_mode(model):
         pairs = zip(batches.rows, batches, strict=True)
         for pair in in_step(pairs, device) if together else pairs:
             if pair is None:
@@ -130,7 +116,7 @@ class ReferenceHead(_Before):
         seen: list[Tensor] = []
         handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            with _evaluating(model):
+            with evaluation_mode(model):
                 for rows, batch in zip(batches.rows, batches, strict=True):
                     seen.clear()
                     moved = {key: tensor.to(device) for key, tensor in batch.items()}
@@ -178,7 +164,7 @@ class ReferenceStates(_Before):
         super().__init__(what)
         self.hidden: dict[int, Tensor] = {}
         self.log_probs = torch.zeros(len(batches.dataset))
-        with _evaluating(model):
+        with evaluation_mode(model):
             for rows, batch in zip(batches.rows, batches, strict=True):
                 moved = {key: tensor.to(device) for key, tensor in batch.items()}
                 result = token_log_probs(model, moved, layer=layer)
@@ -217,11 +203,3 @@ def first_not_finite(model: nn.Module) -> str:
         if not bool(torch.isfinite(parameter).all()):
             return f"the weights of {name!r} are not finite"
     return "all weights are finite, so the model overflows on this batch"
-
-
-def fingerprint(dataset: Sequence[dict[str, Any]]) -> str:
-    """SHA-256 of a tokenized set's ids and labels: says whether reference values belong to it."""
-    sha = hashlib.sha256()
-    for row in dataset:
-        sha.update(str((row["input_ids"], row["labels"])).encode())
-    return sha.hexdigest()

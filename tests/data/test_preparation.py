@@ -5,11 +5,10 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from wagle_trainer.data.checks import check_chat_template, check_set
 from wagle_trainer.data.preparation import (
     DatasetPreparation,
     as_prompt_completion,
-    check_chat_template,
-    check_set,
     is_preference,
     prepare,
     with_refusals,

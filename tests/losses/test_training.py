@@ -50,7 +50,7 @@ def memorized(make_llama, make_word_tokenizer, sets, tmp_path_factory):
         model, config, forget_dataset=forget, retain_dataset=retain, processing_class=make_word_tokenizer()
     )
     rows = [*trainer.train_dataset.forget, *trainer.train_dataset.retain]
-    batch = {key: value for key, value in trainer._collator(rows).items() if key != "index"}
+    batch = {key: value for key, value in trainer.data_collator(rows).items() if key != "index"}
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(60):
         optimizer.zero_grad()
@@ -85,7 +85,7 @@ def pairs_of(trainer, pairs):
 
 def assert_parts_are_one_large_batch(trainer):
     """Of pairs in another order and in batches of 3, 3 and 2, losses and gradients add up to those of all at once."""
-    trainer._load_references(None)
+    trainer._before.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
     model = trainer.model.eval()
     start = [parameter.detach().clone() for parameter in model.parameters()]
@@ -288,10 +288,9 @@ def test_missing_argument(make_trainer, monkeypatch):
     ],
 )
 def test_sharded_engines_are_refused(loss_type, loss_kwargs, message, make_trainer, monkeypatch):
-    trainer = make_trainer(loss_type, loss_kwargs=loss_kwargs)
-    monkeypatch.setattr("wagle_trainer.trainer.engine", lambda: DistributedType.FSDP)
+    monkeypatch.setattr("wagle_trainer.objective.engine", lambda: DistributedType.FSDP)
     with pytest.raises(ValueError, match=f"{message}.*FSDP"):
-        trainer._check_engine()
+        make_trainer(loss_type, loss_kwargs=loss_kwargs)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from wagle_trainer.adapters.adapter import (
     touched,
 )
 from wagle_trainer.adapters.operations import write
+from wagle_trainer.engines import WHOLE, engine
 from wagle_trainer.masking import WeightMask
 
 BESIDE_MODEL = "adapter"  # subfolder; transformers would put an adapter beside a model onto it once more
@@ -84,6 +85,20 @@ class AdapterCheckpoints:
             )
         write(adapter, model)
         self.digests = adapter.base_digests
+
+
+def check_adapter_can_be_saved(has_mask: bool) -> None:
+    """Raise ValueError if a run cannot save an adapter: it has no mask, or its engine shards the weights."""
+    if not has_mask:
+        raise ValueError(
+            "save_adapter=True saves the weights that a mask selects, and attribution=None trains all of them. Save the "
+            "model, and make an adapter of what has changed by wagle_trainer.adapters.diff(base, tuned)."
+        )
+    if engine() not in WHOLE:
+        raise ValueError(
+            f"save_adapter=True does not work with {engine().value}, which shards the weights. Train on one process or "
+            "with data parallelism; or save the model, and make an adapter by wagle_trainer.adapters.diff(base, tuned)."
+        )
 
 
 def adapter_in(folder: str | os.PathLike[str]) -> Path | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
+
+from wagle_trainer.data.fingerprint import fingerprint
 
 Example = dict[str, Any]
 Collator = Callable[[list[Example]], dict[str, Any]]
@@ -38,6 +41,12 @@ class PairedDataset(Dataset):
         if self.preferred is not None:
             item["preferred"] = _with_index(self.preferred, forget)
         return item
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Role -> digest of the set's tokens and labels."""
+        sets = {role: getattr(self, role) for role in ROLES}
+        return {role: fingerprint(dataset) for role, dataset in sets.items() if dataset is not None}
 
 
 def _with_index(dataset: Sequence[Example], index: int) -> Example:

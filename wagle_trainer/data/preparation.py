@@ -16,13 +16,6 @@ from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
 
 from wagle_trainer.likelihood import IGNORE_INDEX
 
-FORMATS = (
-    '  language modelling  {"text": "..."} or {"messages": [...]}\n'
-    '  prompt-completion   {"prompt": "...", "completion": "..."} (text or messages)\n'
-    '  preference          {"prompt": "...", "chosen": "...", "rejected": "..."}; rejected is what must be forgotten\n'
-    '  tokenized           {"input_ids": [...], "labels": [...]}'
-)
-
 
 def prepare_by_its_own_format(
     trainer: SFTTrainer, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
@@ -124,53 +117,6 @@ def _any_label(labels: list[int]) -> bool:
 
 def _rows(rows: list[int]) -> str:
     return f"rows {', '.join(map(str, rows[:5]))}{', ...' if len(rows) > 5 else ''}"
-
-
-def check_set(dataset: Any, name: str, text_field: str = "text", formatting_func: Any = None) -> None:
-    """Refuse a missing or empty set, one that cannot be indexed, and one in no known format.
-
-    Raises:
-        ValueError: missing, empty, or unknown columns; the message shows the formats.
-        TypeError: not a `datasets.Dataset`.
-    """
-    if dataset is None:
-        raise ValueError(
-            f"The {name} set is missing. Pass {name}_dataset=..., or a train_dataset with the splits "
-            '"forget" and "retain".'
-        )
-    if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"The {name} set must be a datasets.Dataset, which can be indexed, got {type(dataset).__name__}. "
-            "Pairs of forget and retain examples need random access: load it without streaming."
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"The {name} set is empty.")
-    columns = set(dataset.column_names)
-    known = (
-        {text_field},
-        {"messages"},
-        {"prompt", "completion"},
-        {"chosen", "rejected"},
-        {"input_ids"},
-        {"conversations"},
-    )
-    if formatting_func is None and not any(needed <= columns for needed in known):
-        raise ValueError(
-            f"The {name} set has the columns {', '.join(sorted(columns))}, which is no format that TRL knows:\n{FORMATS}\n"
-            "For questions and answers, QAFormat.for_tokenizer(tokenizer).dataset(...) makes prompt-completion."
-        )
-
-
-def check_chat_template(dataset: Dataset, name: str, processing_class: Any) -> None:
-    """Raise ValueError if a conversational set meets a tokenizer without a chat template."""
-    from trl import is_conversational
-
-    if getattr(processing_class, "chat_template", None) is None and is_conversational(dataset[0]):
-        raise ValueError(
-            f"The {name} set is conversational, but the tokenizer has no chat template. Set tokenizer.chat_template "
-            "(or chat_template_path), or pass text: for questions and answers, "
-            'QAFormat.for_tokenizer(tokenizer, style="plain").dataset(...).'
-        )
 
 
 def is_preference(dataset: Dataset) -> bool:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wagle_trainer.files import write_atomically
 from wagle_trainer.hub import find_file, push
 from wagle_trainer.masking import bits
+from wagle_trainer.masking.info import MaskInfo
 from wagle_trainer.sharding import named_parameters, shape_of
 
 FORMAT_VERSION = 1
@@ -30,47 +31,6 @@ POSITIONS_KEY = "base_model.model.{}.positions"
 
 class MaskMismatchError(ValueError):
     """A mask does not fit the model, the other mask or the file that it is used with."""
-
-
-@dataclass(frozen=True)
-class MaskInfo:
-    """How a mask came about. Every field may be None: a mask can also be made by hand.
-
-    Attributes:
-        score: name of the attribution score.
-        score_kwargs: its options.
-        gamma: the Hessian scale of the WAGLE score.
-        gamma_rule: "auto" or "balanced", if gamma was chosen by rule.
-        requested_density: the density asked for; `WeightMask.density` is what rounding down made of it.
-        density_rule: "auto", if that density was chosen by rule.
-        scope: "global", "tensor" or "row".
-        include, exclude: regular expressions that chose the parameters to score.
-        exclude_mask: digest of the mask whose weights were no candidates.
-        seed: of the random score.
-        base_model: name or path of the model that was scored.
-        effective_density: share of selected weights among those whose forget or retain gradient is not zero; of the
-            gradients that the score needs, so None for scores that look at no data.
-        forget_examples, retain_examples: numbers of examples that the gradients were averaged over.
-        score_histogram: how the scores are distributed and which of them are selected, as
-            `wagle_trainer.attribution.histogram.ScoreHistogram` gives it; candidates only.
-    """
-
-    score: str | None = None
-    score_kwargs: dict[str, Any] | None = None
-    gamma: float | None = None
-    gamma_rule: str | None = None
-    requested_density: float | None = None
-    density_rule: str | None = None
-    scope: str | None = None
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    exclude_mask: str | None = None
-    seed: int | None = None
-    base_model: str | None = None
-    effective_density: float | None = None
-    forget_examples: int | None = None
-    retain_examples: int | None = None
-    score_histogram: dict[str, Any] | None = None
 
 
 class WeightMask(Mapping[str, Tensor]):

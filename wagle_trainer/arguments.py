@@ -1,0 +1,73 @@
+"""From the arguments of a run to the configuration, the tokenizer and the attribution that they stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoProcessor, TrainingArguments
+
+from wagle_trainer.callback import WeightAttributionCallback
+from wagle_trainer.config import WagleConfig
+from wagle_trainer.losses import UnlearningLoss
+
+
+def as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
+    """Any arguments of a trainer as a `WagleConfig`; by default one whose output folder is named after the model."""
+    if isinstance(args, WagleConfig):
+        return args
+    if args is None:
+        name = model if isinstance(model, str) else model.config._name_or_path
+        return WagleConfig(f"{name.split('/')[-1]}-WAGLE")
+    values = args.to_dict()
+    values |= {name: getattr(args, name) for name in values if name.endswith("_token")}  # to_dict hides them
+    values.pop("loss_type", None)  # SFTConfig's has another meaning
+    return WagleConfig(**values)
+
+
+def load_processing_class(model: Any, config: WagleConfig) -> Any:
+    """The tokenizer that belongs to the model. TRL would load it, but after our checks, which need it.
+
+    Raises:
+        ValueError: the model was not loaded, so nobody knows.
+    """
+    name = model if isinstance(model, str) else model.config._name_or_path
+    if not name:
+        raise ValueError(
+            "The model was not loaded from a folder or from the Hub, so its tokenizer is not known: pass "
+            "processing_class=tokenizer."
+        )
+    revision = (config.model_init_kwargs or {}).get("revision")
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+
+
+def attribution_callback(
+    config: WagleConfig, score: str, sets: dict[str, Dataset], loss: UnlearningLoss, **changes: Any
+) -> WeightAttributionCallback:
+    """The attribution that the configuration asks for.
+
+    Args:
+        score: its score, whatever `config.attribution` says.
+        sets: "forget", "retain" and maybe "preferred".
+        loss: the objective, whose forget term says which answers "auto" scores by.
+        changes: arguments of `WeightAttributionCallback` that are to be others.
+    """
+    chosen = config.attribution_loss == "chosen_nll" or (
+        config.attribution_loss == "auto" and "preferred" in loss.needs and "forget" not in loss.needs
+    )
+    settings = {
+        "score": score,
+        "score_kwargs": config.attribution_kwargs,
+        "density": config.density,
+        "gamma": config.attribution_gamma,
+        "scope": config.attribution_scope,
+        "include": config.attribution_include,
+        "exclude": config.attribution_exclude,
+        "exclude_mask": config.attribution_exclude_mask,
+        "samples": config.attribution_samples,
+        "batch_size": config.attribution_batch_size,
+        "dtype": config.attribution_dtype,
+        "offload": config.attribution_offload,
+        "seed": config.seed,
+    }
+    return WeightAttributionCallback(sets["preferred" if chosen else "forget"], sets["retain"], **(settings | changes))

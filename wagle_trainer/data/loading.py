@@ -1,0 +1,39 @@
+"""The data loader of a run's pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import seed_worker
+
+from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
+
+
+def pair_loader(
+    dataset: PairedDataset, sampler: PairSampler, collator: PairCollator, batch_size: int, args: Any
+) -> DataLoader:
+    """Batches of pairs in the sampler's order, loaded as the trainer's `args` say; not yet shared out over processes."""
+    workers = args.dataloader_num_workers
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=collator,
+        drop_last=args.dataloader_drop_last,
+        num_workers=workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        worker_init_fn=_SeedWorker(workers, args.process_index) if workers else None,
+    )
+
+
+class _SeedWorker:
+    """`transformers.trainer_utils.seed_worker` with its last two arguments; a class, since workers must pickle it."""
+
+    def __init__(self, num_workers: int, rank: int):
+        self.num_workers, self.rank = num_workers, rank
+
+    def __call__(self, worker: int) -> None:
+        seed_worker(worker, self.num_workers, self.rank)

@@ -1,0 +1,31 @@
+"""Means over the examples of many batches on all processes: `RunningMeans`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class RunningMeans:
+    """Collects one value per example, batch by batch, and gives the means since it was last asked."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, list[Tensor]] = defaultdict(list)  # of (total, number of examples)
+
+    def __bool__(self) -> bool:
+        return bool(self._totals)
+
+    def add(self, name: str, per_example: Tensor) -> None:
+        """Count the values of one batch in, (batch,). Does not wait for the GPU."""
+        total = per_example.detach().sum()
+        self._totals[name].append(torch.stack([total, torch.full_like(total, len(per_example))]))
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all processes, which must all ask; then begin anew."""
+        totals = {name: torch.stack(values).sum(0) for name, values in self._totals.items()}
+        self._totals.clear()
+        sums = {name: both.tolist() for name, both in accelerator.reduce(totals, "sum").items()}
+        return {name: total / count for name, (total, count) in sums.items()}
