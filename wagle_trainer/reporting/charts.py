@@ -141,7 +141,7 @@ def attack_charts(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Ch
                 "attacks",
                 f"attack_{name}",
                 plots.attack_curve(same),
-                f"{name}: the share of the forgotten knowledge that came back.",
+                f"{name.replace('_', ' ')}: the share of the forgotten knowledge that came back.",
                 f"At most came back: {words}.",
             )
         )

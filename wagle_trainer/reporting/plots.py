@@ -175,10 +175,11 @@ def attack_curve(attacks: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Share of the forgotten knowledge that one attack brings back, over the strength of the attack.
 
     Args:
-        attacks: label of the unlearned model -> {"attack", "points": [{"x", "came_back"}, ...]}; the same attack.
+        attacks: label of the unlearned model -> {"attack", "unit", "points": [{"x", "came_back"}, ...]}; the same attack.
     """
-    name = next(iter(attacks.values()))["attack"]
-    figure, axes = _figure(f"strength of {name}", "share that came back")
+    first = next(iter(attacks.values()))
+    name, unit = first["attack"], first.get("unit", "strength")
+    figure, axes = _figure(f"{name.replace('_', ' ')}: {unit}", "share that came back")
     numbers = all(isinstance(p["x"], int | float) for attack in attacks.values() for p in attack["points"])
     for index, (label, attack) in enumerate(attacks.items()):
         x, y = [point["x"] for point in attack["points"]], [point["came_back"] for point in attack["points"]]
