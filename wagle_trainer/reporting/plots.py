@@ -186,11 +186,14 @@ def attack_curve(attacks: Mapping[str, Mapping[str, Any]]) -> Figure:
         colour = _COLOURS[index % len(_COLOURS)]
         if numbers and len(x) > 1:
             axes.plot(x, y, marker=_MARKERS[index % len(_MARKERS)], markersize=4, color=colour, label=label)
+            if all(isinstance(value, int) for value in x):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             places = np.arange(len(x)) + 0.8 * (index - (len(attacks) - 1) / 2) / len(attacks)
-            axes.bar(places, y, width=0.7 / len(attacks), color=colour, label=label)
+            bars = axes.bar(places, y, width=0.7 / len(attacks), color=colour, label=label)
+            axes.bar_label(bars, [f"{share:.0%}" for share in y], fontsize=_SMALL)  # a bar of 0 % is not to be seen
             axes.set_xticks(range(len(x)), [str(value) for value in x])
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.08)
     if len(attacks) > 1:
         _legend_below(figure, axes)
     return figure
