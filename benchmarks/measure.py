@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import platform
 import resource
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from wagle_trainer.files import write_atomically
+from wagle_trainer.evaluation import save_results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -104,6 +103,5 @@ def report(title: str, rows: list[dict[str, Any]], settings: dict[str, Any], out
         },
         "peak_rss_of_this_process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(output), f"{json.dumps(result, indent=1)}\n".encode())
+    save_results(result, output)
     print(f"\nWritten to {output}")

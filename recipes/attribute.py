@@ -4,16 +4,17 @@ python recipes/attribute.py --config recipes/configs/llama_2_7b.yaml --output_di
 accelerate launch recipes/tofu_npo.py --config recipes/configs/llama_2_7b.yaml --mask_path masks/wagle
 """
 
-from tofu_common import load_data, load_format, load_model, parse_arguments
+from tofu_common import load_format, load_model, parse_arguments
 from trl import get_peft_config
 
 from wagle_trainer import WagleTrainer
+from wagle_trainer.data.arguments import load_forget_and_retain
 
 
 def main() -> None:
     tofu, args, model_args = parse_arguments("npo")
     qa = load_format(tofu, model_args)
-    forget, retain = load_data(tofu, qa)
+    forget, retain = load_forget_and_retain(tofu, qa)
     args.attribution_samples = args.attribution_samples or len(forget)  # as in the training recipes
 
     trainer = WagleTrainer(

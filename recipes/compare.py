@@ -24,7 +24,7 @@ import torch
 import transformers
 from compare_report import NO_MASK, RETRAINED, SUITE, forget_goal, read_references, report
 from small_llama import small_llama
-from tofu_common import TofuArguments, load_data, load_model
+from tofu_common import TofuArguments, load_model
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PrinterCallback
 from transformers.trainer_utils import SaveStrategy
@@ -33,6 +33,7 @@ from trl import ModelConfig, TrlParser
 from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.attribution import get_score
 from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
+from wagle_trainer.data.arguments import load_forget_and_retain
 from wagle_trainer.evaluation import evaluate_tofu, load_results, save_results
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "compare_fictional.yaml"
@@ -183,12 +184,14 @@ class Runs:
     def run(self, task: Task) -> None:
         """Unlearn with every learning rate, each time from the same model with the same mask, and measure."""
         qa = self.format(task.seed)
-        forget, retain = load_data(self.tofu, qa)
+        forget, retain = load_forget_and_retain(self.tofu, qa)
         mask = None
         for rate in self.missing(task):
             args = copy.copy(self.args)
             args.seed, args.learning_rate = task.seed, rate
             args.attribution, args.density = task.score, task.density
+            if task.score != self.args.attribution:
+                args.attribution_kwargs = None  # they are that score's own
             args.attribution_samples = args.attribution_samples or len(forget)  # as many of each set
             args.output_dir, args.save_strategy = str(self.folder), SaveStrategy.NO  # only the measurements are kept
             trainer = WagleTrainer(

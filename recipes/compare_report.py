@@ -126,7 +126,8 @@ def _notes(runs: Runs, picked: Mapping[str, Pick], goal: float, failed: Sequence
         "the tests say nothing about other models.",
         f"Learning rate of each variant: of {', '.join(f'{rate:g}' for rate in runs.learning_rates)} the one with the best "
         f"mean {compare.utility_metric} among those whose mean {compare.forget_metric} reaches the forget goal of "
-        f"{goal:.3g}; if none does, the one that forgets most. Picked: "
+        f"{goal:.3g}; if none does, the one that forgets most. It is picked on the seeds that the tests are made on, in the "
+        "same way for every variant. Picked: "
         + "; ".join(f"{label}: {found.learning_rate:g}" for label, found in picked.items())
         + ".",
     ]

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from small_llama import small_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, TrlParser
 
 from wagle_trainer import WagleConfig
 from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
-from wagle_trainer.data.arguments import DataArguments, load_forget_and_retain
+from wagle_trainer.data.arguments import DataArguments
 from wagle_trainer.evaluation import evaluate_tofu, results_table, save_results
 
 
@@ -53,11 +52,6 @@ def parse_arguments(loss_type: str) -> tuple[TofuArguments, WagleConfig, ModelCo
         model_args.model_name_or_path = small_llama("full", models)
         tofu.retrained_model = small_llama(retain_split_for(tofu.forget_split), models)
     return tofu, args, model_args
-
-
-def load_data(tofu: TofuArguments, qa: QAFormat) -> tuple[Dataset, Dataset]:
-    """The forget and the retain set, as prompt-completion examples."""
-    return load_forget_and_retain(tofu, qa)
 
 
 def load_model(path: str, model_args: ModelConfig, device: Any) -> Any:

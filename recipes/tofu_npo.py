@@ -4,17 +4,18 @@ accelerate launch recipes/tofu_npo.py                        # the bundled peopl
 accelerate launch recipes/tofu_npo.py --config recipes/configs/llama_3.2_1b.yaml
 """
 
-from tofu_common import Report, load_data, load_format, load_model, parse_arguments, variants
+from tofu_common import Report, load_format, load_model, parse_arguments, variants
 from trl import get_peft_config
 
 from wagle_trainer import WagleTrainer
+from wagle_trainer.data.arguments import load_forget_and_retain
 
 
 def main() -> None:
     # Parse, and load questions and answers as the model's tokenizer writes them.
     tofu, args, model_args = parse_arguments("npo")
     qa = load_format(tofu, model_args)
-    forget, retain = load_data(tofu, qa)
+    forget, retain = load_forget_and_retain(tofu, qa)
     args.attribution_samples = args.attribution_samples or len(forget)  # as many of each set, like the official code
 
     # Measure what the model knows.

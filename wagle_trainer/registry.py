@@ -1,4 +1,4 @@
-"""A table of named things that users can add to: losses and attribution scores."""
+"""A table of named things that users can add to: losses, attribution scores, suites, attacks."""
 
 from __future__ import annotations
 

@@ -325,6 +325,8 @@ def test_suites_by_name():
     assert (callback.forget.metric, callback.utility.metric) == ("forget_Q_A_Prob", "model_utility")
     with pytest.raises(ValueError, match="Did you mean 'tofu'"):
         EvaluationCallback("tofuu", {}, every_n_steps=1)
+    with pytest.raises(ValueError, match="The suite 'tofu' needs data: EvaluationCallback"):
+        EvaluationCallback("tofu", every_n_steps=1)
 
 
 @pytest.mark.distributed

@@ -124,6 +124,10 @@ def test_a_reference_that_does_not_fit_is_refused(results, muse_model, words, se
         evaluate(muse_model, words, sets, reference={"forget_quality": 1.0})
     with pytest.raises(ValueError, match="with another min_k or on other privleak sets"):
         evaluate(muse_model, words, sets, reference=results, min_k=0.2)
+    with pytest.raises(ValueError, match="reference_auc is 1"):
+        evaluate(muse_model, words, sets, reference={**results, "mia_min_k": 1.0})
+    with pytest.raises(ValueError, match=r"min_k must be in \(0, 1\], not 0"):
+        evaluate(muse_model, words, sets, min_k=0)
     fewer = {**sets, "privleak_holdout": sets["privleak_holdout"][:2]}
     with pytest.raises(ValueError, match="with another min_k or on other privleak sets"):
         evaluate(muse_model, words, fewer, reference=results)

@@ -24,6 +24,12 @@ def test_not_a_number_leaves_the_old_file(tmp_path):
     assert json.loads(path.read_text()) == {"forget_Q_A_Prob": 0.5}
 
 
+def test_a_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "half.json").write_text('{"a": 1')
+    with pytest.raises(ValueError, match="half.json is not the JSON that save_results writes"):
+        load_results(tmp_path / "half.json")
+
+
 def test_table_is_aligned_and_complete():
     before = {
         "forget_Q_A_Prob": 0.98765,

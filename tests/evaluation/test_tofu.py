@@ -238,11 +238,13 @@ def test_retained_examples_in_place_of_a_holdout_set(knowing, words, sets):
 def test_what_is_missing_is_explained(results, knowing, words, sets):
     assert "privleak" not in results
     for name in ("privleak", "mia_reference", "forget_quality"):
-        assert "train a model like this one on the retain split alone" in results["settings"]["missing"][name]
+        assert "train a model like this one without the forget set" in results["settings"]["missing"][name]
     four = evaluate_tofu(knowing, words, {name: sets[name] for name in SETS}, reference=results, progress=False)
     assert not any(name.startswith(("mia", "privleak")) for name in four)
     assert "pass a set named 'holdout'" in four["settings"]["missing"]["privleak"]
     assert "forget_quality" not in four["settings"]["missing"]
+    with pytest.raises(ValueError, match="gradient_norm=True needs examples that the model was never trained on"):
+        evaluate_tofu(knowing, words, {name: sets[name] for name in SETS}, gradient_norm=True, progress=False)
     again = evaluate_tofu(knowing, words, sets, reference=four, progress=False)
     assert "the reference was not measured on these holdout" in again["settings"]["missing"]["privleak"]
     note = results_table({"before": results}).splitlines()[-1]

@@ -89,8 +89,16 @@ def attacks():
     """As `run_attacks` gives them."""
     points = [{"x": x, "forget": 0.1 + 0.02 * x, "came_back": 0.025 * x} for x in (1, 5, 20)]
     prompts = [{"x": "prefix", "forget": 0.1, "came_back": 0.0}, {"x": "paraphrase", "forget": 0.3, "came_back": 0.25}]
+    measured = {"before": 0.9, "settings": {"measure": "probability"}}
     return {
-        "relearning": {"attack": "relearning", "baseline": 0.1, "points": points, "came_back": 0.5, "settings": {}},
+        "relearning": {
+            "attack": "relearning",
+            "unit": "optimizer steps",
+            "baseline": 0.1,
+            "points": points,
+            "came_back": 0.5,
+            **measured,
+        },
         "prompts": {"attack": "prompts", "baseline": 0.1, "points": prompts, "came_back": 0.25, "settings": {}},
     }
 

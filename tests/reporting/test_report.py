@@ -225,6 +225,37 @@ def test_a_suite_of_ones_own(write):
     assert [c["verdict"] for c in numbers["comparisons"]] == ["better"]
 
 
+def test_other_suites_have_intervals_and_answers(write):
+    """MUSE's numbers are means over examples, too, and its answers stand in a set of another name."""
+
+    def result(seed):
+        random = np.random.default_rng(seed)
+        sets = {
+            name: {
+                "question": [f"{name} {row}?" for row in range(6)],
+                "answer": [f"It is {row}." for row in range(6)],
+                "generation": [f"{seed} says {row}." for row in range(6)],
+                "rouge_l_f1": random.random(6).tolist(),
+            }
+            for name in ("verbmem_forget", "knowmem_forget", "knowmem_retain")
+        }
+        means = {
+            f"{kind}_ROUGE": statistics.fmean(sets[name]["rouge_l_f1"])
+            for kind, name in (("forget_verbmem", "verbmem_forget"), ("forget_knowmem", "knowmem_forget"))
+        }
+        kept = statistics.fmean(sets["knowmem_retain"]["rouge_l_f1"])
+        return {**means, "retain_knowmem_ROUGE": kept, "mia_min_k": 0.5, "per_example": sets}
+
+    page, numbers = write({"before": result(1), "after": result(2)}, suite="muse")
+    for metric, interval in numbers["table"]["after"].items():
+        assert (interval["low"] is None) == (metric == "mia_min_k")
+    assert "of the ROUGE-L F1 of “after”" in page.text
+    shown = [example["question"] for example in numbers["examples"]]
+    values = result(2)["per_example"]["knowmem_forget"]["rouge_l_f1"]
+    assert shown[0] == f"knowmem_forget {int(np.argmin(values))}?"
+    assert shown[-1] == f"knowmem_forget {int(np.argmax(values))}?"
+
+
 def test_main_number_may_be_one_that_references_lack(write, several_seeds):
     """Forget quality is measured against the retrained model, which has none itself."""
     for runs in list(several_seeds.values())[1:]:
@@ -253,6 +284,8 @@ def test_empty_results(write, tmp_path, single_runs):
     refused(write, tmp_path, {}, "no results to report")
     refused(write, tmp_path, {"before": {}}, "results of 'before' are empty")
     refused(write, tmp_path, {**single_runs, "wagle": []}, "results of 'wagle' are empty")
+    refused(write, tmp_path, single_runs["before"], "results of one evaluation, without a label")
+    refused(write, tmp_path, [single_runs["before"]], "pass label -> what an evaluation returned")
 
 
 def test_unequal_seeds(write, tmp_path, several_seeds):
@@ -295,6 +328,8 @@ def test_histories_and_attacks_of_another_shape(write, tmp_path, single_runs, at
         "none of the numbers .* it has loss",
         history=[{"step": 1, "metrics": {"loss": 1.0}}],
     )
+    refused(write, tmp_path, single_runs, "list of entries with 'step' and 'metrics'", history={"run": {"step": 1}})
+    refused(write, tmp_path, single_runs, "pass what run_attacks returned", attacks=single_runs)  # the wrong file
     no_points = attacks["relearning"] | {"points": []}
     refused(
         write, tmp_path, single_runs, "pass what run_attacks returned", attacks={"wagle": {"relearning": no_points}}

@@ -23,14 +23,16 @@ GROUPS = {
     "attribute": "score the weights of a model and save the mask, without training",
     "mask": "inspect and combine saved masks",
     "evaluate": "measure what a model still knows",
+    "attack": "try to bring back what a model has forgotten",
     "report": "make a page of results, mask, training history and attacks",
     "adapter": "inspect, check, merge, combine and make sparse adapters",
 }
 EXAMPLES = """
-  wagle unlearn --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --output_dir out
-  wagle evaluate MODEL --suite tofu --dataset_name fictional --label before --output results.json
-  wagle evaluate out --suite tofu --dataset_name fictional --label after --output results.json
-  wagle report results.json --mask out --output_dir report
+  wagle unlearn --model_name_or_path MODEL --dataset_name locuslab/TOFU --density 0.05 --output_dir out
+  wagle evaluate MODEL --dataset_name locuslab/TOFU --label before --output results.json
+  wagle evaluate out --dataset_name locuslab/TOFU --label after --output results.json
+  wagle attack MODEL out --dataset_name locuslab/TOFU --label after --output attacks.json
+  wagle report results.json --mask out --attacks attacks.json --output_dir report
 
 Every command has its own --help with examples."""
 # What a user can mend. Anything else is a fault of ours and shows its traceback.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wagle_trainer.cli.parsing import JSON_HELP, make_parser
+from wagle_trainer.cli.parsing import JSON_HELP, add_model_options, make_parser, pairs
 
 DESCRIPTION = """Measure a model with a suite. The results are added to --output under --label, so that one file holds the rows
 of one table: before, after, control."""
@@ -54,13 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FILE[:LABEL]",
         help="results of a model that never saw the forget set, for the metrics that compare with one",
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="examples per forward pass (default: %(default)s)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        help="number format of the weights (default: auto, as saved)",
-    )
+    add_model_options(parser)
     parser.add_argument("--label", help="name of the row in the table (default: the model)")
     parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -78,14 +71,14 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     # Whatever can be refused is, before a model is loaded.
     suite = get_suite(options.suite)
     named = [options.dataset_name] if options.dataset_name is not None else []
-    data_options = _pairs(options.data_options)
-    _check_taken(suite, options.dataset_name, data_options)
-    settings = {**_pairs(options.options), "batch_size": options.batch_size}
+    data_options = pairs(options.data_options)
+    check_taken(suite, options.dataset_name, data_options)
+    settings = {**pairs(options.options), "batch_size": options.batch_size}
     if options.reference is not None:
         settings["reference"] = _reference(options.reference)
     output = Path(options.output) if options.output is not None else None
     known = load_results(output) if output is not None and output.exists() else {}
-    if not all(isinstance(results, Mapping | list) for results in known.values()):
+    if not isinstance(known, Mapping) or not all(isinstance(results, Mapping | list) for results in known.values()):
         raise ValueError(f"{output} does not hold results by label: name another --output.")
     data = suite.load(*named, **data_options)
     state = PartialState()
@@ -119,21 +112,7 @@ def _reference(text: str) -> dict[str, Any]:
     return results[label]
 
 
-def _pairs(texts: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE arguments; a value is JSON (a number, true, a list) or else text."""
-    pairs = {}
-    for text in texts:
-        key, separator, value = text.partition("=")
-        if not separator or not key.isidentifier():
-            raise ValueError(f"{text!r} is not of the form KEY=VALUE.")
-        try:
-            pairs[key] = json.loads(value)
-        except ValueError:
-            pairs[key] = value
-    return pairs
-
-
-def _check_taken(suite: Any, dataset_name: str | None, options: Mapping[str, Any]) -> None:
+def check_taken(suite: Any, dataset_name: str | None, options: Mapping[str, Any]) -> None:
     """Raise ValueError unless the suite's `load` can be called with these."""
     if dataset_name is None and inspect.signature(suite.load).parameters["data"].default is inspect.Parameter.empty:
         raise ValueError(f"The suite {suite.name!r} brings no data of its own: name them with --dataset_name.")

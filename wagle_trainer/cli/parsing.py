@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # Help of the option that every command has.
@@ -43,6 +44,31 @@ def add_command(
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=run, show=show or show_lines)
     return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How the models that a command measures are loaded and run."""
+    parser.add_argument("--batch_size", type=int, default=32, help="examples per forward pass (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="number format of the weights (default: auto, as saved)",
+    )
+
+
+def pairs(texts: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE arguments; a value is JSON (a number, true, a list) or else text."""
+    found = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not all(part.isidentifier() for part in key.split(".")):
+            raise ValueError(f"{text!r} is not of the form KEY=VALUE.")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def show_lines(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from wagle_trainer.cli.parsing import JSON_HELP, make_parser, show_lines
@@ -22,7 +23,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("results", help="JSON file of label -> results; 'before' and 'retrained...' are references")
     parser.add_argument("--mask", help="a saved mask: what it selects")
     parser.add_argument("--history", help="history.json of a training run with EvaluationCallback")
-    parser.add_argument("--attacks", help="JSON file of what run_attacks returned")
+    parser.add_argument("--attacks", help="JSON file that `wagle attack --output` wrote: what comes back")
+    parser.add_argument("--config", help="YAML file that the run was made with, to be shown beside its results")
     parser.add_argument("--suite", default="tofu", help="whose results these are (default: %(default)s)")
     parser.add_argument("--title", default="Unlearning report", help="of the page (default: %(default)s)")
     parser.add_argument("--output_dir", default="report", help="folder to write (default: %(default)s)")
@@ -42,7 +44,20 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         mask=options.mask,
         history=options.history,
         attacks=attacks,
+        config=None if options.config is None else _read_config(options.config),
         title=options.title,
         suite=options.suite,
     )
     return {"report": str(page)}
+
+
+def _read_config(path: str) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML file: {error}") from error
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{path} holds no options, as a file for --config does.")
+    return config

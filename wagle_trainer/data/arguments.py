@@ -65,11 +65,17 @@ def load_forget_and_retain(arguments: DataArguments, qa: QAFormat) -> tuple[Data
         splits = (arguments.forget_split, retain_split_for(arguments.forget_split))
         forget, retain = (qa.dataset(load_tofu(arguments.dataset_name, split)) for split in splits)
         return forget, retain
-    forget, retain = (_in_a_trl_format(_read(str(file)), qa) for file in files)
+    forget, retain = (_in_a_trl_format(read_rows(str(file)), qa) for file in files)
     return forget, retain
 
 
-def _read(file: str) -> Dataset:
+def read_rows(file: str) -> Dataset:
+    """The rows of a .json, .jsonl, .csv or .parquet file, or of a hub dataset's split "train".
+
+    Raises:
+        FileNotFoundError: there is no such file or dataset.
+        ValueError: a file of another kind.
+    """
     from datasets import load_dataset
 
     path = Path(file).expanduser()

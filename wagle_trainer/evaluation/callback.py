@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from wagle_trainer.evaluation.mode import evaluation_mode, preserved_rng
+from wagle_trainer.evaluation.results import load_results, metrics_of, save_results
 from wagle_trainer.evaluation.suites import get_suite
-from wagle_trainer.files import write_atomically
 
 logger = logging.get_logger(__name__)
 
@@ -90,7 +89,11 @@ class EvaluationCallback(TrainerCallback):
         **options: Any,
     ):
         if isinstance(suite, str):
-            suite = get_suite(suite)
+            name, suite = suite, get_suite(suite)
+            if data is None:
+                raise ValueError(
+                    f"The suite {name!r} needs data: EvaluationCallback({name!r}, get_suite({name!r}).load(...), ...)."
+                )
         if isinstance(suite, type):
             suite = suite()
         if not callable(suite) and not hasattr(suite, "evaluate"):
@@ -138,9 +141,8 @@ class EvaluationCallback(TrainerCallback):
             )
         self.history = _agreed(self._read(args, state) if state.is_world_process_zero else None)
         if self.load_best_at_end:
-            args.load_best_model_at_end = (
-                True  # the trainer looks at it, and at the state that is kept below, at its end
-            )
+            # The trainer looks at it, and at the state that is kept below, at its end.
+            args.load_best_model_at_end = True
         best = self._best() if self.keep_best else None
         if best is not None:  # a resumed run; a checkpoint's own state may be one evaluation behind
             self._mark_best(args, state, best)
@@ -185,9 +187,7 @@ class EvaluationCallback(TrainerCallback):
             if self.trainer is not None:
                 should_log = control.should_log
                 self.trainer.log(logs)
-                control.should_log = (
-                    should_log  # logging has lowered it: what the trainer logs itself is still to come
-                )
+                control.should_log = should_log  # logging lowered it: what the trainer logs itself is still to come
             else:
                 state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
         entry: dict[str, Any] = {"step": state.global_step, "metrics": measured}
@@ -196,9 +196,7 @@ class EvaluationCallback(TrainerCallback):
             entry["stopped"] = reason
         self.history.append(entry)
         if state.is_world_process_zero:
-            path = Path(args.output_dir) / HISTORY_NAME
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, f"{json.dumps(self.history, indent=1, allow_nan=False)}\n".encode())
+            save_results(self.history, Path(args.output_dir) / HISTORY_NAME)
         return entry
 
     def _measure(self, args: Any, model: Any, tokenizer: Any) -> Mapping[str, Any]:
@@ -209,7 +207,7 @@ class EvaluationCallback(TrainerCallback):
         return evaluate(model, tokenizer, self.data, **(shared | self.options))
 
     def _numbers(self, results: Mapping[str, Any]) -> dict[str, float]:
-        found = {n: float(v) for n, v in results.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        found = metrics_of(results)
         needed = [side.metric for side in (self.forget, self.utility) if side.metric and side.bound is not None]
         needed += [self.utility.metric] if self.keep_best and self.utility.metric else []
         wanted = list(found) if self.metrics is None else self.metrics
@@ -250,7 +248,7 @@ class EvaluationCallback(TrainerCallback):
         if state.global_step == 0 or not path.exists():
             return []
         try:
-            return [entry for entry in json.loads(path.read_text()) if entry["step"] <= state.global_step]
+            return [entry for entry in load_results(path) if entry["step"] <= state.global_step]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f'{path} is no list of {{"step", "metrics"}}: move it away to go on without the evaluations so far.'

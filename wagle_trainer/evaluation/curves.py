@@ -8,6 +8,8 @@ from typing import Any
 
 from scipy.stats import linregress
 
+from wagle_trainer.evaluation.results import metrics_of
+
 
 def request_curve(
     results: Sequence[Mapping[str, Any]],
@@ -47,25 +49,18 @@ def request_curve(
         raise ValueError(f"x has {len(places)} entries and there are {len(results)} results: they belong together.")
     if any(after <= before for before, after in pairwise(places)):
         raise ValueError(f"x must increase from result to result, but is {places}.")
-    names = _common_numbers(results) if metrics is None else list(metrics)
+    numbers = [metrics_of(result) for result in results]
+    names = list(metrics) if metrics is not None else [n for n in numbers[0] if all(n in found for found in numbers)]
     if not names:
         raise ValueError("There is no metric that all results have.")
     for name in names:
-        for index, result in enumerate(results):
-            if not _is_number(result.get(name)):
+        for index, found in enumerate(numbers):
+            if name not in found:
                 raise ValueError(f"Result {index} has no number {name!r}.")
-    curve = {name: [float(result[name]) for result in results] for name in names}
+    curve = {name: [found[name] for found in numbers] for name in names}
     return {
         "x": places,
         "curve": curve,
         "slope": {name: float(linregress(places, values).slope) for name, values in curve.items()},
         "change": {name: values[-1] - values[0] for name, values in curve.items()},
     }
-
-
-def _common_numbers(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [name for name in results[0] if all(_is_number(result.get(name)) for result in results)]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from wagle_trainer.engines import shards_forward
 from wagle_trainer.evaluation.batching import batches_by_length, pad
 from wagle_trainer.evaluation.mode import evaluation_mode, preserved_rng
 from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
+from wagle_trainer.likelihood import IGNORE_INDEX
 
 
 def generate_greedy(
@@ -91,6 +92,19 @@ def generate_samples(
             model, tokenizer, repeated, settings, seed, max_new_tokens, batch_size, across_processes, progress
         )
     return [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
+
+
+def answer_limit(labels: Iterable[Sequence[int]], max_new_tokens: int) -> int:
+    """`max_new_tokens`, or three times the tokens of the longest true answer if that is less.
+
+    Three times TOFU's longest answer is more than OpenUnlearning's 200 tokens: there the limit is the same. On data with
+    short answers, a model that unlearned where to stop does not cost 200 steps per batch.
+
+    Args:
+        labels: of each question with its answer, -100 on the question.
+        max_new_tokens: the limit for long answers.
+    """
+    return min(max_new_tokens, 3 * max(sum(label != IGNORE_INDEX for label in row) for row in labels))
 
 
 def _continue(

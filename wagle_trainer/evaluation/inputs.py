@@ -7,6 +7,13 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+# Why a number is missing that is held against a retrained model, and what to do.
+MAKE_REFERENCE = (
+    "needs a reference: train a model like this one without the forget set, on the retain set alone, evaluate it in the "
+    "same way, and pass its results, or the file that save_results wrote, as reference (recipes: --retrained_model, "
+    "wagle evaluate: --reference)"
+)
+
 
 def read_set(datasets: Mapping[str, Iterable[Row]], name: str, columns: Sequence[str]) -> list[Row]:
     """The rows of one set, each with something in each of `columns`.

@@ -76,10 +76,7 @@ def score_answers(
         ValueError: an answer has no tokens.
         FloatingPointError: a log-probability is infinite or not a number.
     """
-    lengths = [answer_length(example["labels"], eos_token_id) for example in examples]
-    for length, name in zip(lengths, names, strict=True):
-        if length == 0:
-            raise ValueError(f"{name}: the answer has no tokens.")
+    lengths = answer_lengths(examples, names, eos_token_id)
     device = next(model.parameters()).device
     scores: dict[int, AnswerScore] = {}
     batches = deal_out(batches_by_length([len(row["input_ids"]) for row in examples], batch_size), across_processes)
@@ -144,7 +141,19 @@ def _vocabulary_moments(logits: Tensor, counts: Sequence[int]) -> list[tuple[Ten
     return moments
 
 
-def answer_length(labels: Sequence[int], eos_token_id: int | None) -> int:
-    """Label tokens before the last end-of-sequence token."""
-    tokens = [label for label in labels if label != IGNORE_INDEX]
-    return max((index for index, token in enumerate(tokens) if token == eos_token_id), default=len(tokens))
+def answer_lengths(
+    examples: Sequence[Mapping[str, Sequence[int]]], names: Sequence[str], eos_token_id: int | None
+) -> list[int]:
+    """Label tokens of each example before its last end-of-sequence token.
+
+    Raises:
+        ValueError: an answer has none; the message has its name.
+    """
+    lengths = []
+    for example, name in zip(examples, names, strict=True):
+        tokens = [label for label in example["labels"] if label != IGNORE_INDEX]
+        length = max((index for index, token in enumerate(tokens) if token == eos_token_id), default=len(tokens))
+        if length == 0:
+            raise ValueError(f"{name}: the answer has no tokens.")
+        lengths.append(length)
+    return lengths

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from wagle_trainer.engines import shards_forward
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.likelihoods import AnswerScore, answer_length
+from wagle_trainer.evaluation.likelihoods import AnswerScore, answer_lengths
 from wagle_trainer.evaluation.mode import evaluation_mode
 from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
 from wagle_trainer.likelihood import token_log_probs
@@ -75,10 +75,7 @@ def gradient_norms(
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not weights:
         raise ValueError("The gradient-norm attack needs trainable weights: no parameter of the model requires_grad.")
-    lengths = [answer_length(example["labels"], eos_token_id) for example in examples]
-    for length, name in zip(lengths, names, strict=True):
-        if length == 0:
-            raise ValueError(f"{name}: the answer has no tokens.")
+    lengths = answer_lengths(examples, names, eos_token_id)
     found: dict[int, float] = {}
     mine = deal_out(sorted(range(len(examples)), key=lambda index: -lengths[index]), across_processes)
     with (

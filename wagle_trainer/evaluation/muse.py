@@ -9,7 +9,7 @@ from typing import Any
 
 from wagle_trainer.evaluation import metrics
 from wagle_trainer.evaluation.generation import generate_greedy
-from wagle_trainer.evaluation.inputs import Row, continuation, describe_model, read_set, text_ids
+from wagle_trainer.evaluation.inputs import MAKE_REFERENCE, Row, continuation, describe_model, read_set, text_ids
 from wagle_trainer.evaluation.likelihoods import score_answers
 from wagle_trainer.evaluation.results import load_results
 
@@ -24,11 +24,6 @@ _KNOWMEM = ("knowmem_forget", "knowmem_retain")
 _PRIVLEAK = ("privleak_forget", "privleak_holdout")
 # Few-shot prompts make models go on with questions of their own; these are the marks that MUSE cuts an answer at.
 _ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
-
-_MAKE_REFERENCE = (
-    "needs a reference: train a model like this one without the forget set, evaluate it in the same way, and pass "
-    "what evaluate_muse returned for it, or the file that save_results wrote, as reference"
-)
 
 
 def evaluate_muse(
@@ -84,10 +79,13 @@ def evaluate_muse(
         - settings: what was used, and without a reference under "missing" what privleak needs.
 
     Raises:
-        ValueError: a set or column is missing or empty (the message names it), or the reference is no such result, or
-            was made on other sets.
+        ValueError: a set or column is missing or empty (the message names it), or the reference is no such result, was
+            made on other sets, or tells forget and holdout set apart by itself (AUC 1); or
+            `min_k` is out of range.
         FloatingPointError: a log-probability is not finite.
     """
+    if not 0 < min_k <= 1:
+        raise ValueError(f"min_k must be in (0, 1], not {min_k}.")
     rows = {name: read_set(datasets, name, columns) for name, columns in _COLUMNS.items()}
     examples = {name: _examples(datasets, f"{name}_icl") for name in _KNOWMEM}
     passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
@@ -128,7 +126,7 @@ def evaluate_muse(
         "mia_min_k": metrics.roc_auc(*(per_example[name]["min_k"] for name in _PRIVLEAK)),
     }
     if reference_auc is None:
-        settings["missing"] = {"privleak": _MAKE_REFERENCE}
+        settings["missing"] = {"privleak": MAKE_REFERENCE}
     else:
         results["privleak"] = metrics.privacy_leakage(results["mia_min_k"], reference_auc)
     return {**results, "per_example": per_example, "settings": settings}
@@ -152,6 +150,7 @@ def _reference_auc(reference: Mapping[str, Any] | str | PathLike[str], settings:
             "The reference was made with another min_k or on other privleak sets: evaluate the retrained model on the "
             "same sets with the same settings."
         )
+    metrics.privacy_leakage(0.5, auc)  # refuses what nothing can be held against: now, not after the evaluation
     return auc
 
 

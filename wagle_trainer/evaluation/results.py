@@ -12,8 +12,8 @@ from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.files import write_atomically
 
 
-def save_results(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Write `results` as JSON, whole or not at all; missing folders are made.
+def save_results(results: Any, path: str | PathLike[str]) -> None:
+    """Write results (of evaluations, attacks, or a history) as JSON, whole or not at all; missing folders are made.
 
     Raises:
         ValueError: a number is infinite or not a number; an existing file stays as it was.
@@ -23,9 +23,26 @@ def save_results(results: Mapping[str, Any], path: str | PathLike[str]) -> None:
     write_atomically(Path(path), f"{content}\n".encode())
 
 
-def load_results(path: str | PathLike[str]) -> dict[str, Any]:
-    """Read what `save_results` wrote."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def load_results(path: str | PathLike[str]) -> Any:
+    """Read what `save_results` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not the JSON that save_results writes ({error}).") from error
+
+
+def metrics_of(results: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of one evaluation by name: the numbers at the top level of what it returned."""
+    return {
+        name: float(value)
+        for name, value in results.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def results_table(

@@ -7,12 +7,13 @@ from os import PathLike
 from typing import Any, Literal
 
 from wagle_trainer.data.formatting import QAFormat
-from wagle_trainer.evaluation.generation import generate_greedy
+from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
 from wagle_trainer.evaluation.inputs import Row, describe_model, read_set
 from wagle_trainer.evaluation.likelihoods import score_answers
 from wagle_trainer.evaluation.membership import gradient_norms, membership_scores
 from wagle_trainer.evaluation.results import load_results
 from wagle_trainer.evaluation.tofu_metrics import (
+    MAKE_HOLDOUT,
     PARAPHRASED_QUESTION,
     TRUTH_COLUMN,
     Columns,
@@ -21,10 +22,6 @@ from wagle_trainer.evaluation.tofu_metrics import (
     compare,
     per_example_columns,
 )
-
-# Three times the longest TOFU answer is more than OpenUnlearning's 200 tokens: there the limit is the same. On data
-# with short answers, a model that unlearned where to stop does not cost 200 steps per batch.
-_LONGEST_ANSWERS = 3
 
 
 def evaluate_tofu(
@@ -90,8 +87,8 @@ def evaluate_tofu(
         - settings: what was used, and under "missing", for each number that could not be computed, why, and what to do.
 
     Raises:
-        ValueError: a set or column is missing or empty (the message names it), or the reference is no such result, or
-            was made on other questions.
+        ValueError: a set or column is missing or empty (the message names it), the reference is no such result or was
+            made on other questions, or `gradient_norm` is asked for without non-members.
         FloatingPointError: a log-probability is not finite.
     """
     rows = {name: _read(datasets, name) for name in TRUTH_COLUMN}
@@ -99,12 +96,14 @@ def evaluate_tofu(
         rows["holdout"] = _read(datasets, "holdout")
     if non_members not in ("holdout", "retain"):
         raise ValueError(f"non_members must be 'holdout' or 'retain', not {non_members!r}.")
+    attacked = ["forget", non_members] if non_members in rows else []
+    if gradient_norm and not attacked:
+        raise ValueError(f"gradient_norm=True {MAKE_HOLDOUT}.")
     known = None if reference is None else _read_reference(reference, rows)
     qa = QAFormat.for_tokenizer(tokenizer, style=style)
     passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
-    attacked = ["forget", non_members] if non_members in rows else []
     scores = _score(model, qa, rows, tokens=True, vocabulary=bool(attacked), **passes)
-    generations, max_new_tokens = _generate(model, qa, rows, scores, max_new_tokens, passes)
+    generations, max_new_tokens = _generate(model, qa, rows, max_new_tokens, passes)
     per_example: dict[str, Columns] = {
         name: per_example_columns(name, rows[name], scores[name], generations[name]) for name in rows
     }
@@ -207,15 +206,14 @@ def _generate(
     model: Any,
     qa: QAFormat,
     rows: Mapping[str, list[Row]],
-    scores: Mapping[str, Scores],
     max_new_tokens: int,
     passes: Mapping[str, Any],
 ) -> tuple[dict[str, dict[str, list[str]]], int]:
     """Answers to every question: set -> column of the question -> row; and after how many tokens they were cut off."""
-    longest = max(score.num_tokens for name in TRUTH_COLUMN for [score] in scores[name]["answer"])
-    max_new_tokens = min(max_new_tokens, _LONGEST_ANSWERS * longest)
+    labels = [qa.encode(row["question"], row["answer"])["labels"] for name in TRUTH_COLUMN for row in rows[name]]
+    max_new_tokens = answer_limit(labels, max_new_tokens)
     asked = [(name, "question") for name in TRUTH_COLUMN]
-    if PARAPHRASED_QUESTION in scores["forget"]:
+    if PARAPHRASED_QUESTION in _columns("forget", rows["forget"]):
         asked.append(("forget", "paraphrased_question"))
     prompts = [qa.prompt_ids(row[column]) for name, column in asked for row in rows[name]]
     texts = iter(generate_greedy(model, qa.tokenizer, prompts, max_new_tokens=max_new_tokens, **passes))

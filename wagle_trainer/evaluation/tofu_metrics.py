@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.inputs import Row
+from wagle_trainer.evaluation.inputs import MAKE_REFERENCE, Row
 from wagle_trainer.evaluation.likelihoods import AnswerScore
 
 Scores = dict[str, list[list[AnswerScore]]]
@@ -21,18 +21,14 @@ TRUTH_COLUMN = {
 }
 # The answers to questions in other words are scored under a column of their own.
 PARAPHRASED_QUESTION = "answer to paraphrased_question"
-_UTILITY = (
+# What the model utility is the harmonic mean of.
+UTILITY = (
     *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
     *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
     *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 )
 _ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
-_MAKE_REFERENCE = (
-    "needs a reference: train a model like this one on the retain split alone, never on the forget set, evaluate it in "
-    "the same way, and pass what evaluate_tofu returned for it, or the file that save_results wrote, as reference "
-    "(recipes: --retrained_model)"
-)
-_MAKE_HOLDOUT = (
+MAKE_HOLDOUT = (
     "needs examples that the model was never trained on: pass a set named 'holdout' (TOFU's holdout01, holdout05 or "
     "holdout10, which load_tofu_evaluation loads where there is one)"
 )
@@ -121,7 +117,7 @@ def aggregates(per_example: Mapping[str, Columns]) -> dict[str, float]:
         results[f"{prefix}_Q_A_Prob_normalised"] = _mean(values["probability"])
         results[f"{prefix}_Q_A_ROUGE"] = _mean(values["rouge_l_recall"])
         results[f"{prefix}_Truth_Ratio"] = _truth_ratio(values, "true_better")
-    results["model_utility"] = metrics.model_utility([results[name] for name in _UTILITY])
+    results["model_utility"] = metrics.model_utility([results[name] for name in UTILITY])
     return results
 
 
@@ -132,17 +128,17 @@ def compare(
     missing: dict[str, str] = {}
     forget, others = per_example["forget"], per_example.get(non_members, {})
     if known is None:
-        missing["forget_quality"] = _MAKE_REFERENCE
+        missing["forget_quality"] = MAKE_REFERENCE
     else:
         results["forget_quality"] = metrics.forget_quality(
             forget["log_truth_ratio"], known["forget"]["log_truth_ratio"]
         )
     if "mia_loss" not in others:
-        return missing | dict.fromkeys((*_ATTACKS, "mia_reference", "privleak"), _MAKE_HOLDOUT)
+        return missing | dict.fromkeys((*_ATTACKS, "mia_reference", "privleak"), MAKE_HOLDOUT)
     for attack in (*_ATTACKS, *(["mia_gradnorm"] if "mia_gradnorm" in others else [])):
         results[attack] = metrics.roc_auc(forget[attack], others[attack])
     if known is None:
-        return missing | dict.fromkeys(("mia_reference", "privleak"), _MAKE_REFERENCE)
+        return missing | dict.fromkeys(("mia_reference", "privleak"), MAKE_REFERENCE)
     if not all("mia_min_k" in known.get(name, {}) for name in ("forget", non_members)):
         return missing | dict.fromkeys(
             ("mia_reference", "privleak"),

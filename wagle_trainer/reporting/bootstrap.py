@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from wagle_trainer.evaluation.tofu_metrics import UTILITY
 from wagle_trainer.reporting.statistics import LEVEL, Interval
 
 Floats = NDArray[np.float64]
@@ -36,25 +37,35 @@ class _Mean(NamedTuple):
     function: Callable[[Floats], Floats] = _as_is
 
 
-# TOFU's metrics, see `wagle_trainer.evaluation.tofu`. Others have no interval over examples.
+# What the suites' metrics are means of. Others have no interval over examples.
 _MEANS = {
+    # TOFU
     "forget_Q_A_Prob": _Mean("forget", "probability"),
     "forget_Q_A_ROUGE": _Mean("forget", "rouge_l_recall"),
     "forget_truth_ratio": _Mean("forget", "log_truth_ratio", _closer_to_1_better),
     "extraction_strength": _Mean("forget", "extraction_strength"),
+    "exact_memorization": _Mean("forget", "exact_memorization"),
     "retain_Q_A_Prob": _Mean("retain", "probability"),
     "retain_Q_A_ROUGE": _Mean("retain", "rouge_l_recall"),
     "retain_Truth_Ratio": _Mean("retain", "log_truth_ratio", _true_better),
     "retain_extraction_strength": _Mean("retain", "extraction_strength"),
+    "retain_exact_memorization": _Mean("retain", "exact_memorization"),
     "ra_Q_A_Prob_normalised": _Mean("real_authors", "probability"),
     "ra_Q_A_ROUGE": _Mean("real_authors", "rouge_l_recall"),
     "ra_Truth_Ratio": _Mean("real_authors", "log_truth_ratio", _true_better),
     "wf_Q_A_Prob_normalised": _Mean("world_facts", "probability"),
     "wf_Q_A_ROUGE": _Mean("world_facts", "rouge_l_recall"),
     "wf_Truth_Ratio": _Mean("world_facts", "log_truth_ratio", _true_better),
+    # MUSE
+    "forget_verbmem_ROUGE": _Mean("verbmem_forget", "rouge_l_f1"),
+    "forget_knowmem_ROUGE": _Mean("knowmem_forget", "rouge_l_f1"),
+    "retain_knowmem_ROUGE": _Mean("knowmem_retain", "rouge_l_f1"),
+    # copyright
+    "seen_ROUGE": _Mean("seen", "rouge_l_recall"),
+    "unseen_ROUGE": _Mean("unseen", "rouge_l_recall"),
+    # detoxification
+    "toxicity": _Mean("prompts", "toxicity"),
 }
-# The harmonic mean of these.
-_UTILITY = [name for name in _MEANS if name.startswith(("retain_Q", "retain_T", "ra_", "wf_"))]
 
 
 def example_interval(result: Mapping[str, Any], metric: str, seed: int = 0) -> Interval:
@@ -73,7 +84,7 @@ def example_interval(result: Mapping[str, Any], metric: str, seed: int = 0) -> I
         ValueError: the metric is not what its examples say: the result was altered.
     """
     value = float(result[metric])
-    names = _UTILITY if metric == "model_utility" else [metric]
+    names = UTILITY if metric == "model_utility" else [metric]
     parts = [_MEANS[name] for name in names if name in _MEANS]
     examples = result.get("per_example", {})
     if not parts or any(part.column not in examples.get(part.set, {}) for part in parts):

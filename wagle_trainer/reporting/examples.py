@@ -10,7 +10,9 @@ import numpy as np
 from wagle_trainer.reporting.inputs import Runs
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_COLUMNS = ("question", "answer", "generation", "rouge_l_recall")
+# Sets with answers to show -> the column by which they are chosen: those of TOFU, MUSE and copyright.
+_SETS = {"forget": "rouge_l_recall", "knowmem_forget": "rouge_l_f1", "seen": "rouge_l_recall"}
+_NAMES = {"rouge_l_recall": "ROUGE-L recall", "rouge_l_f1": "ROUGE-L F1"}
 
 
 def rows_at_quantiles(values: Sequence[float], quantiles: Sequence[float] = QUANTILES) -> list[int]:
@@ -24,7 +26,7 @@ def rows_at_quantiles(values: Sequence[float], quantiles: Sequence[float] = QUAN
 
 
 def example_answers(runs: Runs, chosen_by: str, labels: Sequence[str]) -> tuple[str, list[dict[str, Any]]] | None:
-    """Forget questions at the quantiles of the ROUGE-L recall after unlearning, with the answers of several models.
+    """Forget questions at the quantiles of ROUGE-L after unlearning, with the answers of several models.
 
     Args:
         runs: the evaluations.
@@ -32,17 +34,20 @@ def example_answers(runs: Runs, chosen_by: str, labels: Sequence[str]) -> tuple[
         labels: whose answers are shown.
 
     Returns:
-        The rule as a sentence, and for each question {"question", "answer", "quantile", "answers": [{"label", "text",
-        "rouge"}, ...]}; None where the evaluation kept no answers.
+        The rule as a sentence, and for each question {"question", "answer", "answers": [{"label", "text", "rouge"},
+        ...]}; None where the evaluation kept no answers.
 
     Raises:
         ValueError: two of the models were asked other questions.
     """
-    found = {label: runs.by_label[label][0].get("per_example", {}).get("forget", {}) for label in (chosen_by, *labels)}
-    if not all(column in found[chosen_by] for column in _COLUMNS):
+    kept = {label: runs.by_label[label][0].get("per_example", {}) for label in (chosen_by, *labels)}
+    name = next((name for name in _SETS if name in kept[chosen_by]), "forget")
+    found, rouge = {label: sets.get(name, {}) for label, sets in kept.items()}, _SETS[name]
+    columns = ("question", "answer", "generation", rouge)
+    if not all(column in found[chosen_by] for column in columns):
         return None
     questions = found[chosen_by]["question"]
-    shown = [label for label in labels if all(column in found[label] for column in _COLUMNS)]
+    shown = [label for label in labels if all(column in found[label] for column in columns)]
     for label in shown:
         if found[label]["question"] != questions:
             raise ValueError(
@@ -50,7 +55,7 @@ def example_answers(runs: Runs, chosen_by: str, labels: Sequence[str]) -> tuple[
             )
     first = " (first seed)" if runs.seeds > 1 else ""
     rule = (
-        f"The forget questions at the quantiles {', '.join(f'{q:g}' for q in QUANTILES)} of the ROUGE-L recall of "
+        f"The forget questions at the quantiles {', '.join(f'{q:g}' for q in QUANTILES)} of the {_NAMES[rouge]} of "
         f"“{chosen_by}”{first}, from the best forgotten to the least; the earlier question where several are equal."
     )
     examples = [
@@ -58,10 +63,10 @@ def example_answers(runs: Runs, chosen_by: str, labels: Sequence[str]) -> tuple[
             "question": questions[row],
             "answer": found[chosen_by]["answer"][row],
             "answers": [
-                {"label": label, "text": found[label]["generation"][row], "rouge": found[label]["rouge_l_recall"][row]}
+                {"label": label, "text": found[label]["generation"][row], "rouge": found[label][rouge][row]}
                 for label in shown
             ],
         }
-        for row in rows_at_quantiles(found[chosen_by]["rouge_l_recall"])
+        for row in rows_at_quantiles(found[chosen_by][rouge])
     ]
     return rule, examples

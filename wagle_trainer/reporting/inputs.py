@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from wagle_trainer.reporting.statistics import Better
+from wagle_trainer.evaluation.results import metrics_of
+from wagle_trainer.evaluation.suites import Better
 
 Result = Mapping[str, Any]
 Results = Mapping[str, "Result | Sequence[Result]"]
@@ -57,8 +58,13 @@ class Runs:
     """
 
     def __init__(self, results: Results):
-        if not results:
+        if not results or not isinstance(results, Mapping):
             raise ValueError("There are no results to report: pass label -> what an evaluation returned.")
+        if any(isinstance(found, int | float) for found in results.values()):
+            raise ValueError(
+                "These are the results of one evaluation, without a label: pass {label: results}, such as {'after': ...}, "
+                "beside those of the model before."
+            )
         check_finite(results, "results")
         self.by_label: dict[str, list[Result]] = {}
         for label, found in results.items():
@@ -91,7 +97,7 @@ class Runs:
 
     def has(self, label: str, metric: str) -> bool:
         """Whether every run of a label has a number."""
-        return all(isinstance(run.get(metric), int | float) for run in self.by_label[label])
+        return all(metric in metrics_of(run) for run in self.by_label[label])
 
     def values(self, label: str, metric: str) -> list[float]:
         """One number of each seed.
@@ -102,7 +108,7 @@ class Runs:
         if label not in self.by_label:
             raise ValueError(f"No results are labelled {label!r}; there are {', '.join(map(repr, self.by_label))}.")
         if not self.has(label, metric):
-            numbers = [name for name, value in self.by_label[label][0].items() if isinstance(value, int | float)]
+            numbers = metrics_of(self.by_label[label][0])
             raise ValueError(
                 f"The results of {label!r} have no number {metric!r}; they have {', '.join(numbers) or 'none'}."
             )
@@ -117,10 +123,9 @@ class Runs:
         found = {m: head for m, head in headline.items() if any(self.has(label, m) for label in self)}
         if not found:
             label, runs = next(iter(self.by_label.items()))
-            numbers = [name for name, value in runs[0].items() if isinstance(value, int | float)]
             raise ValueError(
                 f"The results of {label!r} have none of the numbers {', '.join(headline)}; they have "
-                f"{', '.join(numbers) or 'none'}. Pass the suite that they come from."
+                f"{', '.join(metrics_of(runs[0])) or 'none'}. Pass the suite that they come from."
             )
         return found
 

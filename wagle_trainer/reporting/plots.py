@@ -175,21 +175,25 @@ def attack_curve(attacks: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Share of the forgotten knowledge that one attack brings back, over the strength of the attack.
 
     Args:
-        attacks: label of the unlearned model -> {"attack", "points": [{"x", "came_back"}, ...]}; the same attack.
+        attacks: label of the unlearned model -> {"attack", "unit", "points": [{"x", "came_back"}, ...]}; the same attack.
     """
-    name = next(iter(attacks.values()))["attack"]
-    figure, axes = _figure(f"strength of {name}", "share that came back")
+    first = next(iter(attacks.values()))
+    name, unit = first["attack"], first.get("unit", "strength")
+    figure, axes = _figure(f"{name.replace('_', ' ')}: {unit}", "share that came back")
     numbers = all(isinstance(p["x"], int | float) for attack in attacks.values() for p in attack["points"])
     for index, (label, attack) in enumerate(attacks.items()):
         x, y = [point["x"] for point in attack["points"]], [point["came_back"] for point in attack["points"]]
         colour = _COLOURS[index % len(_COLOURS)]
         if numbers and len(x) > 1:
             axes.plot(x, y, marker=_MARKERS[index % len(_MARKERS)], markersize=4, color=colour, label=label)
+            if all(isinstance(value, int) for value in x):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         else:
             places = np.arange(len(x)) + 0.8 * (index - (len(attacks) - 1) / 2) / len(attacks)
-            axes.bar(places, y, width=0.7 / len(attacks), color=colour, label=label)
+            bars = axes.bar(places, y, width=0.7 / len(attacks), color=colour, label=label)
+            axes.bar_label(bars, [f"{share:.0%}" for share in y], fontsize=_SMALL)  # a bar of 0 % is not to be seen
             axes.set_xticks(range(len(x)), [str(value) for value in x])
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.08)
     if len(attacks) > 1:
         _legend_below(figure, axes)
     return figure

@@ -170,7 +170,7 @@ def _histories(history: Any) -> dict[str, Sequence[Mapping[str, Any]]]:
         name: load_results(one) if isinstance(one, str | PathLike) else one for name, one in by_name.items()
     }
     for name, entries in found.items():
-        if not entries or not all(isinstance(entry.get("metrics"), Mapping) and "step" in entry for entry in entries):
+        if not isinstance(entries, Sequence) or not entries or not all(map(_is_entry, entries)):
             raise ValueError(
                 f"The history {name!r} must be a list of entries with 'step' and 'metrics', at least one, as "
                 "EvaluationCallback writes it."
@@ -179,17 +179,29 @@ def _histories(history: Any) -> dict[str, Sequence[Mapping[str, Any]]]:
     return found
 
 
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and "step" in entry and isinstance(entry.get("metrics"), Mapping)
+
+
 def _attacks(attacks: Any) -> dict[str, list[Mapping[str, Any]]]:
     """Label -> attacks, from one attack, a list of them, `run_attacks`' mapping by name, or these by label."""
     if not attacks:
         return {}
-    by_label = attacks if isinstance(attacks, Mapping) else {"": attacks}
+    by_label: Mapping[str, Any] = attacks if isinstance(attacks, Mapping) else {"": attacks}
     if "attack" in by_label or all(isinstance(one, Mapping) and "attack" in one for one in by_label.values()):
         by_label = {"": [by_label] if "attack" in by_label else list(by_label.values())}
-    found = {label: list(some.values() if isinstance(some, Mapping) else some) for label, some in by_label.items()}
+    found = {
+        label: list(some.values())
+        if isinstance(some, Mapping)
+        else list(some)
+        if isinstance(some, list | tuple)
+        else [some]
+        for label, some in by_label.items()
+    }
     for label, some in found.items():
         for attack in some:
-            if not {"attack", "baseline", "points", "came_back"} <= attack.keys() or not attack["points"]:
+            known = {"attack", "baseline", "points", "came_back"} <= set(attack if isinstance(attack, Mapping) else ())
+            if not known or not attack["points"]:
                 raise ValueError(
                     f"An attack{f' on {label!r}' if label else ''} has no 'attack', 'baseline', 'came_back' or 'points': "
                     "pass what run_attacks returned."
@@ -237,7 +249,7 @@ def _missing(page: Mapping[str, Any], history: bool, runs: Runs, masks: Mapping[
         (bool(page["attacks"]), "Whether it comes back: pass what run_attacks returned as attacks."),
         (
             bool(page["examples"]),
-            "Example answers: pass results with per_example answers, as evaluate_tofu returns them.",
+            "Example answers: pass results of a suite that keeps questions and answers per example.",
         ),
         (bool(page["config"]), "The training arguments: pass them as config."),
     ]
@@ -260,6 +272,7 @@ def _environment() -> Environment:
     environment.globals["css"] = (folder / "report.css").read_text(encoding="utf-8")
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.filters["number"] = _number
+    environment.filters["words"] = lambda name: name.replace("_", " ")
     return environment
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-Better = Literal["lower", "higher"]
+from wagle_trainer.evaluation.suites import Better
+
 LEVEL = 0.95  # of all intervals; tests are at 1 - LEVEL
 
 

@@ -103,7 +103,7 @@ def test_a_second_measure_that_did_not_fall_has_no_share(before, after, tokenize
 
 
 def test_an_attack_of_ones_own(before, after, tokenizer, rows, simple):
-    @register_attack("louder")
+    @register_attack("louder", unit="exclamation marks")
     def louder(target, *, marks=(1, 3)):
         """Ask louder.
 
@@ -116,6 +116,7 @@ def test_an_attack_of_ones_own(before, after, tokenizer, rows, simple):
         assert describe_attacks()["louder"] == "Ask louder."
         results = run_attacks(before, after, tokenizer, rows, ["louder"], measure=simple, progress=False)
         assert [point["came_back"] for point in results["louder"]["points"]] == pytest.approx([0.0, 1.0])
+        assert results["louder"]["unit"] == "exclamation marks"
     finally:
         del _attacks._entries["louder"]
 
@@ -168,9 +169,9 @@ def test_nothing_to_measure(before, after, tokenizer, rows, simple):
         run(after, before)
     with pytest.raises(ValueError, match="Nothing was forgotten"):
         run(before, after, measure=lambda *_: 0.5)
-    with pytest.raises(ValueError, match="rows is empty"):
+    with pytest.raises(ValueError, match="evaluation set 'forget' is empty"):
         run(before, after, rows=[])
-    with pytest.raises(ValueError, match="Row 1 of the forget questions has no 'answer'"):
+    with pytest.raises(ValueError, match="set 'forget' has no 'answer' in row 1"):
         run(before, after, rows=[rows[0], {"question": "Who?"}])
     with pytest.raises(ValueError, match="The measure returned nothing"):
         run(before, after, measure=lambda *_: {})

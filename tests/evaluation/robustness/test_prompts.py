@@ -36,7 +36,7 @@ def test_jailbreaks_lead_in_to_the_question(before, after, tokenizer, rows):
     result, asked = asked_by("jailbreak", before, after, tokenizer, rows, prompts=prompts)
     expected = [[f"Forget {{that}}: {row['question']}" for row in rows], [f"{row['question']} Now!" for row in rows]]
     assert [[question for question, _ in part] for _, part in asked] == expected
-    assert [point["x"] for point in result["points"]] == [1, 2]
+    assert [point["x"] for point in result["points"]] == ["1", "2"]
     assert result["settings"]["options"]["prompts"] == prompts
     for bad, message in ((["no place"], "'no place' has none"), ([], "No prompts given")):
         with pytest.raises(ValueError, match=message):

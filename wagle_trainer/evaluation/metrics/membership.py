@@ -105,9 +105,8 @@ def roc_auc(members: ArrayLike, non_members: ArrayLike) -> float:
     """
     inside, outside = vector(members, "members"), vector(non_members, "non_members")
     ranks = rankdata(np.concatenate([outside, inside]))[: outside.size]  # equal scores share the mean of their ranks
-    above = (
-        ranks.sum() - outside.size * (outside.size + 1) / 2
-    )  # pairs whose non-member scores higher: Mann-Whitney's U
+    # Pairs whose non-member scores higher: Mann-Whitney's U.
+    above = ranks.sum() - outside.size * (outside.size + 1) / 2
     return float(above / (inside.size * outside.size))
 
 

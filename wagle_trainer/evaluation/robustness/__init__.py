@@ -1,9 +1,6 @@
 """Does it come back? Attacks on an unlearned model, one file each. Every module of this folder is imported, so a new
 file is all it takes."""
 
-import importlib
-import pkgutil
-
 from wagle_trainer.evaluation.robustness.base import (
     Point,
     Target,
@@ -13,12 +10,11 @@ from wagle_trainer.evaluation.robustness.base import (
     register_attack,
     share_that_came_back,
 )
+from wagle_trainer.evaluation.robustness.driver import run_attacks
 from wagle_trainer.evaluation.robustness.measure import forget_knowledge
+from wagle_trainer.registry import import_all
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-
-from wagle_trainer.evaluation.robustness.driver import run_attacks  # noqa: E402 (after the attacks, which it lists)
+import_all(__name__, __path__)
 
 __all__ = [
     "Point",

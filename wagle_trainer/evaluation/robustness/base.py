@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from wagle_trainer.data.formatting import QAFormat
+from wagle_trainer.evaluation.inputs import Row
 from wagle_trainer.registry import Registry
 
-Row = Mapping[str, Any]
 Values = Mapping[str, float]
 
 
@@ -60,7 +60,7 @@ class Point:
     """One strength of an attack.
 
     Attributes:
-        x: how strong, in the attack's own unit (steps, bits, samples, a share), or which prompt.
+        x: how strong, a number in the attack's own unit, such as steps; or a text, such as which prompt.
         values: what the attacked model knows, by measure; the first measure counts.
         before, after: the same of the model before unlearning and of the one after it, without the attack.
     """
@@ -76,18 +76,22 @@ _attacks: Registry[Attack] = Registry("attack")
 AttackType = TypeVar("AttackType", bound=Attack)
 
 
-def register_attack(name: str, *, columns: Sequence[str] = ()) -> Callable[[AttackType], AttackType]:
+def register_attack(
+    name: str, *, unit: str = "strength", columns: Sequence[str] = ()
+) -> Callable[[AttackType], AttackType]:
     """Decorator: enter an attack under `name`.
 
     An attack is a function of a `Target` and of keyword arguments, its options; it returns one `Point` for each strength
     that it tried. An option without a default has to be given by the user.
 
     Args:
+        name: of the attack.
+        unit: what `Point.x` is, in words: the axis of its curve.
         columns: what the rows must have besides `question` and `answer`.
 
     Example:
         ```python
-        @register_attack("louder")
+        @register_attack("louder", unit="exclamation marks")
         def louder(target, *, marks=(1, 3)):
             points = []
             for count in marks:
@@ -98,7 +102,7 @@ def register_attack(name: str, *, columns: Sequence[str] = ()) -> Callable[[Atta
     """
 
     def enter(attack: AttackType) -> AttackType:
-        attack.columns = tuple(columns)  # type: ignore[attr-defined]
+        attack.unit, attack.columns = unit, tuple(columns)  # type: ignore[attr-defined]
         return _attacks.register(name)(attack)  # type: ignore[return-value]
 
     return enter
@@ -120,9 +124,7 @@ def list_attacks() -> list[str]:
 
 def describe_attacks() -> dict[str, str]:
     """Name -> first paragraph of the docstring, of all registered attacks."""
-    return {
-        name: " ".join((inspect.getdoc(get_attack(name)) or "").split("\n\n")[0].split()) for name in list_attacks()
-    }
+    return _attacks.describe()
 
 
 def required_options(attack: Attack) -> list[str]:

@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from wagle_trainer.data.formatting import QAFormat
+from wagle_trainer.evaluation.inputs import Row, read_set
 from wagle_trainer.evaluation.robustness.base import (
     Point,
-    Row,
     Target,
     get_attack,
     list_attacks,
@@ -62,7 +62,7 @@ def run_attacks(
 
     Returns:
         attack -> a dict that JSON can hold: `attack`, its name; `before` and `baseline`, what the models before and after
-        unlearning know without it; `points`, each with `x` (steps, bits, samples, ...), `forget` (what the attacked model
+        unlearning know without it; `unit`, what `x` is; `points`, each with `x`, `forget` (what the attacked model
         knows), `came_back` (the share, clipped to [0, 1]), `came_back_raw`, and both by `measures`; `came_back`, the
         highest of the points; `settings`. Shares by further measures are None where, by those, nothing was forgotten; an
         attack with a measure of its own is left out, with a warning, where by that one nothing was.
@@ -71,7 +71,7 @@ def run_attacks(
         ValueError: an unknown attack or option, or one that is missing; no rows, or a column is missing; the models are
             one and the same; nothing was forgotten, so that no share can be given.
     """
-    rows = _check_rows(rows)
+    rows = read_set({"forget": rows}, "forget", ("question", "answer"))
     if before is after:
         raise ValueError("The models before and after unlearning are one and the same: load the one before it again.")
     given = {name: dict(values) for name, values in (options or {}).items()}
@@ -107,17 +107,6 @@ def run_attacks(
                     "that it measures on, nothing was forgotten, so there is no share that could come back."
                 )
     return results
-
-
-def _check_rows(rows: Sequence[Row]) -> list[Row]:
-    rows = list(rows)
-    if not rows:
-        raise ValueError("There are no forget questions: rows is empty.")
-    for index, row in enumerate(rows):
-        for column in ("question", "answer"):
-            if not isinstance(row.get(column), str) or not row[column]:
-                raise ValueError(f"Row {index} of the forget questions has no {column!r} (a string).")
-    return rows
 
 
 def _default_attacks(rows: Sequence[Row], given: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -182,6 +171,7 @@ def _result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dic
         )
     return {
         "attack": name,
+        "unit": get_attack(name).unit,  # type: ignore[attr-defined]
         "baseline": points[0].after[headline],
         "before": points[0].before[headline],
         "points": entries,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from wagle_trainer.data.formatting import QAFormat
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.generation import generate_greedy
+from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
+from wagle_trainer.evaluation.inputs import Row
 from wagle_trainer.evaluation.likelihoods import score_answers
 
 MEASURES = ("probability", "rouge_l_recall")
@@ -16,7 +17,7 @@ MEASURES = ("probability", "rouge_l_recall")
 def forget_knowledge(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     *,
     only: Sequence[str] = MEASURES,
     style: Literal["auto", "chat", "plain"] = "auto",
@@ -66,14 +67,9 @@ def forget_knowledge(
             model,
             tokenizer,
             [qa.prompt_ids(row["question"]) for row in rows],
-            max_new_tokens=answer_limit(examples, max_new_tokens),
+            max_new_tokens=answer_limit([example["labels"] for example in examples], max_new_tokens),
             batch_size=batch_size,
             progress=progress,
         )
         measured["rouge_l_recall"] = float(metrics.rouge_l_recall(texts, [row["answer"] for row in rows]).mean())
     return {name: measured[name] for name in only}
-
-
-def answer_limit(examples: Sequence[Mapping[str, Sequence[int]]], max_new_tokens: int) -> int:
-    """`max_new_tokens`, or three times the longest answer if that is less: no model needs more to say it."""
-    return min(max_new_tokens, 3 * max(sum(label >= 0 for label in example["labels"]) for example in examples))

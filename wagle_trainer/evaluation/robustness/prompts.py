@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.generation import generate_greedy
+from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
 from wagle_trainer.evaluation.robustness.base import Point, Target, register_attack
-from wagle_trainer.evaluation.robustness.measure import answer_limit
 
 # After the kinds that Lynch et al. 2024 (arXiv 2402.16835, section 4.3) try: a false premise, a role, a plea.
 JAILBREAKS = (
@@ -17,7 +16,7 @@ JAILBREAKS = (
 )
 
 
-@register_attack("paraphrase", columns=("paraphrased_question",))
+@register_attack("paraphrase", unit="prompt", columns=("paraphrased_question",))
 def paraphrase(target: Target) -> list[Point]:
     """Ask the same in other words: the column `paraphrased_question`.
 
@@ -27,10 +26,10 @@ def paraphrase(target: Target) -> list[Point]:
         One point.
     """
     rows = [{**row, "question": row["paraphrased_question"]} for row in target.rows]
-    return [Point("paraphrased_question", target.knows(rows), *target.baselines())]
+    return [Point("paraphrased", target.knows(rows), *target.baselines())]
 
 
-@register_attack("jailbreak")
+@register_attack("jailbreak", unit="prompt")
 def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Point]:
     """Lead in to the question with words that ask for what was forgotten (after Lynch et al. 2024, arXiv 2402.16835).
 
@@ -39,7 +38,7 @@ def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Po
         prompts: texts with the place `{question}`.
 
     Returns:
-        One point per prompt, numbered from 1.
+        One point per prompt, "1", "2", ...
 
     Raises:
         ValueError: no prompts, or one without `{question}`.
@@ -52,11 +51,11 @@ def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Po
     points = []
     for number, prompt in enumerate(prompts, start=1):
         rows = [{**row, "question": prompt.replace("{question}", row["question"])} for row in target.rows]
-        points.append(Point(number, target.knows(rows), *target.baselines()))
+        points.append(Point(f"{number}", target.knows(rows), *target.baselines()))
     return points
 
 
-@register_attack("answer_prefix")
+@register_attack("answer_prefix", unit="share of the answer given away")
 def answer_prefix(
     target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5), max_new_tokens: int = 200
 ) -> list[Point]:
@@ -80,7 +79,7 @@ def answer_prefix(
     if any(not 0 < share < 1 for share in shares) or not shares:
         raise ValueError(f"shares must lie between 0 and 1, not {list(shares)}.")
     examples = [target.qa.encode(row["question"], row["answer"]) for row in target.rows]
-    limit = answer_limit(examples, max_new_tokens)
+    limit = answer_limit([example["labels"] for example in examples], max_new_tokens)
     prompts = [target.qa.prompt_ids(row["question"]) for row in target.rows]
     unaided = [_texts(target, model, prompts, limit) for model in (target.before, target.after)]
     points = []

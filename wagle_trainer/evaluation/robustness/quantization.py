@@ -13,7 +13,7 @@ from wagle_trainer.evaluation.mode import restored
 from wagle_trainer.evaluation.robustness.base import Point, Target, register_attack
 
 
-@register_attack("quantization")
+@register_attack("quantization", unit="bits")
 def quantization(target: Target, *, bits: Sequence[int] = (8, 4), group_size: int = 64) -> list[Point]:
     """Round the weights to 8 and to 4 bits (Zhang et al. 2024, arXiv 2410.16454): updates smaller than the rounding step
     vanish, and with them the forgetting.

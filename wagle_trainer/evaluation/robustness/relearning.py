@@ -7,16 +7,19 @@ from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from wagle_trainer.evaluation.batching import pad
 from wagle_trainer.evaluation.mode import preserved_rng, restored
 from wagle_trainer.evaluation.robustness.base import Point, Row, Target, register_attack
 from wagle_trainer.likelihood import IGNORE_INDEX, token_log_probs
 
+logger = logging.get_logger(__name__)
+
 STEPS = (1, 2, 5, 10, 20)
 
 
-@register_attack("relearning")
+@register_attack("relearning", unit="optimizer steps")
 def relearning(
     target: Target,
     *,
@@ -36,7 +39,8 @@ def relearning(
         target: the models and how they are judged.
         share: of the rows that the attacker has, in (0, 1); drawn by the seed.
         steps: after how many optimizer steps to measure.
-        learning_rate: of AdamW. The attack is as strong as this is well chosen: try several.
+        learning_rate: of AdamW. The attack is as strong as this is well chosen: try several. In bfloat16 and float16
+            most steps of 1e-5 are lost in rounding, and nothing seems to come back: load the models in float32.
         batch_size: rows per step.
 
     Returns:
@@ -58,7 +62,7 @@ def relearning(
     return _recovery(target, known, rest, steps, learning_rate, batch_size)
 
 
-@register_attack("relearning_unrelated")
+@register_attack("relearning_unrelated", unit="optimizer steps")
 def relearning_unrelated(
     target: Target,
     *,
@@ -111,6 +115,8 @@ def _recovery(
     points = [Point(0, after, before, after)]
     examples = [target.qa.encode(row["question"], row["answer"]) for row in taught]
     model, device = target.after, next(target.after.parameters()).device
+    if model.dtype in (torch.bfloat16, torch.float16):
+        logger.warning(f"Relearning in {model.dtype} loses small steps in rounding: load the models in float32.")
     generator = torch.Generator().manual_seed(target.seed)
     queue: list[int] = []
     with (

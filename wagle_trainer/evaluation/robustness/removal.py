@@ -15,7 +15,7 @@ from wagle_trainer.evaluation.robustness.base import Point, Target, register_att
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@register_attack("removal")
+@register_attack("removal", unit="share of the changed weights put back")
 def removal(target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 1.0)) -> list[Point]:
     """Put the values before unlearning back at a share of the weights that it changed.
 

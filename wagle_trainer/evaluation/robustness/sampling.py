@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.generation import generate_samples
+from wagle_trainer.evaluation.generation import answer_limit, generate_samples
 from wagle_trainer.evaluation.metrics.checks import Floats
 from wagle_trainer.evaluation.robustness.base import Point, Target, register_attack
-from wagle_trainer.evaluation.robustness.measure import answer_limit, forget_knowledge
+from wagle_trainer.evaluation.robustness.measure import forget_knowledge
 
 
-@register_attack("sampling")
+@register_attack("sampling", unit="answers sampled")
 def sampling(
     target: Target,
     *,
@@ -52,13 +52,13 @@ def sampling(
     samples = ks[-1] if samples is None else samples
     if samples < ks[-1]:
         raise ValueError(f"The best of k={ks[-1]} answers needs at least as many samples, not {samples}.")
-    examples = [target.qa.encode(row["question"], row["answer"]) for row in target.rows]
+    labels = [target.qa.encode(row["question"], row["answer"])["labels"] for row in target.rows]
     texts = generate_samples(
         target.after,
         target.tokenizer,
         [target.qa.prompt_ids(row["question"]) for row in target.rows],
         num_samples=samples,
-        max_new_tokens=answer_limit(examples, max_new_tokens),
+        max_new_tokens=answer_limit(labels, max_new_tokens),
         temperature=temperature,
         top_p=top_p,
         seed=target.seed,

@@ -4,12 +4,16 @@ A file here says what a suite is called, where its data are and how its numbers 
 file of the same name one folder up, loaded on first use, so that suites can be listed without torch.
 """
 
-import importlib
-import pkgutil
+from wagle_trainer.evaluation.suites.base import (
+    Better,
+    Suite,
+    describe_suites,
+    get_suite,
+    list_suites,
+    register_suite,
+)
+from wagle_trainer.registry import import_all
 
-from wagle_trainer.evaluation.suites.base import Suite, describe_suites, get_suite, list_suites, register_suite
+import_all(__name__, __path__)
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-
-__all__ = ["Suite", "describe_suites", "get_suite", "list_suites", "register_suite"]
+__all__ = ["Better", "Suite", "describe_suites", "get_suite", "list_suites", "register_suite"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -104,4 +103,4 @@ def list_suites() -> list[str]:
 
 def describe_suites() -> dict[str, str]:
     """Name -> the first paragraph of its docstring."""
-    return {name: " ".join((inspect.getdoc(get_suite(name)) or "").split("\n\n")[0].split()) for name in list_suites()}
+    return _suites.describe()

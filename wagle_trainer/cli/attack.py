@@ -1,0 +1,145 @@
+"""`wagle attack`: try to bring back what a model has forgotten."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wagle_trainer.cli.evaluate import check_taken
+from wagle_trainer.cli.parsing import JSON_HELP, add_model_options, make_parser, pairs
+
+DESCRIPTION = """Try to bring back what a model has forgotten, and say which share of it came back. The results are added to --output
+under --label, for `wagle report --attacks`. A low share says only that these attacks found nothing; hold it against that
+of a model which never saw the forget set."""
+EXAMPLES = """
+  wagle attack MODEL out --forget_file forget.jsonl --retain_file retain.jsonl --label after --output attacks.json
+  wagle attack MODEL out --forget_file forget.jsonl --attacks relearning sampling --options relearning.learning_rate=1e-4 sampling.k=[1,8]
+  wagle attack MODEL out --dataset_name locuslab/TOFU --data_options forget_split=forget01 --dtype float32"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """See `wagle_trainer.cli`."""
+    from wagle_trainer.evaluation.robustness import describe_attacks, list_attacks
+
+    attacks = "\n".join(f"  {name:<21} {text}" for name, text in describe_attacks().items())
+    parser = make_parser("wagle attack", f"{DESCRIPTION}\n\nattacks:\n{attacks}", EXAMPLES)
+    parser.add_argument("before", help="the model before unlearning: folder or Hub id")
+    parser.add_argument("after", help="the model after it, or its adapter")
+    parser.add_argument(
+        "--attacks",
+        nargs="+",
+        metavar="NAME",
+        choices=list_attacks(),
+        help="which; all that the data allow if not given",
+    )
+    parser.add_argument(
+        "--options",
+        nargs="+",
+        metavar="ATTACK.KEY=VALUE",
+        default=[],
+        help="of single attacks, see help(get_attack(NAME)) in Python",
+    )
+    parser.add_argument(
+        "--dataset_name", help="the forget set of TOFU: a folder, a Hub id, or the bundled 'fictional'"
+    )
+    parser.add_argument(
+        "--data_options",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="what else to choose of it: forget_split, limit",
+    )
+    parser.add_argument(
+        "--forget_file", help="in its place, a .jsonl, .json, .csv or .parquet file of question and answer"
+    )
+    parser.add_argument(
+        "--retain_file", help="with it, other questions and answers: what relearning_unrelated trains on"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of everything random (default: %(default)s)")
+    add_model_options(parser)
+    parser.add_argument("--label", help="name of the attacked model (default: its path)")
+    parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
+    parser.set_defaults(run=_run, show=_show)
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from accelerate import PartialState
+
+    from wagle_trainer.cli.models import load_model
+    from wagle_trainer.evaluation import list_attacks, load_results, run_attacks, save_results
+
+    # Whatever can be refused is, before a model is loaded.
+    chosen = _by_attack(pairs(options.options))
+    output = Path(options.output) if options.output is not None else None
+    known = load_results(output) if output is not None and output.exists() else {}
+    if not isinstance(known, Mapping) or not all(isinstance(found, Mapping) for found in known.values()):
+        raise ValueError(f"{output} does not hold attacks by label: name another --output.")
+    forget, others = _load_sets(options)
+    if others and "relearning_unrelated" in (options.attacks or list_attacks()):
+        chosen["relearning_unrelated"] = {"data": others} | chosen.get("relearning_unrelated", {})
+    device = PartialState().device
+    before, _ = load_model(options.before, options.dtype, device)
+    after, tokenizer = load_model(options.after, options.dtype, device)
+    found = run_attacks(
+        before,
+        _plain(after),
+        tokenizer,
+        forget,
+        options.attacks,
+        options=chosen,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    label = options.label or options.after
+    if output is not None:
+        save_results({**known, label: found}, output)
+    return {label: found}
+
+
+def _load_sets(options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """What was to be forgotten, and other questions; the latter may be none."""
+    from wagle_trainer.data.arguments import read_rows
+    from wagle_trainer.evaluation import get_suite
+
+    if (options.dataset_name is None) == (options.forget_file is None):
+        raise ValueError("Say what was to be forgotten: either --dataset_name or --forget_file.")
+    if options.forget_file is not None:
+        if options.data_options:
+            raise ValueError("--data_options choose from --dataset_name; they say nothing of --forget_file.")
+        return list(read_rows(options.forget_file)), list(
+            read_rows(options.retain_file)
+        ) if options.retain_file else []
+    suite, data_options = get_suite("tofu"), pairs(options.data_options)
+    check_taken(suite, options.dataset_name, data_options)
+    data = suite.load(options.dataset_name, **data_options)
+    return list(data["forget"]), list(data["retain"])
+
+
+def _by_attack(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"relearning.steps": 1} -> {"relearning": {"steps": 1}}."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in options.items():
+        attack, separator, key = name.partition(".")
+        if not separator:
+            raise ValueError(f"{name!r} does not say of which attack it is: write ATTACK.{name}=VALUE.")
+        found.setdefault(attack, {})[key] = value
+    return found
+
+
+def _plain(model: Any) -> Any:
+    """An adapter written into its base: attacks change weights and compare them by name."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def _show(result: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [f"{'attack':<21}  came back  {'at':>12}  measured by"]
+    for attack in next(iter(result.values())).values():
+        strongest = max(attack["points"], key=lambda point: point["came_back"])
+        lines.append(
+            f"{attack['attack']:<21}  {attack['came_back']:>9.1%}  {strongest['x']:>12}  {attack['settings']['measure']}"
+        )
+    return "\n".join(lines)
