@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from wagle_trainer.adapters.sparse import SparseValues, as_integers, positions_layout, take, tensor_digest
+from wagle_trainer.adapters.sparse import SparseValues, positions_layout, take, tensor_digest
 from wagle_trainer.files import write_atomically
 from wagle_trainer.hub import find_file, push
 from wagle_trainer.masking import WeightMask
+from wagle_trainer.masking.bits import as_integers
 from wagle_trainer.masking.mask import POSITIONS_KEY
 from wagle_trainer.sharding import named_parameters
 

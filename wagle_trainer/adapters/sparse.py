@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wagle_trainer.masking import bits
+from wagle_trainer.masking.bits import as_integers
 
 INT32_MAX = torch.iinfo(torch.int32).max
 
@@ -140,11 +141,6 @@ def _flat(tensor: Tensor) -> Iterator[Tensor]:
     yield as_integers(whole.view(-1))
     if whole.data_ptr() != tensor.data_ptr():
         tensor.copy_(whole)
-
-
-def as_integers(tensor: Tensor) -> Tensor:
-    """The same bits as integers: comparisons and copies that no NaN and no sign of zero gets lost in."""
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 CPU_CHUNK = 1 << 18  # weights worked on at a time: what is made for them stays in the processor's cache
 DEVICE_CHUNK = 1 << 26  # few kernel launches
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def packed_size(numel: int) -> int:
@@ -60,11 +61,16 @@ def beside(packed: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield unpack(packed[start // 8 : (start + size) // 8], parts[0].shape), *parts
 
 
+def as_integers(tensor: Tensor) -> Tensor:
+    """The same bits as integers, sharing memory: no NaN and no sign of zero gets lost in comparisons and copies."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
+
+
 def zero_unselected(values: Tensor, selected: Tensor) -> None:
     """Set what is not selected to zero, in place. By the bits: infinity times zero is NaN, and `masked_fill_` is three
     times slower on CPUs."""
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    values.view(integers).bitwise_and_(selected.view(torch.int8).neg().to(integers))
+    integers = as_integers(values)
+    integers.bitwise_and_(selected.view(torch.int8).neg().to(integers.dtype))
 
 
 def multiply_selected(values: Tensor, selected: Tensor, factor: float) -> None:
