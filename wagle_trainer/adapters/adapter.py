@@ -59,7 +59,7 @@ class AdapterInfo:
         cls, model: nn.Module, mask: dict[str, Any] | None = None, training: dict[str, Any] | None = None
     ) -> AdapterInfo:
         """What the base model says of itself."""
-        name = getattr(getattr(model, "config", None), "_name_or_path", None) or None
+        name = getattr(getattr(model, "config", None), "name_or_path", None) or None
         return cls(name, "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None, mask, training)
 
 
@@ -286,6 +286,8 @@ class SparseAdapter(Mapping[str, SparseValues]):
             if (positions.dtype, len(positions)) != layout or len(new) != entry["num_values"]:
                 raise AdapterMismatchError(f"{where} and its {CONFIG_NAME} differ in the size of {name!r}.")
             values[name] = SparseValues(shape, positions, new)
+            if not values[name].is_valid():
+                raise AdapterMismatchError(f"{where} holds positions of {name!r} that no adapter has. Fetch it again.")
         info = AdapterInfo(
             config.get("base_model_name_or_path"),
             config.get("task_type"),
@@ -318,11 +320,15 @@ class SparseAdapter(Mapping[str, SparseValues]):
         """
         from wagle_trainer.model_card import adapter_card
 
-        def write(folder: str, repo_id: str) -> None:
-            self.save_pretrained(folder)
-            adapter_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
-
-        return push(write, repo_id, private=private, token=token, commit_message="Upload unlearning adapter")
+        return push(
+            self,
+            adapter_card,
+            repo_id,
+            evaluation,
+            private=private,
+            token=token,
+            commit_message="Upload unlearning adapter",
+        )
 
 
 def keys_of(name: str) -> tuple[str, str]:
@@ -384,7 +390,8 @@ def check_layout(
     *,
     any_dtype: bool = False,
 ) -> None:
-    """Raise AdapterMismatchError unless the parameters have the names, shapes and dtypes that the adapter touches."""
+    """Raise AdapterMismatchError unless the parameters have the names, shapes and dtypes that the adapter touches, and
+    ValueError if they are not in memory."""
     found = []
     for name, (shape, dtype) in tensors.items():
         if name not in parameters:
@@ -398,6 +405,11 @@ def check_layout(
         raise AdapterMismatchError(
             f"The adapter was made for another base model ({base_model!r}): {'; '.join(found[:3])}{more}. "
             + ("" if any_dtype else IGNORE)
+        )
+    if away := [name for name in tensors if parameters[name].is_meta]:
+        raise ValueError(
+            f"{away[0]!r} is not in memory (offloaded?), but an adapter needs the base model's weights: load the model "
+            "without offloading, merge the adapter (wagle_trainer.adapters.merge), and offload the result."
         )
 
 
