@@ -78,6 +78,15 @@ class SparseValues:
             return self.positions
         return bits.from_index(self.positions, self.numel)
 
+    def is_valid(self) -> bool:
+        """Whether there is one position for each value, within the tensor, and ascending."""
+        if self.positions.dtype == torch.uint8:
+            last = int(self.positions[-1]) if len(self.positions) else 0
+            behind = last >> ((self.numel - 1) % 8 + 1)  # the spare bits after the last entry
+            return behind == 0 and bits.count(self.positions) == len(self.values)
+        inside = not len(self.positions) or (int(self.positions[0]) >= 0 and int(self.positions[-1]) < self.numel)
+        return inside and bool((self.positions[1:] > self.positions[:-1]).all())
+
     def digest(self) -> str:
         """SHA-256 over shape, dtype, positions and values."""
         sha = hashlib.sha256(f"{self.shape}:{self.values.dtype}:".encode())
@@ -97,7 +106,7 @@ def positions_layout(numel: int, selected: int) -> tuple[torch.dtype, int]:
 def _stretches(positions: Tensor, numel: int) -> Iterator[tuple[Tensor, slice]]:
     """Positions a stretch at a time, so that little memory is needed for them: (int64 flat positions, their place among
     the values), ..."""
-    size = bits.CPU_CHUNK if positions.device.type == "cpu" else bits.DEVICE_CHUNK
+    size = bits.chunk_of(positions)
     if positions.dtype != torch.uint8:
         for start in range(0, max(len(positions), 1), size):
             index = positions[start : start + size].long()
