@@ -286,8 +286,6 @@ class SparseAdapter(Mapping[str, SparseValues]):
             if (positions.dtype, len(positions)) != layout or len(new) != entry["num_values"]:
                 raise AdapterMismatchError(f"{where} and its {CONFIG_NAME} differ in the size of {name!r}.")
             values[name] = SparseValues(shape, positions, new)
-            if not values[name].is_valid():
-                raise AdapterMismatchError(f"{where} holds positions of {name!r} that no adapter has. Fetch it again.")
         info = AdapterInfo(
             config.get("base_model_name_or_path"),
             config.get("task_type"),
@@ -299,6 +297,11 @@ class SparseAdapter(Mapping[str, SparseValues]):
             raise AdapterMismatchError(
                 f"The digest in {CONFIG_NAME} is {config['digest'][:12]}..., that of the values in {where} is "
                 f"{adapter.digest[:12]}...: a file was altered or replaced. Fetch it again."
+            )
+        if wrong := [name for name, sparse in values.items() if not sparse.is_valid()]:  # a digest is easily made anew
+            raise AdapterMismatchError(
+                f"{where} holds positions of {wrong[0]!r} that no adapter has: outside the tensor, not in order, or more or "
+                "fewer than there are values. Fetch it again."
             )
         return adapter
 

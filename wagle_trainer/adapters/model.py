@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -146,7 +146,7 @@ class WagleModel(BaseTuner):
                 the model was cast to another dtype.
         """
         changes = {
-            layer.wagle_names[parameter]: change
+            layer.wagle_names[parameter]: cast(Change, change)
             for layer in _layers(model)
             if adapter_name in layer.wagle_changes
             for parameter, change in layer.wagle_changes[adapter_name].named_children()
@@ -352,8 +352,8 @@ def _check_place(name: str, place: Place) -> None:
         )
 
 
-def _check_not_cast(name: str, change: nn.Module, config: WagleAdapterConfig) -> None:
-    assert isinstance(change, Change) and config.tensors is not None
+def _check_not_cast(name: str, change: Change, config: WagleAdapterConfig) -> None:
+    assert config.tensors is not None
     loaded = config.tensors[name]["dtype"]
     if change.values.dtype != getattr(torch, loaded):
         raise ValueError(
