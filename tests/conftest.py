@@ -29,6 +29,17 @@ def tofu_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", params=["on the CPU", "elsewhere"])
+def anywhere(request):
+    """Runs a test twice: the second time by the operations that are used on other devices than the CPU."""
+    from wagle_trainer.masking import bits
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "elsewhere":
+            patch.setattr(bits, "on_cpu", lambda tensor: False)
+        yield
+
+
 # Tiny models and sets for everything that trains: every word is a token, and one test takes about a second.
 
 WORDS = [f"w{index}" for index in range(52)]

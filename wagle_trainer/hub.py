@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 
 def find_file(path_or_repo_id: str | os.PathLike[str], name: str, revision: str | None, what: str) -> Path:
@@ -34,18 +38,35 @@ def find_file(path_or_repo_id: str | os.PathLike[str], name: str, revision: str 
         ) from error
 
 
+class Shareable(Protocol):
+    """What can be pushed to the Hub."""
+
+    def save_pretrained(self, save_directory: str) -> None: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
 def push(
-    write: Callable[[str, str], None], repo_id: str, *, private: bool | None, token: str | None, commit_message: str
+    thing: Shareable,
+    card: Callable[[dict[str, Any], str, Mapping[str, Mapping[str, Any]] | None], ModelCard],
+    repo_id: str,
+    evaluation: Mapping[str, Mapping[str, Any]] | None,
+    *,
+    private: bool | None,
+    token: str | None,
+    commit_message: str,
 ) -> str:
-    """Upload a folder to a model repository, made if need be; returns the commit's address.
+    """Upload what `thing.save_pretrained` writes and a card to a model repository, made if need be; returns the commit's
+    address.
 
     Args:
-        write: called with the folder to write and the repository's full id.
+        card: of `model_card.py`; called with `thing.describe()`, the repository's full id, and `evaluation`.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        write(folder, repo_id)
+        thing.save_pretrained(folder)
+        card(thing.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))

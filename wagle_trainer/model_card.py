@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from wagle_trainer.masking import WeightMask
 
@@ -129,10 +131,17 @@ def mask_card(
 
 
 def _card(text: str, base_model: str | None, library: str) -> ModelCard:
-    # A folder's path says nothing to others, and the Hub refuses it.
-    base = base_model if base_model is not None and not Path(base_model).is_absolute() else None
-    data = ModelCardData(base_model=base, library_name=library, tags=TAGS)
+    data = ModelCardData(base_model=base_model if _is_repo_id(base_model) else None, library_name=library, tags=TAGS)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _is_repo_id(base_model: str | None) -> bool:
+    """Not a folder, whose path says nothing to others, and which the Hub refuses."""
+    try:
+        validate_repo_id(base_model or "")
+    except HFValidationError:
+        return False
+    return not Path(base_model or "").exists()
 
 
 def _density(mask: Mapping[str, Any]) -> str | None:

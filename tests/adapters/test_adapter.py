@@ -58,6 +58,7 @@ def test_base_and_adapter_are_the_tuned_model(data, make_net, change, same_bits,
     assert SparseAdapter.from_mask(tuned, mask, base_digests(before, mask)) == adapter
 
 
+@pytest.mark.usefixtures("anywhere")
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 300), st.floats(0, 1), st.integers(0, 99), st.sampled_from(DTYPES), st.booleans())
 def test_positions(numel, density, seed, dtype, transposed):
@@ -130,6 +131,36 @@ def test_altered_file(place, saved):
         SparseAdapter.from_pretrained(folder)
     report = verify(folder, base)
     assert not report["valid"] and "altered or replaced" in report["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("number", "positions"),
+    [(3, [5, 2, 7]), (3, [2, 2, 7]), (3, [-1, 2, 7]), (3, [2, 7, 800]), (30, [255] * 4 + [0] * 96), (30, [0] * 100)],
+)
+def test_positions_that_no_adapter_has(number, positions):
+    """Such as would be written beside the tensor, whatever the digest says of them."""
+    dtype, size = positions_layout(800, number)
+    assert size == len(positions)
+    broken = SparseValues((800,), torch.tensor(positions, dtype=dtype), torch.zeros(number))
+    adapter = SparseAdapter({"weight": broken}, {"weight": "0" * 64})
+    with pytest.raises(AdapterMismatchError, match="positions of 'weight' that no adapter has"):
+        SparseAdapter.from_state_dict(adapter.state_dict(), adapter.config(), "the file")
+
+
+@pytest.mark.parametrize("numel", [1, 7, 8, 9, 16])
+def test_bits_behind_the_last_entry(numel):
+    packed = torch.full((-(-numel // 8),), 255, dtype=torch.uint8)
+    spare = -numel % 8
+    assert SparseValues((numel,), packed, torch.zeros(numel + spare)).is_valid() == (spare == 0)
+    packed[-1] >>= spare
+    assert SparseValues((numel,), packed, torch.zeros(numel)).is_valid()
+    assert not SparseValues((numel,), packed, torch.zeros(numel + 1)).is_valid()
+
+
+def test_weights_that_are_not_in_memory(saved, make_net):
+    _, _, folder = saved
+    with pytest.raises(ValueError, match="is not in memory.*load the model without offloading"):
+        merge(make_net(width=16).to("meta"), folder)
 
 
 def test_altered_digest_of_the_base(saved):

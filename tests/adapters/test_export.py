@@ -1,10 +1,13 @@
 """Export to Super-Tuning, read by PEFT's own classes."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from peft import PeftModel, PeftType
+from safetensors.torch import load_file
 
 from wagle_trainer import WeightMask
 from wagle_trainer.adapters import AdapterMismatchError, SparseAdapter, export_supertuning
@@ -50,6 +53,27 @@ def test_peft_loads_it(density, dtype, make_adapter, tmp_path):
         torch.testing.assert_close(parameter, wanted, rtol=tolerance, atol=tolerance, msg=name)
         if name in adapter:
             assert torch.equal(parameter[~adapter.mask[name]], wanted[~adapter.mask[name]])
+
+
+def test_a_process_without_this_package_loads_it(make_adapter, tmp_path):
+    base, tuned, adapter = make_adapter()
+    export_supertuning(adapter, base, tmp_path / "exported")
+    base.save_pretrained(tmp_path / "base")
+    code = f"""
+import sys
+sys.modules["wagle_trainer"] = None  # as where it is not installed
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained({str(tmp_path / "base")!r})
+model = PeftModel.from_pretrained(base, {str(tmp_path / "exported")!r})
+save_file({{"logits": model(torch.tensor({IDS.tolist()})).logits.detach()}}, {str(tmp_path / "logits")!r})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = load_file(tmp_path / "logits")
+    torch.testing.assert_close(found["logits"], tuned(IDS).logits.detach(), rtol=1e-6, atol=2e-5)
 
 
 def test_what_does_not_fit_the_format(make_adapter, make_llama, tmp_path):

@@ -80,10 +80,13 @@ def test_mask(hub, mask):
         assert expected in text, expected
 
 
-def test_composed_adapter_of_a_base_in_a_folder(hub, make_net, change):
+@pytest.mark.parametrize("name", ["/home/somebody/model", "./model", "models/of/mine", "here/model"])
+def test_composed_adapter_of_a_base_in_a_folder(name, hub, make_net, change, tmp_path, monkeypatch):
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     base = make_net()
     parts = [diff(base, change(base, 0.1, seed)[0]) for seed in (0, 1)]
-    parts = [SparseAdapter(p, p.base_digests, AdapterInfo("/home/somebody/model")) for p in parts]
+    parts = [SparseAdapter(p, p.base_digests, AdapterInfo(name)) for p in parts]
     compose(parts, "last").push_to_hub("all")
     card = ModelCard.load(hub.folder / "README.md")
     assert card.data.base_model is None  # the Hub refuses paths

@@ -3,15 +3,19 @@
 import copy
 import itertools
 import json
+import pickle
 import subprocess
 import sys
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -199,6 +203,45 @@ def test_saved_by_peft_it_is_the_same_adapter(model, requests, tmp_path):
     assert torch.equal(copy.deepcopy(adapted)(IDS).logits, adapted(IDS).logits)
 
 
+def test_what_was_cast_is_not_saved(model, requests, tmp_path):
+    """The file would not be the adapter that its configuration names."""
+    adapted = PeftModel.from_pretrained(model, tmp_path / "one")
+    adapted.merge_adapter()
+    adapted.bfloat16()
+    expected = logits(adapted)
+    with pytest.raises(ValueError, match="values of .* are torch.bfloat16 by now, but the adapter is of float32"):
+        adapted.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(adapted), expected)  # merged, as before
+
+
+def test_compiled(model, requests, tmp_path):
+    """Dynamo leaves the layers' own code to Python; what comes out is the same, in every state."""
+    expected = [logits(requests["two"]), logits(model), logits(requests["two"])]
+    adapted = PeftModel.from_pretrained(model, tmp_path / "two")
+    compiled = torch.compile(adapted, backend="eager")
+    torch.testing.assert_close(logits(compiled), expected[0])
+    with adapted.disable_adapter():
+        torch.testing.assert_close(logits(compiled), expected[1])
+    adapted.merge_adapter()
+    torch.testing.assert_close(logits(compiled), expected[2])
+
+
+def test_threads(model, requests, tmp_path):
+    """As in a server: each gets the adapter's outputs, and the base model stays what it is."""
+    base = copy.deepcopy(model)
+    adapted, memory = PeftModel.from_pretrained(model, tmp_path / "two"), storages(model)
+    expected = logits(adapted)
+    head = adapted.base_model.model.lm_head.base_layer
+    handle = head.register_forward_pre_hook(lambda *_: time.sleep(0.02))  # so that threads meet there
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(lambda _: logits(adapted), range(8)))
+    handle.remove()
+    assert all(torch.equal(output, expected) for output in outputs)
+    assert storages(model) == memory
+    with adapted.disable_adapter():
+        assert torch.equal(logits(adapted), logits(base))
+
+
 def test_model_status(model, requests, tmp_path):
     adapted = PeftModel.from_pretrained(model, tmp_path / "one")
     status = adapted.get_model_status()
@@ -222,6 +265,8 @@ def test_overlap_without_a_rule(model, requests, tmp_path):
         adapted.base_model.set_adapter(["default", "four"])
     with pytest.raises(ValueError, match="no adapter 'four'"):
         adapted.base_model.delete_adapter("four")
+    with pytest.raises(ValueError, match="no adapter 'four', or its values were never loaded"):
+        get_peft_model_state_dict(adapted, adapter_name="four")
 
 
 def test_rule_given_when_loading(model, requests, tmp_path):
@@ -336,6 +381,25 @@ def test_unknown_version_and_altered_file(model, requests, tmp_path):
         PeftModel.from_pretrained(copy.deepcopy(requests["three"]), tmp_path / "two")
 
 
+def test_weights_that_were_offloaded(model, requests, tmp_path):
+    """Hooks that fetch the weights would put the base model's over the adapter's."""
+    adapted = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "two")
+    cpu_offload(adapted, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="has been offloaded since the adapter was loaded"):
+        logits(adapted)
+    offloaded = cpu_offload(model, torch.device("cpu"))
+    with pytest.raises(ValueError, match="is not in memory"):
+        PeftModel.from_pretrained(offloaded, tmp_path / "two")
+
+
+@pytest.mark.parametrize("name", ["request.1", "keys", "training"])
+def test_names_that_modules_cannot_have(name, model, requests, tmp_path, same_bits):
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=f"'{name}' cannot be the name of an adapter.*another name"):
+        PeftModel.from_pretrained(model, tmp_path / "one", name)
+    assert same_bits(model, before)
+
+
 def test_values_that_nobody_loaded(make_llama, change, tmp_path):
     """Transformers' own loader knows names of adapter tensors that this method does not have. It must not go unnoticed."""
     make_llama().save_pretrained(tmp_path / "base")
@@ -400,3 +464,18 @@ def test_the_method_is_one_of_pefts(tmp_path):
     config = WagleAdapterConfig(digest="0", tensors={"a": {"shape": [1]}})
     config.save_pretrained(tmp_path)
     assert PeftConfig.from_pretrained(tmp_path) == config
+
+
+def test_a_process_that_knows_peft_alone_can_unpickle_it():
+    """As a worker that is handed a model, whose kind comes before the adapter's own classes."""
+    code = "import peft, pickle, sys; print(*map(repr, pickle.load(sys.stdin.buffer)))"
+    content = pickle.dumps([PeftType.WAGLE, PeftType.LORA, WagleAdapterConfig()])
+    result = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True)
+    assert result.stdout.decode().startswith(f"{PeftType.WAGLE!r} {PeftType.LORA!r} WagleAdapterConfig(")
+    assert pickle.loads(pickle.dumps(PeftType.WAGLE)) is copy.deepcopy(PeftType.WAGLE) is PeftType.WAGLE
+
+
+@pytest.mark.parametrize("first", ["wagle_trainer.adapters", "wagle_trainer.masking", "peft.utils.peft_types", "trl"])
+def test_whatever_part_is_imported_first(first):
+    code = f"import {first}, wagle_trainer, peft; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

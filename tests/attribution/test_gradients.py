@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from wagle_trainer.attribution import attribute
 from wagle_trainer.attribution.gradients import attribution_mode, mean_gradient
 
 MODELS = ["llama", "llama tied", "gpt2"]
@@ -202,3 +203,33 @@ def test_out_of_memory_says_what_helps(make_llama, make_examples, pad_batches, m
     ):
         mean_gradient(model, parameters, batches, name="retain", progress=False)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_out_of_memory_before_the_first_batch(make_llama, make_examples, pad_batches, monkeypatch):
+    """Where room for the sums is made, which is the most that is asked for; no hook is left that would take gradients."""
+    model, batches = make_llama(), pad_batches(make_examples(3), 3, "right")
+    parameters, zeros_like, made = dict(model.named_parameters()), torch.zeros_like, []
+
+    def fail(*args, **kwargs):
+        made.append(args)
+        if len(made) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return zeros_like(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "zeros_like", fail)
+    with (
+        attribution_mode(model, parameters),
+        pytest.raises(torch.OutOfMemoryError, match=r"room for the forget gradient.*attribution_offload=\"cpu\""),
+    ):
+        mean_gradient(model, parameters, batches, name="forget", dtype=torch.float64, progress=False)
+    monkeypatch.undo()
+    model(input_ids=batches[0]["input_ids"]).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in parameters.values())
+
+
+def test_out_of_memory_in_the_scores(make_llama):
+    def greedy(weight):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"while computing the scores .*attribution_offload=\"cpu\""):
+        attribute(make_llama(), None, None, score=greedy, progress=False)

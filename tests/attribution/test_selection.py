@@ -2,6 +2,7 @@
 
 import math
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from wagle_trainer.attribution.selection import find_threshold, select
 from wagle_trainer.masking import bits
 
+pytestmark = pytest.mark.usefixtures("anywhere")
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.float32(1e-45))
 FEW = st.sampled_from([0.0, SMALLEST, 1e-40, 1.0, float(np.nextafter(np.float32(1), np.float32(2))), 1e30, LARGEST])
@@ -153,3 +155,23 @@ def test_refuses_what_is_no_score(bad, scope):
     scores = {"good": torch.ones(5), "bad": torch.tensor([1.0, bad, 2.0])}
     with pytest.raises(ValueError, match="finite and not negative"):
         select(scores, 0.5, scope)
+
+
+def test_scores_are_taken_one_after_the_other():
+    """Scores that are computed on the way are not all in memory at once."""
+    alive, most = [], 0
+
+    class Computed:
+        def __iter__(self):
+            nonlocal most
+            for seed in range(20):
+                score = torch.rand(100, generator=torch.Generator().manual_seed(seed))
+                alive[:] = [reference for reference in alive if reference() is not None] + [weakref.ref(score)]
+                most = max(most, len(alive))
+                yield score
+
+    everything = torch.cat(list(Computed()))
+    most = 0
+    threshold = find_threshold(Computed(), 700)
+    assert np.int32(threshold.bits).view(np.float32) == everything.sort(descending=True).values[699]
+    assert most <= 2 * torch.get_num_threads()

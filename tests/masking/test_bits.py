@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from wagle_trainer.masking import bits
 
+pytestmark = pytest.mark.usefixtures("anywhere")
 MASKS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=9))
 
 

@@ -208,6 +208,15 @@ def test_broken_configuration(mask, tmp_path, content):
         WeightMask.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["../mask.safetensors", "/etc/passwd", 5])
+def test_positions_in_another_folder(mask, tmp_path, place):
+    mask.save_pretrained(tmp_path)
+    file = tmp_path / "mask_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "bits_in": place}))
+    with pytest.raises(ValueError, match=r"mask_config\.json is not a readable mask configuration"):
+        WeightMask.from_pretrained(tmp_path)
+
+
 def test_unknown_format_version(mask, tmp_path):
     mask.save_pretrained(tmp_path)
     file = tmp_path / "mask_config.json"

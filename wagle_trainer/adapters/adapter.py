@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from wagle_trainer.adapters.sparse import SparseValues, as_integers, positions_layout, take, tensor_digest
+from wagle_trainer.adapters.sparse import SparseValues, positions_layout, take, tensor_digest
 from wagle_trainer.files import write_atomically
 from wagle_trainer.hub import find_file, push
 from wagle_trainer.masking import WeightMask
+from wagle_trainer.masking.bits import as_integers
 from wagle_trainer.masking.mask import POSITIONS_KEY
 from wagle_trainer.sharding import named_parameters
 
@@ -58,7 +59,7 @@ class AdapterInfo:
         cls, model: nn.Module, mask: dict[str, Any] | None = None, training: dict[str, Any] | None = None
     ) -> AdapterInfo:
         """What the base model says of itself."""
-        name = getattr(getattr(model, "config", None), "_name_or_path", None) or None
+        name = getattr(getattr(model, "config", None), "name_or_path", None) or None
         return cls(name, "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None, mask, training)
 
 
@@ -297,6 +298,11 @@ class SparseAdapter(Mapping[str, SparseValues]):
                 f"The digest in {CONFIG_NAME} is {config['digest'][:12]}..., that of the values in {where} is "
                 f"{adapter.digest[:12]}...: a file was altered or replaced. Fetch it again."
             )
+        if wrong := [name for name, sparse in values.items() if not sparse.is_valid()]:  # a digest is easily made anew
+            raise AdapterMismatchError(
+                f"{where} holds positions of {wrong[0]!r} that no adapter has: outside the tensor, not in order, or more or "
+                "fewer than there are values. Fetch it again."
+            )
         return adapter
 
     def push_to_hub(
@@ -317,11 +323,15 @@ class SparseAdapter(Mapping[str, SparseValues]):
         """
         from wagle_trainer.model_card import adapter_card
 
-        def write(folder: str, repo_id: str) -> None:
-            self.save_pretrained(folder)
-            adapter_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
-
-        return push(write, repo_id, private=private, token=token, commit_message="Upload unlearning adapter")
+        return push(
+            self,
+            adapter_card,
+            repo_id,
+            evaluation,
+            private=private,
+            token=token,
+            commit_message="Upload unlearning adapter",
+        )
 
 
 def keys_of(name: str) -> tuple[str, str]:
@@ -383,7 +393,8 @@ def check_layout(
     *,
     any_dtype: bool = False,
 ) -> None:
-    """Raise AdapterMismatchError unless the parameters have the names, shapes and dtypes that the adapter touches."""
+    """Raise AdapterMismatchError unless the parameters have the names, shapes and dtypes that the adapter touches, and
+    ValueError if they are not in memory."""
     found = []
     for name, (shape, dtype) in tensors.items():
         if name not in parameters:
@@ -397,6 +408,11 @@ def check_layout(
         raise AdapterMismatchError(
             f"The adapter was made for another base model ({base_model!r}): {'; '.join(found[:3])}{more}. "
             + ("" if any_dtype else IGNORE)
+        )
+    if away := [name for name in tensors if parameters[name].is_meta]:
+        raise ValueError(
+            f"{away[0]!r} is not in memory (offloaded?), but an adapter needs the base model's weights: load the model "
+            "without offloading, merge the adapter (wagle_trainer.adapters.merge), and offload the result."
         )
 
 

@@ -122,7 +122,7 @@ def shared_values(name: str, parts: Sequence[SparseValues], base: Tensor) -> Spa
     positions = _overlap(parts)
     if not len(positions):
         return None
-    before = base.detach().reshape(-1)[positions].double()
+    before = base.detach().reshape(-1)[positions.to(base.device)].to(positions.device).double()
     total = before.clone()
     for part in parts:
         index = part.index

@@ -31,7 +31,9 @@ class WagleAdapterConfig(PeftConfig):
             `"last"` takes the last active adapter's value, `"sum"` adds the differences to the base model. Not saved;
             pass it to `PeftModel.from_pretrained`, or to `model.base_model.set_adapter([...], combine=...)`.
         ignore_base_mismatch (`bool`, defaults to `False`): Load the adapter on a base model whose values differ from
-            those that it was made for. Not saved; pass it to `PeftModel.from_pretrained`.
+            those that it was made for. Not saved; pass it to `PeftModel.from_pretrained`. `load_adapter` does not hand it
+            on: for a second adapter, call `add_adapter(name, WagleAdapterConfig.from_pretrained(path,
+            ignore_base_mismatch=True))` before it.
     """
 
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the file format."})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from wagle_trainer.adapters.adapter import KEY_PREFIX, WEIGHTS_NAME, SparseAdapter
+from wagle_trainer.adapters.adapter import CONFIG_NAME, KEY_PREFIX, WEIGHTS_NAME, SparseAdapter
 from wagle_trainer.files import write_atomically
 
 
@@ -71,7 +72,9 @@ def export_supertuning(
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_NAME, save(tensors, metadata={"format": "pt"}))
-    config.save_pretrained(str(folder))
+    with TemporaryDirectory() as aside:
+        config.save_pretrained(aside)
+        write_atomically(folder / CONFIG_NAME, (Path(aside) / CONFIG_NAME).read_bytes())
 
 
 def _sparsity(adapter: SparseAdapter) -> float:

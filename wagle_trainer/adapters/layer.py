@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,6 +15,10 @@ from torch.func import functional_call
 
 from wagle_trainer.adapters.composition import check_overlap, shared_values
 from wagle_trainer.adapters.sparse import SparseValues, put, swap
+
+# `functional_call` puts tensors into the base layer and takes them out again: two threads that did so at once, as in a
+# server, could leave one's tensors there for good. Reentrant, since touched modules can hold each other.
+_ONE_THREAD = threading.RLock()
 
 
 class Change(nn.Module):
@@ -136,6 +141,11 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         base = self._own[parameter]
         if parameter not in self._in_force():
             return base
+        if base.is_meta:
+            raise RuntimeError(
+                f"{self.wagle_names[parameter]!r} has been offloaded since the adapter was loaded: an adapter cannot be "
+                "switched on there. Merge it before the model is offloaded, or keep the model in memory."
+            )
         return _with_values(base, self._writes(self.active_adapters, parameter))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,17 +153,18 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         parameters = self._in_force()
         if not parameters:
             return self.base_layer(*args, **kwargs)
-        tensors = {parameter: self.effective(parameter) for parameter in parameters}
-        rebuilt: AbstractContextManager = nullcontext()
-        if torch.is_grad_enabled():
-            rebuilt = _Rebuilt(
-                {
-                    tensor.untyped_storage().data_ptr(): (self._own[p], self._writes(self.active_adapters, p))
-                    for p, tensor in tensors.items()
-                }
-            )
-        with rebuilt:
-            return functional_call(self.base_layer, tensors, args, kwargs)
+        with _ONE_THREAD:
+            tensors = {parameter: self.effective(parameter) for parameter in parameters}
+            rebuilt: AbstractContextManager = nullcontext()
+            if torch.is_grad_enabled():
+                rebuilt = _Rebuilt(
+                    {
+                        tensor.untyped_storage().data_ptr(): (self._own[p], self._writes(self.active_adapters, p))
+                        for p, tensor in tensors.items()
+                    }
+                )
+            with rebuilt:
+                return functional_call(self.base_layer, tensors, args, kwargs)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -54,7 +54,8 @@ class WagleModel(BaseTuner):
 
         Raises:
             AdapterMismatchError: the base model is another one, and `ignore_base_mismatch` is not set.
-            ValueError: the adapter is to be trained, or touches a parameter that cannot be switched.
+            ValueError: the adapter is to be trained, touches a parameter that cannot be switched, or has a name that
+                modules cannot have.
         """
         config = self.peft_config[adapter_name]
         if not isinstance(self.peft_config, _Configs):
@@ -69,6 +70,11 @@ class WagleModel(BaseTuner):
             raise ValueError(
                 "WAGLE adapters are not trained through PEFT: leave is_trainable=True out. To go on training, merge the "
                 "adapter and train the model with WagleConfig(save_adapter=True)."
+            )
+        if "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+            raise ValueError(
+                f"{adapter_name!r} cannot be the name of an adapter: PyTorch's modules have no names with a dot, nor those of "
+                "their own attributes. Load it under another name."
             )
         if self._is_merged():
             warnings.warn("An adapter is merged: unmerging it to load another one.", stacklevel=2)
@@ -108,8 +114,6 @@ class WagleModel(BaseTuner):
         ignore, base_model = config.ignore_base_mismatch, config.base_model_name_or_path
         tensors = {n: (tuple(e["shape"]), getattr(torch, e["dtype"])) for n, e in config.tensors.items()}
         check_layout(parameters, tensors, base_model, any_dtype=ignore)
-        if away := [name for name in tensors if parameters[name].is_meta]:
-            raise ValueError(f"{away[0]!r} is not in memory (offloaded?): an adapter needs the base model's weights.")
         if not ignore:
             digests = {name: entry["base_digest"] for name, entry in config.tensors.items()}
             raise_for_base(differing(parameters, digests), base_model)
@@ -135,17 +139,31 @@ class WagleModel(BaseTuner):
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: Any, unwanted_adapter_names: Any
     ) -> dict[str, Tensor]:
-        """The content of the adapter's file."""
-        merged = [each for each in _layers(model) if each.merged]
+        """The content of the adapter's file.
+
+        Raises:
+            ValueError: there is no such adapter, its values were never loaded, or they are no longer what they were, since
+                the model was cast to another dtype.
+        """
+        changes = {
+            layer.wagle_names[parameter]: cast(Change, change)
+            for layer in _layers(model)
+            if adapter_name in layer.wagle_changes
+            for parameter, change in layer.wagle_changes[adapter_name].named_children()
+        }
+        if not changes:
+            raise ValueError(
+                f"There is no adapter {adapter_name!r}, or its values were never loaded: nothing to save."
+            )
+        for name, change in changes.items():
+            _check_not_cast(name, change, config)
+        merged = [layer for layer in _layers(model) if layer.merged]
         for layer in merged:
             layer.unmerge()
         tensors: dict[str, Tensor] = {}
-        for layer in _layers(model):
-            if adapter_name in layer.wagle_changes:
-                for parameter, change in layer.wagle_changes[adapter_name].named_children():
-                    assert isinstance(change, Change)
-                    kept = [t.clone() if merged else t for t in (change.positions, change.values)]
-                    tensors.update(zip(keys_of(layer.wagle_names[parameter]), kept, strict=True))
+        for name, change in changes.items():
+            kept = [t.clone() if merged else t for t in (change.positions, change.values)]
+            tensors.update(zip(keys_of(name), kept, strict=True))
         for layer in merged:
             layer.merge()
         return tensors
@@ -331,6 +349,16 @@ def _check_place(name: str, place: Place) -> None:
         raise ValueError(
             f"The parameter {name!r} is held by {'the model itself' if place.parent is None else 'a list or dictionary'}, "
             "where it cannot be switched on and off. Use wagle_trainer.adapters.merge(base, adapter)."
+        )
+
+
+def _check_not_cast(name: str, change: Change, config: WagleAdapterConfig) -> None:
+    assert config.tensors is not None
+    loaded = config.tensors[name]["dtype"]
+    if change.values.dtype != getattr(torch, loaded):
+        raise ValueError(
+            f"The adapter's values of {name!r} are {change.values.dtype} by now, but the adapter is of {loaded}: the model "
+            "is in another dtype, so what was loaded cannot be saved any more. Copy the adapter's folder."
         )
 
 

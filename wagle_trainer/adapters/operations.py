@@ -16,7 +16,8 @@ from wagle_trainer.adapters.adapter import (
     AdapterMismatchError,
     SparseAdapter,
 )
-from wagle_trainer.adapters.sparse import SparseValues, as_integers, put, tensor_digest
+from wagle_trainer.adapters.sparse import SparseValues, put, tensor_digest
+from wagle_trainer.masking.bits import as_integers
 from wagle_trainer.masking.mask import differences
 from wagle_trainer.sharding import named_parameters
 

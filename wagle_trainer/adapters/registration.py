@@ -12,8 +12,10 @@ from wagle_trainer.adapters.adapter import PEFT_TYPE
 def peft_type() -> Any:
     """`PeftType.WAGLE`, added to the enumeration if need be."""
     if PEFT_TYPE not in PeftType.__members__:
-        member = str.__new__(PeftType, PEFT_TYPE)
+        member: Any = str.__new__(PeftType, PEFT_TYPE)
         member._name_ = member._value_ = PEFT_TYPE
+        # An enumeration's members are pickled by value, which a process that has not imported us does not know yet.
+        member.__reduce_ex__ = lambda protocol: (peft_type, ())
         type.__setattr__(PeftType, PEFT_TYPE, member)
         PeftType._member_names_.append(PEFT_TYPE)
         PeftType._member_map_[PEFT_TYPE] = PeftType._value2member_map_[PEFT_TYPE] = member

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wagle_trainer.masking import bits
+from wagle_trainer.masking.bits import as_integers
 
 INT32_MAX = torch.iinfo(torch.int32).max
 
@@ -77,6 +78,15 @@ class SparseValues:
             return self.positions
         return bits.from_index(self.positions, self.numel)
 
+    def is_valid(self) -> bool:
+        """Whether there is one position for each value, within the tensor, and ascending."""
+        if self.positions.dtype == torch.uint8:
+            last = int(self.positions[-1]) if len(self.positions) else 0
+            behind = last >> ((self.numel - 1) % 8 + 1)  # the spare bits after the last entry
+            return behind == 0 and bits.count(self.positions) == len(self.values)
+        inside = not len(self.positions) or (int(self.positions[0]) >= 0 and int(self.positions[-1]) < self.numel)
+        return inside and bool((self.positions[1:] > self.positions[:-1]).all())
+
     def digest(self) -> str:
         """SHA-256 over shape, dtype, positions and values."""
         sha = hashlib.sha256(f"{self.shape}:{self.values.dtype}:".encode())
@@ -96,7 +106,7 @@ def positions_layout(numel: int, selected: int) -> tuple[torch.dtype, int]:
 def _stretches(positions: Tensor, numel: int) -> Iterator[tuple[Tensor, slice]]:
     """Positions a stretch at a time, so that little memory is needed for them: (int64 flat positions, their place among
     the values), ..."""
-    size = bits.CPU_CHUNK if positions.device.type == "cpu" else bits.DEVICE_CHUNK
+    size = bits.chunk_of(positions)
     if positions.dtype != torch.uint8:
         for start in range(0, max(len(positions), 1), size):
             index = positions[start : start + size].long()
@@ -140,11 +150,6 @@ def _flat(tensor: Tensor) -> Iterator[Tensor]:
     yield as_integers(whole.view(-1))
     if whole.data_ptr() != tensor.data_ptr():
         tensor.copy_(whole)
-
-
-def as_integers(tensor: Tensor) -> Tensor:
-    """The same bits as integers: comparisons and copies that no NaN and no sign of zero gets lost in."""
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -22,7 +22,7 @@ from wagle_trainer.attribution.automatic import (
     DensityCurve,
     choose_gamma,
 )
-from wagle_trainer.attribution.gradients import Batch, SetStatistics, attribution_mode, set_statistics
+from wagle_trainer.attribution.gradients import Batch, SetStatistics, attribution_mode, memory_advice, set_statistics
 from wagle_trainer.attribution.histogram import ScoreHistogram
 from wagle_trainer.attribution.inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
 from wagle_trainer.attribution.scores import SETS, Score, arguments_of, name_of, needed_statistics, with_options
@@ -130,7 +130,7 @@ def attribute(
             for name, wanted in needs.items()
         }
         examples = {name: found.examples for name, found in statistics.items()}
-        with torch.no_grad():
+        with torch.no_grad(), memory_advice("computing the scores"):
             used_gamma = gamma
             if isinstance(gamma, str) and "gamma" in arguments:
                 used_gamma = choose_gamma(gamma, lambda: _own_pairs(parameters, statistics["retain"]), shards.reduce)
@@ -142,7 +142,8 @@ def attribute(
                 raise FloatingPointError(error.explain(model, parameters, batches)) from None
     if not selection.any_positive:
         raise ValueError(f"The score {name_of(score)!r} is zero for every weight: it ranks nothing.")
-    packed = selection.packed()
+    with memory_advice("selecting by the scores"):
+        packed = selection.packed()
     effective = selection.effective_density(packed)
     mask = WeightMask(
         packed,
@@ -159,7 +160,7 @@ def attribute(
             exclude=as_list(exclude),
             exclude_mask=exclude_mask.digest if exclude_mask is not None else None,
             seed=seed if "generator" in arguments else None,
-            base_model=getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+            base_model=getattr(getattr(model, "config", None), "name_or_path", None) or None,
             effective_density=effective,
             forget_examples=examples.get("forget"),
             retain_examples=examples.get("retain"),

@@ -43,6 +43,19 @@ def attribution_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
             parameter.grad = grad
 
 
+@contextmanager
+def memory_advice(what: str) -> Iterator[None]:
+    """Says in an OutOfMemoryError what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"Out of memory while {what} of the attribution: use a smaller "
+            'attribution_batch_size, keep the accumulators in host memory (attribution_offload="cpu") or in the '
+            'model\'s own precision (attribution_dtype="bfloat16"), or leave parameters out with attribution_exclude.'
+        ) from error
+
+
 @dataclass
 class SetStatistics:
     """What scores may ask for of one set, by parameter; empty where it was not asked for.
@@ -116,35 +129,36 @@ def set_statistics(
         )
     device = device_of(next(iter(parameters.values())))
     backward = "grad" in wanted or "square" in wanted
-    accumulators, squares, hooks = _accumulators(parameters, wanted, dtype, offload)
-    inputs = LinearInputs(model, parameters, device) if "activation" in wanted else None
+    with memory_advice(f"making room for the {name} gradient"):
+        accumulators, squares = _accumulators(parameters, wanted, dtype, offload)
+    inputs = LinearInputs(model, parameters) if "activation" in wanted else None
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(_move_grad_into(accumulators.get(key), squares.get(key)))
+        for key, parameter in parameters.items()
+        if key in accumulators or key in squares
+    ]
     examples = skipped = 0
     try:
-        steps = in_step(batches, device) if sharded else batches
-        total = len(batches) if isinstance(batches, Sized) else None
-        what = "gradient" if backward else "activations"
-        bar = tqdm(steps, desc=f"Attribution: {name} {what}", total=total, disable=not progress)
-        for index, raw in enumerate(bar):
-            batch, skipped_here = (None, 0) if raw is None else _labelled(raw, device)
-            skipped += skipped_here
-            if batch is None and not sharded:
-                continue
-            examples += 0 if batch is None else len(batch["labels"])
-            for part in _one_by_one(batch) if batch is not None and "square" in wanted else [batch]:
-                if inputs is not None:
-                    inputs.look_at(part)
-                with torch.set_grad_enabled(backward):
-                    loss = -token_log_probs(model, empty_batch(device) if part is None else part).mean().sum()
-                if not bool(torch.isfinite(loss)):
-                    raise FloatingPointError(_why_not_finite(model, name, index, loss))
-                if backward:
-                    loss.backward()
-    except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
-            f"Out of memory while computing the {name} gradient of the attribution: use a smaller "
-            'attribution_batch_size, keep the accumulators in host memory (attribution_offload="cpu") or in the '
-            'model\'s own precision (attribution_dtype="bfloat16"), or leave parameters out with attribution_exclude.'
-        ) from error
+        with memory_advice(f"computing the {name} gradient"):
+            steps = in_step(batches, device) if sharded else batches
+            total = len(batches) if isinstance(batches, Sized) else None
+            what = "gradient" if backward else "activations"
+            bar = tqdm(steps, desc=f"Attribution: {name} {what}", total=total, disable=not progress)
+            for index, raw in enumerate(bar):
+                batch, skipped_here = (None, 0) if raw is None else _labelled(raw, device)
+                skipped += skipped_here
+                if batch is None and not sharded:
+                    continue
+                examples += 0 if batch is None else len(batch["labels"])
+                for part in _one_by_one(batch) if batch is not None and "square" in wanted else [batch]:
+                    if inputs is not None:
+                        inputs.look_at(part)
+                    with torch.set_grad_enabled(backward):
+                        loss = -token_log_probs(model, empty_batch(device) if part is None else part).mean().sum()
+                    if not bool(torch.isfinite(loss)):
+                        raise FloatingPointError(_why_not_finite(model, name, index, loss))
+                    if backward:
+                        loss.backward()
     finally:
         for hook in (*hooks, *(inputs.hooks if inputs is not None else ())):
             hook.remove()
@@ -182,12 +196,10 @@ def set_statistics(
 
 def _accumulators(
     parameters: Mapping[str, nn.Parameter], wanted: Collection[str], dtype: torch.dtype, offload: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Any]]:
-    """Zeros for the sums of gradients and of their squares, and the hooks that add to them; where neither is needed,
-    .grad itself is the accumulator."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Zeros for the sums of gradients and of their squares; where neither is needed, .grad itself is the accumulator."""
     accumulators: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
-    hooks = []
     for key, parameter in parameters.items():
         parameter.grad = None
         local = own(parameter)
@@ -196,10 +208,7 @@ def _accumulators(
             squares[key] = torch.zeros_like(local, dtype=dtype, device=place)
         if "grad" in wanted and (parameter.dtype != dtype or place != local.device or "square" in wanted):
             accumulators[key] = torch.zeros_like(local, dtype=dtype, device=place)
-        if key in accumulators or key in squares:
-            hook = _move_grad_into(accumulators.get(key), squares.get(key))
-            hooks.append(parameter.register_post_accumulate_grad_hook(hook))
-    return accumulators, squares, hooks
+    return accumulators, squares
 
 
 def _take_gradients(parameters: Mapping[str, nn.Parameter], accumulators: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,7 +235,7 @@ class LinearInputs:
     neither padding nor batch size matters.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], device: torch.device):
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]):
         keys = {parameter: key for key, parameter in parameters.items()}
         self.sums: dict[str, Tensor] = {}
         self.tokens: dict[str, Tensor] = {}
@@ -236,6 +245,7 @@ class LinearInputs:
             key = keys.get(module.weight) if isinstance(module, nn.Linear) else None  # type: ignore[call-overload]
             if key is not None:
                 assert isinstance(module, nn.Linear)
+                device = device_of(module.weight)  # not that of the batch, where a model is spread over devices
                 self.sums[key] = torch.zeros(module.in_features, device=device)
                 self.tokens[key] = torch.zeros((), device=device)
                 self.hooks.append(module.register_forward_pre_hook(self._add_to(key)))
@@ -260,7 +270,8 @@ class LinearInputs:
                     f"The inputs of {key!r} cannot be told apart by token: shape {tuple(arguments[0].shape)} for "
                     f"input_ids {tuple(self._masks[0].shape)}. Leave it out with attribution_exclude."
                 )
-            self.sums[key] += rows[mask.flatten()].float().square().sum(0)
+            mask = mask.flatten().to(rows.device)
+            self.sums[key] += rows[mask].float().square().sum(0)
             self.tokens[key] += mask.sum()
 
         return add

@@ -75,7 +75,7 @@ def packed_nonzero(available: Mapping[str, Any]) -> Tensor | None:
     if not known:
         return None
     flat = [tensor.reshape(-1) for tensor in known]
-    size = bits.CPU_CHUNK if flat[0].device.type == "cpu" else bits.DEVICE_CHUNK
+    size = bits.chunk_of(flat[0])
     packed = []
     for start in range(0, max(len(flat[0]), 1), size):
         nonzero = flat[0][start : start + size] != 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -98,9 +99,12 @@ def select(
         if histogram is not None and count:
             histogram.threshold = np.int32(threshold.bits).view(np.float32).item()
         ties = _ties_to_take(scores, threshold, shards)
-        return dict(
-            _in_threads(lambda name: (name, _apply(scores.pop(name), threshold.bits, ties[name])), list(scores))
-        )
+
+        def apply(name: str) -> tuple[str, Tensor]:
+            return name, _apply(scores.pop(name), threshold.bits, ties[name])
+
+        in_threads = all(map(bits.on_cpu, scores.values()))
+        return dict(_in_threads(apply, list(scores)) if in_threads else map(apply, list(scores)))
     return {
         name: _select_within(scores.pop(name), density, scope, excluded.get(name, 0), histogram)
         for name in list(scores)
@@ -142,7 +146,8 @@ def find_threshold(
     """The threshold that selects exactly `count` of the scores.
 
     Args:
-        scores: float32 tensors, non-negative and finite or `EXCLUDED`; iterated over twice.
+        scores: float32 tensors, non-negative and finite or `EXCLUDED`; iterated over twice, with no more tensors held than
+            there are threads.
         count: how many to select, out of all processes.
         reduce: sums an int64 tensor over processes in place, when each holds a shard.
         histogram: the scores of all processes are counted in.
@@ -152,7 +157,6 @@ def find_threshold(
     """
     if count == 0 and histogram is None:
         return NOTHING
-    scores = list(scores)
     high = _reduced(_upper_counts(scores), reduce)
     if high[np.float32(np.inf).view(np.int32).item() >> _LOW_BITS :].any():
         raise ValueError("Attribution scores must be finite and not negative.")
@@ -166,7 +170,7 @@ def find_threshold(
     return Threshold((prefix << _LOW_BITS) | suffix, count - below_top - below, int(low[suffix]))
 
 
-def _upper_counts(scores: Sequence[Tensor]) -> np.ndarray:
+def _upper_counts(scores: Iterable[Tensor]) -> np.ndarray:
     """Counts of the upper bits, without `EXCLUDED`."""
     counts = _histogram(scores)
     counts[-1] = 0
@@ -185,23 +189,33 @@ def _bin_of(histogram: np.ndarray, count: int) -> tuple[int, int]:
     return len(histogram) - 1 - position, int(above[position] - histogram[len(histogram) - 1 - position])
 
 
-def _histogram(scores: Sequence[Tensor], prefix: int | None = None) -> np.ndarray:
+def _histogram(scores: Iterable[Tensor], prefix: int | None = None) -> np.ndarray:
     """Counts of the upper bits, or of the lower bits among the scores whose upper bits are `prefix`."""
-    bins = _BINS if prefix is None else 1 << _LOW_BITS
-    count = _count_on_device if scores and scores[0].device.type != "cpu" else _count_on_cpu
-    # Each thread has bins of its own.
-    shares = [scores[index :: torch.get_num_threads()] for index in range(torch.get_num_threads())]
-    return np.sum(_in_threads(lambda share: count(share, prefix, bins), shares), axis=0)
+    left, taking = iter(scores), Lock()
+
+    def count(_: int) -> np.ndarray:
+        """Takes the next tensor for as long as there is one. Each thread has bins of its own."""
+        counts = np.zeros(_BINS if prefix is None else 1 << _LOW_BITS, dtype=np.int64)
+        while True:
+            with taking:
+                score = next(left, None)
+                if score is not None and not bits.on_cpu(score):
+                    _count_on_device(score, prefix, counts)  # one at a time, for the sake of memory
+                    continue
+            if score is None:
+                return counts
+            _count_on_cpu(score, prefix, counts)
+
+    return np.sum(_in_threads(count, range(torch.get_num_threads())), axis=0)
 
 
-def _count_on_device(scores: Sequence[Tensor], prefix: int | None, bins: int) -> np.ndarray:
-    counts = np.zeros(bins, dtype=np.int64)
-    for score in scores:
-        pattern = score.reshape(-1).view(torch.int32)
-        high = (pattern >> _LOW_BITS) & (_BINS - 1)
-        values = high if prefix is None else pattern[high == prefix] & (bins - 1)
-        counts += torch.bincount(values, minlength=bins).cpu().numpy()
-    return counts
+def _count_on_device(score: Tensor, prefix: int | None, counts: np.ndarray) -> None:
+    pattern = score.reshape(-1).view(torch.int32)
+    for start in range(0, len(pattern), bits.DEVICE_CHUNK):
+        part = pattern[start : start + bits.DEVICE_CHUNK]
+        high = (part >> _LOW_BITS) & (_BINS - 1)
+        values = high if prefix is None else part[high == prefix] & (len(counts) - 1)
+        counts += torch.bincount(values, minlength=len(counts)).cpu().numpy()
 
 
 def weighted_histogram(score: Tensor, weights: Sequence[Tensor]) -> np.ndarray:
@@ -210,7 +224,7 @@ def weighted_histogram(score: Tensor, weights: Sequence[Tensor]) -> np.ndarray:
     pattern = score.reshape(-1).view(torch.int32)
     flat = [weight.reshape(-1) for weight in weights]
     sums = np.zeros((1 + len(flat), _BINS // 2))
-    step = _CHUNK if score.device.type == "cpu" else max(len(pattern), 1)
+    step = _CHUNK if bits.on_cpu(score) else bits.DEVICE_CHUNK
     for start in range(0, len(pattern), step):
         part = slice(start, start + step)
         kept = pattern[part] >= 0
@@ -221,15 +235,12 @@ def weighted_histogram(score: Tensor, weights: Sequence[Tensor]) -> np.ndarray:
     return sums
 
 
-def _count_on_cpu(scores: Sequence[Tensor], prefix: int | None, bins: int) -> np.ndarray:
-    counts = np.zeros(bins, dtype=np.int64)
-    for score in scores:
-        words = _words(score)
-        for start in range(0, len(words), _CHUNK):
-            chunk = words[start : start + _CHUNK]
-            upper = chunk >> _LOW_BITS
-            counts += np.bincount(upper if prefix is None else chunk[upper == prefix] & (bins - 1), minlength=bins)
-    return counts
+def _count_on_cpu(score: Tensor, prefix: int | None, counts: np.ndarray) -> None:
+    bins, words = len(counts), _words(score)
+    for start in range(0, len(words), _CHUNK):
+        chunk = words[start : start + _CHUNK]
+        upper = chunk >> _LOW_BITS
+        counts += np.bincount(upper if prefix is None else chunk[upper == prefix] & (bins - 1), minlength=bins)
 
 
 def _words(score: Tensor) -> np.ndarray:
@@ -247,7 +258,7 @@ def _in_threads(work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
 
 def _apply(score: Tensor, threshold: int, ties: int | None) -> Tensor:
     """Packed mask of one tensor: all scores above the threshold and the first `ties` at it (None: all)."""
-    if score.device.type == "cpu":
+    if bits.on_cpu(score):
         words = _words(score).view(np.int32)  # signed: `EXCLUDED` lies below every score
         selected = words >= threshold if ties is None else words > threshold
         if ties:

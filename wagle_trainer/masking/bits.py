@@ -11,6 +11,18 @@ from torch import Tensor
 
 CPU_CHUNK = 1 << 18  # weights worked on at a time: what is made for them stays in the processor's cache
 DEVICE_CHUNK = 1 << 26  # few kernel launches
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def on_cpu(tensor: Tensor) -> bool:
+    """Whether NumPy can work on it, which is several times faster there. What is done elsewhere works anywhere: tests
+    say no here."""
+    return tensor.device.type == "cpu"
+
+
+def chunk_of(tensor: Tensor) -> int:
+    """How many of a tensor's weights to work on at a time, a multiple of 8."""
+    return CPU_CHUNK if on_cpu(tensor) else DEVICE_CHUNK
 
 
 def packed_size(numel: int) -> int:
@@ -21,9 +33,9 @@ def packed_size(numel: int) -> int:
 def pack(mask: Tensor) -> Tensor:
     """bool tensor of any shape -> uint8 (ceil(numel / 8),) on the same device; the spare bits are zero."""
     flat = mask.reshape(-1)
-    if flat.device.type == "cpu":
+    if on_cpu(flat):
         return torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
-    padded = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
+    padded = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(packed_size(flat.numel()), 8)
     place = 1 << torch.arange(8, dtype=torch.uint8, device=flat.device)
     return (padded * place).sum(-1, dtype=torch.uint8)
 
@@ -31,7 +43,7 @@ def pack(mask: Tensor) -> Tensor:
 def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """The inverse of `pack`: bool tensor of `shape` on the device of `packed`."""
     numel = math.prod(shape)
-    if packed.device.type == "cpu":
+    if on_cpu(packed):
         bits = np.unpackbits(packed.numpy(), count=numel, bitorder="little")
         return torch.from_numpy(bits).view(torch.bool).reshape(shape)
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
@@ -54,22 +66,27 @@ def beside(packed: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield unpack(packed, tensors[0].shape), *tensors
         return
     flat = [tensor.view(-1) for tensor in tensors]
-    size = CPU_CHUNK if packed.device.type == "cpu" else DEVICE_CHUNK
+    size = chunk_of(packed)
     for start in range(0, flat[0].numel(), size):
         parts = [values[start : start + size] for values in flat]
         yield unpack(packed[start // 8 : (start + size) // 8], parts[0].shape), *parts
 
 
+def as_integers(tensor: Tensor) -> Tensor:
+    """The same bits as integers, sharing memory: no NaN and no sign of zero gets lost in comparisons and copies."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
+
+
 def zero_unselected(values: Tensor, selected: Tensor) -> None:
     """Set what is not selected to zero, in place. By the bits: infinity times zero is NaN, and `masked_fill_` is three
     times slower on CPUs."""
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    values.view(integers).bitwise_and_(selected.view(torch.int8).neg().to(integers))
+    integers = as_integers(values)
+    integers.bitwise_and_(selected.view(torch.int8).neg().to(integers.dtype))
 
 
 def multiply_selected(values: Tensor, selected: Tensor, factor: float) -> None:
     """Multiply what is selected by `factor`, in place."""
-    if values.device.type != "cpu" or values.dtype != torch.float32:
+    if not on_cpu(values) or values.dtype != torch.float32:
         torch.where(selected, values * factor, values, out=values)
         return
     # A number times one keeps its bits. The factors are put together from bits, since `where` is slow on CPUs.

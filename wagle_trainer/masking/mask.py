@@ -251,6 +251,9 @@ class WeightMask(Mapping[str, Tensor]):
         try:
             config = json.loads(config_file.read_text())
             version, digest, shapes = config["format_version"], config["digest"], config["shapes"]
+            bits_in = config.get("bits_in")
+            if bits_in is not None and Path(bits_in).name != bits_in:
+                raise ValueError(f"{bits_in!r} is not in the folder")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{config_file} is not a readable mask configuration: {error!r}.") from error
         if version != FORMAT_VERSION:
@@ -258,7 +261,6 @@ class WeightMask(Mapping[str, Tensor]):
                 f"{config_file} has mask format version {version!r}; this wagle_trainer reads {FORMAT_VERSION}. "
                 "Update wagle-trainer, or compute the mask anew."
             )
-        bits_in = config.get("bits_in")
         weights = find_file(path_or_repo_id, bits_in or WEIGHTS_NAME, revision, "mask")
         try:
             packed = load_file(weights) if bits_in is None else _positions_of_adapter(weights, shapes)
@@ -295,11 +297,9 @@ class WeightMask(Mapping[str, Tensor]):
         """
         from wagle_trainer.model_card import mask_card
 
-        def write(folder: str, repo_id: str) -> None:
-            self.save_pretrained(folder)
-            mask_card(self.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
-
-        return push(write, repo_id, private=private, token=token, commit_message="Upload weight mask")
+        return push(
+            self, mask_card, repo_id, evaluation, private=private, token=token, commit_message="Upload weight mask"
+        )
 
 
 def _positions_of_adapter(file: Path, shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:

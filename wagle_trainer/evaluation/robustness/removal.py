@@ -11,8 +11,7 @@ from tqdm.auto import tqdm
 
 from wagle_trainer.evaluation.mode import restored
 from wagle_trainer.evaluation.robustness.base import Point, Target, register_attack
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from wagle_trainer.masking.bits import as_integers
 
 
 @register_attack("removal", unit="share of the changed weights put back")
@@ -68,14 +67,10 @@ def _changes(before: Any, after: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
                 f"{name!r} is {base.dtype} {tuple(base.shape)} before and {weight.dtype} {tuple(weight.shape)} after: "
                 "load both models in the same dtype."
             )
-        differs = _bits(base).to(weight.device) != _bits(weight)
+        differs = as_integers(base.detach()).to(weight.device) != as_integers(weight.detach())
         positions = differs.flatten().nonzero().squeeze(-1)
         if len(positions):
             changes.append((weight, base, positions))
     if not changes:
         raise ValueError("The models before and after have the same weights: there is no change to remove.")
     return changes
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()])
