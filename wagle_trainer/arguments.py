@@ -17,7 +17,7 @@ def as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
     if isinstance(args, WagleConfig):
         return args
     if args is None:
-        name = model if isinstance(model, str) else model.config._name_or_path
+        name = model if isinstance(model, str) else model.config.name_or_path
         return WagleConfig(f"{name.split('/')[-1]}-WAGLE")
     values = args.to_dict()
     values |= {name: getattr(args, name) for name in values if name.endswith("_token")}  # to_dict hides them
@@ -31,7 +31,7 @@ def load_processing_class(model: Any, config: WagleConfig) -> Any:
     Raises:
         ValueError: the model was not loaded, so nobody knows.
     """
-    name = model if isinstance(model, str) else model.config._name_or_path
+    name = model if isinstance(model, str) else model.config.name_or_path
     if not name:
         raise ValueError(
             "The model was not loaded from a folder or from the Hub, so its tokenizer is not known: pass "

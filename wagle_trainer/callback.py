@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,9 @@ class WeightAttributionCallback(TrainerCallback):
         if self._prepared is None:  # the callback was added to a trainer that had been made before
             self.prepare(args, model, processing_class)
         assert self._prepared is not None
-        for name, dataset in self._prepared.items():
-            _check_processes_agree(f"{name} sets", fingerprint(dataset))
+        digests = {name: fingerprint(dataset) for name, dataset in self._prepared.items()}
+        for name, digest in digests.items():
+            _check_processes_agree(f"{name} sets", digest)
         batches = {
             name: LengthSortedBatches(
                 dataset,
@@ -221,7 +223,7 @@ class WeightAttributionCallback(TrainerCallback):
             )
             for name, dataset in self._prepared.items()
         }
-        return attribute(
+        mask = attribute(
             WithoutHooks(model) if is_deepspeed() else model,
             batches.get("forget"),
             batches.get("retain"),
@@ -239,6 +241,8 @@ class WeightAttributionCallback(TrainerCallback):
             offload=self.offload,
             progress=not args.disable_tqdm and args.process_index == 0,
         )
+        mask.info = replace(mask.info, forget_digest=digests.get("forget"), retain_digest=digests.get("retain"))
+        return mask
 
     def _from_checkpoint(self, args: Any, state: Any) -> WeightMask:
         """The mask that the resumed run trained with. Trainers do not tell callbacks where they resume from."""

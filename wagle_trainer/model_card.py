@@ -102,6 +102,14 @@ def adapter_card(
     return _card(text, facts.get("base_model"), "peft")
 
 
+def _set(facts: Mapping[str, Any], role: str) -> str | None:
+    """A set by size and hash: never its text."""
+    examples, digest = facts.get(f"{role}_examples"), facts.get(f"{role}_digest")
+    if not examples:
+        return None
+    return f"{examples} examples" + (f", SHA-256 {digest}" if digest else "")
+
+
 def mask_card(
     facts: Mapping[str, Any], repo_id: str, evaluation: Mapping[str, Mapping[str, Any]] | None = None
 ) -> ModelCard:
@@ -117,8 +125,7 @@ def mask_card(
         "density": _density(facts),
         "effective density": facts.get("effective_density"),
         "scope": facts.get("scope"),
-        "forget set": facts.get("forget_examples") and f"{facts['forget_examples']} examples",
-        "retain set": facts.get("retain_examples") and f"{facts['retain_examples']} examples",
+        **{f"{role} set": _set(facts, role) for role in ("forget", "retain")},
         "base model": facts.get("base_model"),
         "mask digest (SHA-256)": facts["digest"],
     }

@@ -127,7 +127,7 @@ class ReferenceHead(_Before):
                         hidden.shape[1] > result.logits.shape[1]
                     ):  # without `logits_to_keep` the head sees all positions
                         hidden = hidden[:, result.kept]
-                    if not torch.allclose(head(hidden), result.logits, rtol=1e-2, atol=1e-2):
+                    if not torch.allclose(head(hidden).float(), result.logits.float(), rtol=1e-2, atol=1e-2):
                         raise ValueError(
                             f"{what} needs logits that are its head's output, but {type(model).__name__} changes them "
                             f"afterwards (soft-capping or scaling). {instead}."

@@ -455,5 +455,5 @@ class WagleTrainer(SFTTrainer):
             add_unlearning_section(card, settings, self.mask)
             if self.args.save_adapter and not self.args.save_full_model:
                 add_adapter_section(
-                    card, self.args.hub_model_id or self.args.output_dir, self.model.config._name_or_path or None
+                    card, self.args.hub_model_id or self.args.output_dir, self.model.config.name_or_path or None
                 )

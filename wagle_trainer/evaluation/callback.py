@@ -247,12 +247,22 @@ class EvaluationCallback(TrainerCallback):
         path = Path(args.output_dir) / HISTORY_NAME
         if state.global_step == 0 or not path.exists():
             return []
+        needed = [
+            s.metric for s in (self.forget, self.utility) if s.metric and (self.keep_best or s.bound is not None)
+        ]
         try:
-            return [entry for entry in load_results(path) if entry["step"] <= state.global_step]
+            history = [entry for entry in load_results(path) if entry["step"] <= state.global_step]
+            missing = sorted({metric for entry in history for metric in needed if metric not in entry["metrics"]})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f'{path} is no list of {{"step", "metrics"}}: move it away to go on without the evaluations so far.'
             ) from error
+        if missing:
+            raise ValueError(
+                f"The evaluations in {path} lack {', '.join(missing)}: the run was begun with other metrics. Resume with "
+                "those, or move the file away to go on without the evaluations so far."
+            )
+        return history
 
 
 class _Side:

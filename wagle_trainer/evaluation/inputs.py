@@ -47,6 +47,6 @@ def continuation(ids: Sequence[int], prompt_tokens: int) -> dict[str, list[int]]
 def describe_model(model: Any) -> dict[str, str]:
     """The settings of a result that say which model it was."""
     return {
-        "model": getattr(model.config, "_name_or_path", ""),
+        "model": getattr(model.config, "name_or_path", ""),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }

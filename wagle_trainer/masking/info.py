@@ -25,6 +25,7 @@ class MaskInfo:
         effective_density: share of selected weights among those whose forget or retain gradient is not zero; of the
             gradients that the score needs, so None for scores that look at no data.
         forget_examples, retain_examples: numbers of examples that the gradients were averaged over.
+        forget_digest, retain_digest: SHA-256 of the tokens and labels of the sets; says which they were, not what is in them.
         score_histogram: how the scores are distributed and which of them are selected, as
             `wagle_trainer.attribution.histogram.ScoreHistogram` gives it; candidates only.
     """
@@ -44,4 +45,6 @@ class MaskInfo:
     effective_density: float | None = None
     forget_examples: int | None = None
     retain_examples: int | None = None
+    forget_digest: str | None = None
+    retain_digest: str | None = None
     score_histogram: dict[str, Any] | None = None

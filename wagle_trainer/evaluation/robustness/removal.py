@@ -46,7 +46,7 @@ def removal(target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 
                 chosen = positions[order[: round(share * len(positions))].to(positions.device)]
                 values = base.detach().flatten()[chosen.to(base.device)].to(weight.device)
                 with torch.no_grad():
-                    weight.view(-1)[chosen] = values
+                    weight.put_(chosen, values)  # by flat position, however it lies in memory
             points.append(Point(share, target.knows(), before, after))
     return points
 
