@@ -88,6 +88,19 @@ def test_mask_is_that_of_attribute(make_sft, make_llama, make_set, callback):
     assert attribution.mask.info.forget_examples == 8
 
 
+def test_mask_says_which_sets_by_hash(make_sft, make_set, callback, tmp_path):
+    infos = []
+    for seed in (0, 0, 5):
+        attribution = callback(make_set(8, seed=seed), make_set(12, seed=1))
+        make_sft(attribution).train()
+        infos.append(attribution.mask.info)
+    assert infos[0].forget_digest == infos[1].forget_digest != infos[2].forget_digest
+    assert len({info.retain_digest for info in infos}) == 1
+    assert len(infos[0].forget_digest) == 64
+    attribution.mask.save_pretrained(tmp_path / "mask")
+    assert WeightMask.from_pretrained(tmp_path / "mask").info.forget_digest == infos[2].forget_digest
+
+
 def test_completion_only_loss_is_that_of_the_trainer(make_sft, callback):
     masks = []
     for only in (None, True, False):

@@ -259,6 +259,16 @@ def test_a_resumed_run_goes_on_with_its_history(make_trainer):
     assert [entry["metrics"]["leak"] for entry in history_of(again)] == [0.7] * 4
 
 
+def test_a_history_of_other_metrics(make_trainer):
+    callback = EvaluationCallback(lambda model, tokenizer: {"other": 1.0}, every_n_steps=3)
+    make_trainer("wagle", [callback], save_strategy="steps", save_steps=3).train()
+    shutil.rmtree(next(Path(callback.trainer.args.output_dir).glob("checkpoint-6")))
+    callback = EvaluationCallback(Scripted(*[(0.5, 0.5)] * 4), every_n_steps=3, forget_goal=0.1)
+    trainer = make_trainer("wagle", [callback], save_strategy="steps", save_steps=3)
+    with pytest.raises(ValueError, match=r"history.json lack leak: the run was begun with other metrics. Resume with"):
+        trainer.train(resume_from_checkpoint=True)
+
+
 def test_a_damaged_history(make_trainer, tmp_path):
     callback = EvaluationCallback(Scripted(*[(0.5, 0.5)] * 4), every_n_steps=3)
     trainer = make_trainer("wagle", [callback], save_strategy="steps", save_steps=3)
