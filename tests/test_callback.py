@@ -1,5 +1,6 @@
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,6 +100,20 @@ def test_mask_says_which_sets_by_hash(make_sft, make_set, callback, tmp_path):
     assert len(infos[0].forget_digest) == 64
     attribution.mask.save_pretrained(tmp_path / "mask")
     assert WeightMask.from_pretrained(tmp_path / "mask").info.forget_digest == infos[2].forget_digest
+
+
+@pytest.mark.parametrize("what", ["forget sets", "weight masks"])
+def test_processes_that_disagree_are_refused(what, make_sft, make_llama, make_set, callback, monkeypatch, weights_of):
+    """Each process has read files of its own: here the other one's digest is made up."""
+    mask = attribute(make_llama(), None, None, score="random", density=0.3, progress=False)
+    attribution = callback(make_set(8), make_set(12, seed=1), mask=mask if what == "weight masks" else None)
+    trainer = make_sft(attribution)
+    before = weights_of(trainer.model)
+    monkeypatch.setattr("wagle_trainer.callback.PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr("wagle_trainer.callback.gather_object", lambda digests: [*digests, "0" * 64])
+    with pytest.raises(RuntimeError, match=f"The processes hold different {what} .*000.*do they read the same files"):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in weights_of(trainer.model).items())
 
 
 def test_completion_only_loss_is_that_of_the_trainer(make_sft, callback):
