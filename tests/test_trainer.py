@@ -214,6 +214,33 @@ def test_accumulation_is_one_large_batch(rows, loss_kwargs, make_trainer, make_s
             assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_steps": 12},
+        {"max_steps": 12, "dataloader_drop_last": True},
+        {"max_steps": 5, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+        {"max_steps": -1, "num_train_epochs": 2.5},
+    ],
+)
+def test_reference_logits_are_those_of_the_examples_that_are_met(changes, make_trainer, make_set):
+    """Batches that are left out make more epochs of as many steps, and those meet other retain examples."""
+    trainer = make_trainer(
+        forget=make_set(5), retain=make_set(80, seed=1), loss_kwargs={"retain_loss": "kl"}, **changes
+    )
+    met, collate = set(), trainer.data_collator
+
+    def watch(examples):
+        met.update(example["retain"]["index"] for example in examples)
+        return collate(examples)
+
+    trainer.data_collator = watch
+    trainer.train()
+    known = set(trainer._before.heads["retain"].hidden)
+    assert met <= known
+    assert len(known) <= 5 * math.ceil(trainer.state.epoch)
+
+
 @pytest.mark.parametrize("loss_kwargs", [{}, {"retain_loss": "kl"}])
 def test_gradient_checkpointing_changes_nothing(loss_kwargs, make_trainer):
     trainers = [make_trainer(gradient_checkpointing=on, loss_kwargs=loss_kwargs) for on in (False, True)]

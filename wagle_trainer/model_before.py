@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -169,10 +170,14 @@ class ModelBefore:
         return self._batches(getattr(self.dataset, role), rows, share=False)
 
     def _epochs(self) -> range:
-        if self.args.max_steps > 0:
-            examples = self.args.max_steps * self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return range(-(-examples * self.args.world_size // len(self.dataset)) + 1)
-        return range(-int(-self.args.num_train_epochs // 1))
+        """Those that the Trainer will begin."""
+        args = self.args
+        if args.max_steps <= 0:
+            return range(math.ceil(args.num_train_epochs))
+        batches = len(self.dataset) / (args.train_batch_size * args.world_size)
+        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+        steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))  # of one epoch
+        return range(math.ceil(args.max_steps / steps))
 
     def _batches(self, dataset: Any, rows: Sequence[int] | None = None, share: bool = True) -> LengthSortedBatches:
         return LengthSortedBatches(
