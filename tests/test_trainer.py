@@ -326,6 +326,23 @@ def test_logs(make_trainer):
     assert entries[0]["forget_loss"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-5)  # NPO before any step
 
 
+@pytest.mark.parametrize("which", ["all", "non_padding"])
+def test_input_tokens_are_those_of_both_halves(which, make_trainer):
+    trainer = make_trainer(include_num_input_tokens_seen=which)
+    seen, collate = [], trainer.data_collator
+
+    def watch(examples):
+        seen.append(collate(examples))
+        return seen[-1]
+
+    trainer.data_collator = watch
+    trainer.train()
+    key = "input_ids" if which == "all" else "attention_mask"
+    halves = [batch[role][key] for batch in seen for role in ("forget", "retain")]
+    expected = sum(half.numel() if which == "all" else int(half.sum()) for half in halves[: 2 * 3])
+    assert trainer.state.num_input_tokens_seen == logged(trainer)[-1]["num_input_tokens_seen"] == expected
+
+
 def test_given_masks(make_trainer, make_llama, tmp_path, arguments, weights_of, assert_only_selected_moved):
     generator = torch.Generator().manual_seed(5)
     mask = WeightMask.from_dict(

@@ -28,6 +28,7 @@ def source(function):
         (Trainer, "_save", ["output_dir", "state_dict"], "wagle_trainer/trainer.py"),
         (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"], "wagle_trainer/trainer.py"),
         (Trainer, "_load_best_model", [], "wagle_trainer/trainer.py"),
+        (Trainer, "_track_num_input_tokens", ["inputs"], "wagle_trainer/trainer.py"),
         (Trainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"], "wagle_trainer/trainer.py"),
         (transformers.trainer_utils, "seed_worker", None, "wagle_trainer/data/loading.py"),
     ],

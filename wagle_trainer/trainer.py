@@ -238,8 +238,12 @@ class WagleTrainer(SFTTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of all halves of a batch of pairs."""
-        halves = inputs.values() if "forget" in inputs else [inputs]
-        return sum(super(WagleTrainer, self).floating_point_ops(half) for half in halves)
+        return sum(super(WagleTrainer, self).floating_point_ops(half) for half in _halves(inputs))
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """As `Trainer._track_num_input_tokens`, of all halves of a batch of pairs."""
+        for half in _halves(inputs):
+            super()._track_num_input_tokens(half)
 
     # Loss
 
@@ -457,3 +461,8 @@ class WagleTrainer(SFTTrainer):
                 add_adapter_section(
                     card, self.args.hub_model_id or self.args.output_dir, self.model.config.name_or_path or None
                 )
+
+
+def _halves(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The batches that a batch of pairs is made of; a batch of anything else as it is."""
+    return list(inputs.values()) if "forget" in inputs else [inputs]
