@@ -24,7 +24,12 @@ from wagle_trainer.adapters.checkpoints import (
     adapter_in,
     check_adapter_can_be_saved,
 )
-from wagle_trainer.arguments import as_wagle_config, attribution_callback, load_processing_class
+from wagle_trainer.arguments import (
+    as_wagle_config,
+    attribution_callback,
+    check_trainer_arguments,
+    load_processing_class,
+)
 from wagle_trainer.checkpoints import checkpoint_to_resume
 from wagle_trainer.data.checks import pad_token_id
 from wagle_trainer.data.loading import pair_loader
@@ -119,6 +124,7 @@ class WagleTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         config = as_wagle_config(args, model)
+        check_trainer_arguments(callbacks, kwargs.get("compute_loss_func"))
         self.loss, self.retain_loss, self.retain_layer = make_objective(config)
         forget, retain = forget_and_retain(train_dataset, forget_dataset, retain_dataset)
         if processing_class is None:

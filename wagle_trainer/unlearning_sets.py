@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers.utils import logging
+from trl import is_conversational
 
 from wagle_trainer.data.checks import check_chat_template, check_set
 from wagle_trainer.data.preparation import as_prompt_completion, is_preference, with_refusals
@@ -53,8 +54,14 @@ def check_sets(
     """Raise ValueError or TypeError for a set that cannot be worked with (see `check_set` and `check_chat_template`)."""
     for name, dataset in (("forget", forget), ("retain", retain)):
         check_set(dataset, name, config.dataset_text_field, formatting_func)
+        assert dataset is not None
         if config.chat_template_path is None:
             check_chat_template(dataset, name, processing_class)
+        if config.assistant_only_loss and not ("input_ids" in dataset.column_names or is_conversational(dataset[0])):
+            raise ValueError(
+                f"assistant_only_loss=True, but the {name} set is not conversational: its columns are "
+                f"{', '.join(dataset.column_names)}. Give both sets as messages, or set assistant_only_loss=False."
+            )
     for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}).items():
         if isinstance(dataset, Dataset):
             check_set(dataset, f"{name} evaluation", config.dataset_text_field, formatting_func)
