@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import DatasetDict
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
 from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
@@ -511,6 +511,20 @@ def test_repeated_training_is_masked_both_times(make_trainer, weights_of, assert
     assert trainer.mask == mask
     assert_only_selected_moved(before, trainer.model, mask)
     assert any(not torch.equal(between[n], p) for n, p in trainer.model.named_parameters())
+
+
+def test_a_run_that_is_broken_off_leaves_the_model_free(make_trainer, make_llama):
+    """As after Ctrl-C in a notebook, where the same model goes on into another run."""
+
+    class BreakOff(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    model = make_llama()
+    trainer = make_trainer(model=model, density=1e-3, callbacks=[BreakOff()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert all(p.requires_grad and not p._post_accumulate_grad_hooks for p in model.parameters())
 
 
 # What is written

@@ -141,6 +141,13 @@ def test_checkpoints_end_with_the_trainers_state():
     )
 
 
+def test_trl_refuses_data_parallel():
+    """It would cut batches of pairs apart."""
+    assert "if args.n_gpu > 1:\n            raise ValueError(" in source(SFTTrainer.__init__), (
+        "SFTTrainer lets nn.DataParallel in: refuse args.n_gpu > 1 in WagleTrainer.__init__"
+    )
+
+
 def test_trl_builds_labels_and_keeps_the_ones_there_are():
     text = source(SFTTrainer._prepare_dataset)
     for part in ("is_processed", "completion_only_loss", "self.chat_template", "self._tokenizer", '"labels"'):

@@ -35,7 +35,7 @@ from wagle_trainer.data.checks import pad_token_id
 from wagle_trainer.data.loading import pair_loader
 from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
 from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format
-from wagle_trainer.engines import WHOLE, check_one_gpu_per_process, engine, is_deepspeed
+from wagle_trainer.engines import WHOLE, engine, is_deepspeed
 from wagle_trainer.evaluation.callback import EvaluationCallback
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs
 from wagle_trainer.lora import (
@@ -169,7 +169,6 @@ class WagleTrainer(SFTTrainer):
         self._sampler = PairSampler(len(sets["forget"]), len(sets["retain"]), seed)
         collator: Any = self.data_collator  # type: ignore[has-type]
         self.data_collator = PairCollator(collator)
-        check_one_gpu_per_process(config)
         check_engine_for(self.loss, config.loss_type, self.retain_loss)
         self._layers = layers_for(self.loss, config.loss_type, self.retain_loss, self.retain_layer, self.model)
         self._before = ModelBefore(
@@ -192,7 +191,7 @@ class WagleTrainer(SFTTrainer):
         self._attribution = None
         if mask is not None or config.attribution is not None:
             self._attribution = attribution_callback(config, config.attribution or "wagle", sets, self.loss, mask=mask)
-            self._attribution.masks_gradients = True
+            self._attribution.masks_gradients, self._attribution.saves_mask = True, False
             self.add_callback(self._attribution)
             self._attribution.prepare(config, self.model, self.processing_class)
         self._adapter = AdapterCheckpoints()
@@ -369,7 +368,11 @@ class WagleTrainer(SFTTrainer):
             if folder is not None:
                 self._attribution.mask = None  # the checkpoint's is the one in force
         self._before.load(folder, self.model, self.accelerator)
-        return super().train(folder, trial, ignore_keys_for_eval)
+        try:
+            return super().train(folder, trial, ignore_keys_for_eval)
+        finally:  # a run that is broken off leaves no hooks and no frozen weights on the model
+            if self._attribution is not None:
+                self._attribution.detach()
 
     def end_step(self) -> None:
         """Tell the objective the mean retain loss of the optimizer step that has just been taken."""
