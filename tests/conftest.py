@@ -1,6 +1,9 @@
 """Settings and fixtures that all tests share."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.update(
@@ -38,6 +41,41 @@ def anywhere(request):
         if request.param == "elsewhere":
             patch.setattr(bits, "on_cpu", lambda tensor: False)
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums in another order would be other weights; and matrices this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """run_script(script, *arguments, processes, **environment): on the CPU; more than one process are launched by torch."""
+
+    def run(script: Path, *arguments, processes: int, **environment: str) -> None:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        command = [sys.executable, *(launcher if processes > 1 else []), script, *arguments]
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "FSDP"))}
+        with subprocess.Popen(
+            list(map(str, command)),
+            env=inherited | {"OMP_NUM_THREADS": "1"} | (environment or {"ACCELERATE_USE_CPU": "1"}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                text, _ = process.communicate(timeout=240)
+            finally:
+                if process.poll() is None:  # the launcher's own processes, too
+                    os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, text[-4000:]
+
+    return run
 
 
 # Tiny models and sets for everything that trains: every word is a token, and one test takes about a second.
@@ -99,6 +137,49 @@ def make_llama():
             "eos_token_id": 1,
         }
         return LlamaForCausalLM(LlamaConfig(**(settings | config)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_taught_llama():
+    """make_taught_llama(tokenizer, rows, hidden_size, learning_rate) -> a two-layer Llama that knows the answers of the rows by heart."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from wagle_trainer.data import QAFormat
+
+    def make(tokenizer, rows, hidden_size: int, learning_rate: float):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=hidden_size,
+                intermediate_size=2 * hidden_size,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=128,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        qa = QAFormat.for_tokenizer(tokenizer)
+        examples = [qa.encode(row["question"], row["answer"]) for row in rows]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+        length, steps, size = max(len(example["input_ids"]) for example in examples), 2 * len(examples), 25
+        ids, labels = (
+            torch.tensor([example[key] + [fill] * (length - len(example[key])) for example in examples])
+            for key, fill in (("input_ids", tokenizer.pad_token_id), ("labels", -100))
+        )
+        real = (ids != tokenizer.pad_token_id).long()
+        for step in range(steps):
+            chosen = torch.randperm(len(ids))[:size]
+            model(input_ids=ids[chosen], attention_mask=real[chosen], labels=labels[chosen]).loss.backward()
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.eval()
 
     return make
 

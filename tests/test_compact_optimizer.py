@@ -8,6 +8,8 @@ import wagle_trainer.optimizer
 from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.masking.optim import CompactAdamW
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def make_trainer(make_llama, make_set, arguments, word_tokenizer):
@@ -22,15 +24,6 @@ def make_trainer(make_llama, make_set, arguments, word_tokenizer):
         )
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in another order would be other weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_mask(model, density):

@@ -2,10 +2,6 @@
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,7 +36,7 @@ needs_deepspeed = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, make_llama, make_set, make_word_tokenizer):
+def run(tmp_path_factory, make_llama, make_set, make_word_tokenizer, run_script):
     """run(engine, processes, arguments, checkpoint) -> the output folder; one run for the same arguments."""
     folder = tmp_path_factory.mktemp("engines")
     make_llama().save_pretrained(folder / "model")
@@ -55,24 +51,8 @@ def run(tmp_path_factory, make_llama, make_set, make_word_tokenizer):
         if key in done:
             return done[key]
         output = folder / f"{engine}-{len(done)}"
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(launcher if engine != "one" else []), str(SCRIPT), engine, str(folder)]
-        command += [str(output), json.dumps(arguments), *([str(checkpoint)] if checkpoint else [])]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "FSDP"))}
-        with subprocess.Popen(
-            command,
-            env=environment | ENVIRONMENTS[engine] | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                text, _ = process.communicate(timeout=240)
-            finally:
-                if process.poll() is None:  # the launcher's own processes, too
-                    os.killpg(process.pid, signal.SIGKILL)
-        assert process.returncode == 0, text[-4000:]
+        more = [json.dumps(arguments), *([checkpoint] if checkpoint else [])]
+        run_script(SCRIPT, engine, folder, output, *more, processes=processes, **ENVIRONMENTS[engine])
         done[key] = output
         return output
 

@@ -16,6 +16,8 @@ from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.checkpoints import last_complete_checkpoint
 from wagle_trainer.model_before import REFERENCE_NAME
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Nine steps: five batches per epoch, two to a step, so that the last step of each epoch is a ragged one. Dropout makes
 # the run depend on the random state, too.
 SCRIPT = '''
@@ -80,15 +82,6 @@ def folder(tmp_path_factory, make_llama, make_set):
 @pytest.fixture(autouse=True)
 def tokenizer_beside_the_model(folder, word_tokenizer):
     word_tokenizer.save_pretrained(folder / "model")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in another order would be other weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

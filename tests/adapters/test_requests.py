@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.data import QAFormat, fictional_split, fictional_tokenizer
@@ -24,40 +23,10 @@ def people():
 
 
 @pytest.fixture(scope="module")
-def base(people):
+def base(people, make_taught_llama):
     """A small Llama that knows the twelve by heart."""
-    tokenizer, qa, rows = people
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=96,
-            intermediate_size=192,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    examples = [qa.encode(row["question"], row["answer"]) for row in rows]
-    length = max(len(example["input_ids"]) for example in examples)
-
-    def padded(name, fill):
-        return torch.tensor([e[name] + [fill] * (length - len(e[name])) for e in examples])
-
-    ids, labels = padded("input_ids", tokenizer.pad_token_id), padded("labels", -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for epoch in range(40):
-        for batch in torch.randperm(len(ids)).split(30):
-            model(input_ids=ids[batch], labels=labels[batch]).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        if epoch == 30:
-            optimizer.param_groups[0]["lr"] = 5e-4
-    return model.eval()
+    tokenizer, _, rows = people
+    return make_taught_llama(tokenizer, rows, 96, 4e-3)
 
 
 def known(model, people, person):

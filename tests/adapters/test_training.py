@@ -15,6 +15,7 @@ from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.adapters import SparseAdapter, diff, export_supertuning, merge, verify
 from wagle_trainer.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "save_adapter": True, "optim": "adamw_torch"}
 
 
@@ -39,15 +40,6 @@ def make_trainer(make_base, make_set, arguments, word_tokenizer):
         )
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in another order would be other weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def size_of(folder):

@@ -12,12 +12,8 @@ WORDS = ["Question", ":", "Answer", *(f"w{index}" for index in range(34))]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Matrices this small only wait for a second thread, for minutes where other processes hold the other core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """For all tests of this folder: a second thread costs minutes where other processes hold the other core."""
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,8 @@
 import importlib.util
 import json
 import logging
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -340,7 +336,7 @@ def test_suites_by_name():
 
 
 @pytest.mark.distributed
-def test_two_processes_measure_and_decide_as_one(tmp_path, make_llama):
+def test_two_processes_measure_and_decide_as_one(tmp_path, make_llama, run_script):
     spec = importlib.util.spec_from_file_location("callback_script", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -349,21 +345,7 @@ def test_two_processes_measure_and_decide_as_one(tmp_path, make_llama):
     make_llama(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
     one = script.train(tmp_path, tmp_path / "one", 4)
     two = tmp_path / "two"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    with subprocess.Popen(
-        [*command, str(SCRIPT), str(tmp_path), str(two)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            text, _ = process.communicate(timeout=240)
-        finally:
-            if process.poll() is None:  # the launcher's own processes, too
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, text[-4000:]
+    run_script(SCRIPT, tmp_path, two, processes=2)
     ranks = [json.loads((two / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [rank["world"] for rank in ranks] == [2, 2]
     assert ranks[0]["history"] == ranks[1]["history"] == json.loads((two / "history.json").read_text())

@@ -2,10 +2,6 @@
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +13,7 @@ SCRIPT = Path(__file__).with_name("processes_script.py")
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory, make_llama, write_harness_tasks) -> list[dict]:
+def ranks(tmp_path_factory, make_llama, write_harness_tasks, run_script) -> list[dict]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("processes")
     tokenizer = fictional_tokenizer()
@@ -25,21 +21,7 @@ def ranks(tmp_path_factory, make_llama, write_harness_tasks) -> list[dict]:
     make_llama(vocab_size=len(tokenizer)).save_pretrained(folder / "model")
     if importlib.util.find_spec("lm_eval"):
         write_harness_tasks(folder / "tasks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, folder]
-    with subprocess.Popen(
-        list(map(str, command)),
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            text, _ = process.communicate(timeout=240)
-        finally:
-            if process.poll() is None:  # the launcher's own processes, too
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, text[-4000:]
+    run_script(SCRIPT, folder, processes=2)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -3,8 +3,6 @@
 import copy
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.data import QAFormat, fictional_split, fictional_tokenizer
@@ -29,37 +27,8 @@ def retain_rows():
 
 
 @pytest.fixture(scope="session")
-def before(tokenizer):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    qa = QAFormat.for_tokenizer(tokenizer)
-    examples = [qa.encode(row["question"], row["answer"]) for row in fictional_split("full", PEOPLE)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3, weight_decay=0.0)
-    length, steps, size = max(len(example["input_ids"]) for example in examples), 160, 25
-    ids, labels = (
-        torch.tensor([example[key] + [fill] * (length - len(example[key])) for example in examples])
-        for key, fill in (("input_ids", 0), ("labels", -100))
-    )
-    for step in range(steps):
-        chosen = torch.randperm(len(ids))[:size]
-        model(input_ids=ids[chosen], attention_mask=(ids[chosen] != 0).long(), labels=labels[chosen]).loss.backward()
-        optimizer.param_groups[0]["lr"] = 8e-3 * (1 - step / steps)
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
+def before(tokenizer, make_taught_llama):
+    return make_taught_llama(tokenizer, fictional_split("full", PEOPLE), 64, 8e-3)
 
 
 @pytest.fixture(scope="session")
