@@ -276,3 +276,20 @@ def test_what_it_says_of_itself(saved):
     assert len({adapter, SparseAdapter.from_pretrained(folder)}) == 1
     assert adapter.nbytes == sum(t.nbytes for t in adapter.state_dict().values())
     assert adapter.describe()["digest"] == json.loads((folder / CONFIG_NAME).read_text())["digest"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"shape": None}, {"shape": "ab"}, {"dtype": "float33"}, {"num_values": None}, None]
+)
+def test_configuration_that_was_edited_is_refused_in_words(change, tmp_path):
+    base, tuned = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    diff(base, tuned).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    if change is None:
+        del config["tensors"]["weight"]["base_digest"]
+    else:
+        config["tensors"]["weight"] |= change
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is not a readable adapter configuration: .* in 'tensors'"):
+        SparseAdapter.from_pretrained(tmp_path)

@@ -288,3 +288,14 @@ def test_weights_are_counted_once(monkeypatch):
     assert mask.density == pytest.approx(2 / 3)
     monkeypatch.setattr("wagle_trainer.masking.bits.count", None)
     assert mask.density == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shapes": [1]}, {"shapes": {"a": None}}, {"shapes": {"a": "x"}}, {"digest": None}]
+)
+def test_configuration_that_was_edited_is_refused_in_words(change, tmp_path):
+    WeightMask.from_dict({"a": torch.tensor([True, False])}).save_pretrained(tmp_path)
+    file = tmp_path / "mask_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=r"is not a readable mask configuration|The digest in .* is None"):
+        WeightMask.from_pretrained(tmp_path)

@@ -366,7 +366,12 @@ def read_config(config_file: Path) -> dict[str, Any]:
     check_version(config.get("format_version"), str(config_file))
     if missing := [key for key in ("digest", "tensors") if not config.get(key)]:
         raise ValueError(f"{config_file} is not a readable adapter configuration: it has no {missing[0]!r}.")
-    return config
+    try:
+        for entry in config["tensors"].values():
+            torch.Size(entry["shape"]), int(entry["num_values"]), getattr(torch, entry["dtype"]), entry["base_digest"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{config_file} is not a readable adapter configuration: {error!r} in 'tensors'.") from error
+    return config | {"digest": str(config["digest"])}
 
 
 def is_adapter(config_file: Path) -> bool:

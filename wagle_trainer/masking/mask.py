@@ -251,11 +251,12 @@ class WeightMask(Mapping[str, Tensor]):
         config_file = find_file(path_or_repo_id, CONFIG_NAME, revision, "mask")
         try:
             config = json.loads(config_file.read_text())
-            version, digest, shapes = config["format_version"], config["digest"], config["shapes"]
+            version, digest = config["format_version"], str(config["digest"])
+            shapes = {name: tuple(map(int, shape)) for name, shape in config["shapes"].items()}
             bits_in = config.get("bits_in")
             if bits_in is not None and Path(bits_in).name != bits_in:
                 raise ValueError(f"{bits_in!r} is not in the folder")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{config_file} is not a readable mask configuration: {error!r}.") from error
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -270,7 +271,7 @@ class WeightMask(Mapping[str, Tensor]):
         if packed.keys() != shapes.keys():
             raise MaskMismatchError(f"{weights} and {config_file} name different parameters: one was replaced.")
         info = MaskInfo(**{key: config.get(key) for key in MaskInfo.__dataclass_fields__})
-        mask = cls({name: packed[name] for name in shapes}, {n: tuple(s) for n, s in shapes.items()}, info)
+        mask = cls({name: packed[name] for name in shapes}, shapes, info)
         if mask.digest != digest:
             raise MaskMismatchError(
                 f"The digest in {config_file} is {digest[:12]}..., that of the bits in {weights} is "
@@ -303,7 +304,7 @@ class WeightMask(Mapping[str, Tensor]):
         )
 
 
-def _positions_of_adapter(file: Path, shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+def _positions_of_adapter(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Packed bits of the weights that an adapter sets, for all parameters of a mask."""
     packed = {}
     with safe_open(file, "pt") as adapter:
