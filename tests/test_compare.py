@@ -110,7 +110,7 @@ def test_arguments_that_make_no_comparison(compare, arguments, message):
 
 @pytest.fixture(scope="module")
 def start(compare, make_llama, tmp_path_factory):
-    """start(*changes) -> runs the recipe on a tiny model; a second call goes on in the same folder."""
+    """start(*changes) -> runs the recipe on a tiny model; a second call goes on in the same folder, unless told another."""
     from wagle_trainer.data import fictional_tokenizer
 
     folder = tmp_path_factory.mktemp("compare")
@@ -232,14 +232,15 @@ def attacked(start, compared, tmp_path_factory):
     for split in ("full", "retain90"):
         options = (
             f"--model_name_or_path {compared.parent}/model --dataset_name fictional --split {split} "
-            f"--output_dir {folder}/{split} --max_steps 60 --learning_rate 2e-2 --per_device_train_batch_size 24 --use_cpu "
+            f"--output_dir {folder}/{split} --max_steps 100 --learning_rate 5e-3 --per_device_train_batch_size 24 --use_cpu "
             "--bf16 false --save_strategy no --report_to none --disable_tqdm true"
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["tofu_finetune.py", *options.split()])
             finetune.main()
     changes = f"--model_name_or_path {folder}/full --retrained_model {folder}/retain90 --output_dir {folder}/out"
-    return start(*changes.split(), "--scores", "random", "--max_steps", 3, "--attacks", "relearning", "quantization")
+    start(*changes.split(), "--scores", "random", "--max_steps", 3, "--attacks", "relearning", "quantization")
+    return folder / "out"
 
 
 def test_finetuning_teaches_the_split_and_nothing_else(attacked, compare):
