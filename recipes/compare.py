@@ -124,7 +124,7 @@ class Runs:
         self.folder = Path(args.output_dir)
         self.small = model_args.model_name_or_path is None  # a small Llama for each seed
         self.learning_rates = sorted(compare.learning_rates or [args.learning_rate])
-        masks = [(score, density) for score in compare.scores for density in compare.densities]
+        masks = [(score, density) for density in compare.densities for score in compare.scores]
         variants: list[tuple[Any, ...]] = [*masks, *([()] if compare.dense else [])]
         # The models that are not unlearned: one for each seed, or a single one for all.
         self.reference_seeds = compare.seeds if self.small else compare.seeds[:1]

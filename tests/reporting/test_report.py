@@ -282,6 +282,7 @@ def test_main_number_may_be_one_that_references_lack(write, several_seeds):
     page, numbers = write({**several_seeds, "retrained": several_seeds["before"]}, suite=suite)
     assert {c["metric"] for c in numbers["comparisons"]} == {"forget_quality", "model_utility"}
     assert "wagle 0.05: forget quality is 0." in page.text
+    assert numbers["table"]["wagle 0.05"]["forget_quality"]["low"] is None, "p-values have no t-interval"
     assert len(page.all("img")) == 1
 
 

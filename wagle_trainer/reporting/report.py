@@ -22,7 +22,7 @@ from wagle_trainer.reporting.charts import Chart, attack_charts, history_charts,
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
 from wagle_trainer.reporting.inputs import Metrics, Results, Runs, check_finite, first_of
-from wagle_trainer.reporting.statistics import Comparison, Interval, as_p_value, compare, t_interval
+from wagle_trainer.reporting.statistics import Comparison, Interval, as_p_value, compare, mean, t_interval
 from wagle_trainer.reporting.summary import forgetting_sentences, verdict_sentences
 
 AnyPath = str | PathLike[str]
@@ -147,8 +147,10 @@ def write_report(
 
 
 def _interval(runs: Runs, label: str, metric: str) -> Interval:
-    """Over seeds where there are several, else over examples."""
+    """Over seeds where there are several, else over examples; none of a p-value, whose mean has no t-distribution."""
     found = runs.by_label[label]
+    if metric == "forget_quality":
+        return Interval(mean(runs.values(label, metric)))
     return t_interval(runs.values(label, metric)) if len(found) > 1 else example_interval(found[0], metric)
 
 
