@@ -1,8 +1,10 @@
 """Fine-tune a model on a split of TOFU, answers only: on "full", what is to be unlearned; on "retain90", its reference.
 
-accelerate launch recipes/tofu_finetune.py --model_name_or_path MODEL --dataset_name FOLDER_OR_HUB_ID --split full \
-    --output_dir models/full --learning_rate 1e-5 --num_train_epochs 5
-accelerate launch recipes/tofu_finetune.py ... --split retain90 --output_dir models/retain90
+accelerate launch recipes/tofu_finetune.py --model_name_or_path MODEL --split full --output_dir models/full
+accelerate launch recipes/tofu_finetune.py --model_name_or_path MODEL --split retain90 --output_dir models/retain90
+
+Learning rate, epochs, batch and weight decay are TOFU's own (Maini et al., arXiv 2401.06121); a small model takes a higher
+learning rate: SmolLM2-135M knew 200 questions after 8 epochs with 1e-4.
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +33,9 @@ class FinetuneArguments:
 
 
 def main() -> None:
-    data, args, model_args = TrlParser((FinetuneArguments, SFTConfig, ModelConfig)).parse_args_and_config()
+    parser = TrlParser((FinetuneArguments, SFTConfig, ModelConfig))
+    parser.set_defaults(learning_rate=1e-5, num_train_epochs=5, per_device_train_batch_size=32, weight_decay=0.01)
+    data, args, model_args = parser.parse_args_and_config()
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     qa = QAFormat.for_tokenizer(tokenizer, data.style)
     args.model_init_kwargs = {"dtype": model_args.dtype}
