@@ -66,6 +66,9 @@ def log_truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
 def truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike], *, aggregation: Aggregation) -> float:
     """Truth ratio r = exp(mean over wrong answers of their mean log-probability) / exp(that of the correct answer).
 
+    So the wrong answers count by their geometric mean, as in the code of TOFU and of OpenUnlearning; TOFU's paper prints
+    the arithmetic mean of their probabilities.
+
     Args:
         correct: mean log-probabilities of the correct answers, (examples,).
         wrong: for each example the mean log-probabilities of its wrong answers; their number may differ.
