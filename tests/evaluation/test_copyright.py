@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import math
@@ -77,6 +78,17 @@ def test_batch_size_changes_nothing(results, muse_model, words, sets, batch_size
         if isinstance(value, float):
             assert again[key] == pytest.approx(value, rel=1e-5)
     assert again["per_example"]["seen"]["generation"] == results["per_example"]["seen"]["generation"]
+
+
+def test_perplexity_of_passages_that_a_model_finds_impossible(muse_model, words, sets, tmp_path):
+    """As after too much gradient ascent: the number is still one, and JSON holds it."""
+    broken = copy.deepcopy(muse_model)
+    with torch.no_grad():
+        broken.lm_head.weight.mul_(1e4)
+    found = evaluate(broken, words, sets)
+    assert statistics.mean(found["per_example"]["unseen"]["answer_log_prob"]) < -710
+    assert 1e308 < found["unseen_perplexity"] < math.inf
+    save_results(found, tmp_path / "results.json")
 
 
 def test_passages_that_are_too_short_are_left_out(results, muse_model, words, sets, caplog):

@@ -29,6 +29,17 @@ def answer_probability(mean_log_probs: ArrayLike) -> Floats:
     return np.exp(vector(mean_log_probs, "mean_log_probs"))
 
 
+def perplexity(mean_log_prob: ArrayLike) -> Floats:
+    """exp(-mean log-probability per token), at least 1 and at most the largest float.
+
+    A model that finds a text impossible (less than -709 nats per token) has that one, since results hold finite numbers.
+
+    Args:
+        mean_log_prob: in nats, of any shape.
+    """
+    return np.exp(np.minimum(-np.asarray(mean_log_prob, dtype=np.float64), np.log(np.finfo(np.float64).max)))
+
+
 def probability_with_options(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
     """p / (p + sum of the wrong answers' p), with p the length-normalised probabilities.
 
