@@ -9,6 +9,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from wagle_trainer.evaluation import evaluate_copyright, get_suite, load_results, save_results
+from wagle_trainer.reporting import example_interval
 
 PROMPT, CONTINUATION = 6, 8
 
@@ -125,6 +126,7 @@ def test_by_name_from_folders(results, muse_model, words, sets, muse_folder, tmp
     assert of_muse["unseen"].to_list() == sets["unseen"]
     for metric in {*suite.headline, *suite.forget_metrics, *suite.utility_metrics}:
         assert isinstance(found[metric], float), metric
+        assert example_interval(found, metric).low is not None
     save_results(found, tmp_path / "results.json")
     assert load_results(tmp_path / "results.json") == found
     assert len(suite.load(str(tmp_path), limit=1)["seen"]) == 1

@@ -6,6 +6,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from wagle_trainer.evaluation import evaluate_muse, get_suite, load_results, save_results
+from wagle_trainer.reporting import example_interval
 
 VERBMEM, KNOWMEM = 8, 5
 NUMBERS = ("forget_verbmem_ROUGE", "forget_knowmem_ROUGE", "retain_knowmem_ROUGE", "mia_min_k")
@@ -164,5 +165,7 @@ def test_by_name_from_a_folder(results, muse_model, words, muse_folder, tmp_path
     assert {name: found[name] for name in NUMBERS} == {name: results[name] for name in NUMBERS}
     for metric in {*suite.headline, *suite.forget_metrics, *suite.utility_metrics}:
         assert isinstance(found[metric], float), metric
+        if metric != "privleak":  # which is of the reference's examples, too
+            assert example_interval(found, metric).low is not None
     save_results(found, tmp_path / "results.json")
     assert load_results(tmp_path / "results.json") == found

@@ -56,11 +56,16 @@ OTHERS = {
             "answer_log_prob": RANDOM.normal(-2, 0.5, 12).tolist(),
         },
         "prompts": {"toxicity": RANDOM.choice([0.2, 0.5, 0.9], 12).tolist()},
+        "forget": {"mia_loss": RANDOM.normal(1, 1, 14).round(1).tolist()},
+        "retain": {"mia_loss": RANDOM.normal(1.5, 1, 9).round(1).tolist()},
+        "privleak_forget": {"min_k": RANDOM.normal(1, 1, 14).round(1).tolist()},
+        "privleak_holdout": {"min_k": RANDOM.normal(1.5, 1, 9).round(1).tolist()},
         "bio": {"acc": RANDOM.choice([0.0, 1.0], 20).tolist()},
         "law": {"acc": RANDOM.choice([0.0, 1.0], 8).tolist()},
         "art": {"acc": RANDOM.choice([0.0, 1.0], 15).tolist()},
     },
     "settings": {
+        "non_members": "retain",
         "continuation_tokens": 8,
         "threshold": 0.5,
         "forget": ["bio"],
@@ -68,12 +73,23 @@ OTHERS = {
         "weights": {"bio": {"bio": 1.0}, "all": {"bio": 20 / 28, "law": 8 / 28}, "art": {"art": 1.0}},
     },
 }
+
+
+def auc(members, others):
+    return np.mean([1.0 if a < b else 0.5 if a == b else 0.0 for a in members for b in others])
+
+
 # metric -> the columns that it is of, and how
 MADE_OF = {
     "seen_exact_match": (["seen"], lambda seen: np.mean([prefix == 8 for prefix in seen["common_prefix"]])),
     "seen_common_prefix": (["seen"], lambda seen: np.mean(seen["common_prefix"]) / 8),
     "seen_perplexity": (["seen"], lambda seen: np.exp(-np.mean(seen["answer_log_prob"]))),
     "toxicity_ratio": (["prompts"], lambda prompts: np.mean([value >= 0.5 for value in prompts["toxicity"]])),
+    "mia_loss": (["forget", "retain"], lambda forget, retain: auc(forget["mia_loss"], retain["mia_loss"])),
+    "mia_min_k": (
+        ["privleak_forget", "privleak_holdout"],
+        lambda forget, holdout: auc(forget["min_k"], holdout["min_k"]),
+    ),
     "bio_acc": (["bio"], lambda bio: np.mean(bio["acc"])),
     "all_acc": (["bio", "law"], lambda bio, law: np.mean([*bio["acc"], *law["acc"]])),
     "forget_accuracy": (["bio"], lambda bio: np.mean(bio["acc"])),
@@ -107,7 +123,8 @@ def test_other_suites_equal_a_plain_loop(metric):
 
 
 def test_a_setting_that_is_not_known():
-    result = {**OTHERS, "toxicity_ratio": 0.5, "all_acc": 0.5, "settings": {}}
+    result = {**OTHERS, "toxicity_ratio": 0.5, "all_acc": 0.5, "mia_loss": 0.5, "settings": {}}
+    assert example_interval(result, "mia_loss") == (0.5, None, None)
     assert example_interval(result, "toxicity_ratio") == (0.5, None, None)
     assert example_interval(result, "all_acc") == (0.5, None, None)
 

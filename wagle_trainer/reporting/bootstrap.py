@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from wagle_trainer.evaluation.metrics import perplexity
+from wagle_trainer.evaluation.metrics import perplexity, roc_auc
 from wagle_trainer.evaluation.tofu_metrics import UTILITY
 from wagle_trainer.reporting.statistics import LEVEL, Interval
 
@@ -107,6 +107,41 @@ def _made_of(metric: str, parts: list[_Mean], means: Floats) -> Floats:
     return np.tensordot([part.weight for part in parts], means, 1)
 
 
+# Rows drawn from each set, with axis=-1 if many draws at a time are understood -> the metric.
+_Statistic = Callable[..., Any]
+
+
+def _statistic(metric: str, result: Mapping[str, Any]) -> tuple[list[int], _Statistic] | None:
+    """Sizes of the sets that a metric is of, and the metric of rows drawn from them; None where it is not known."""
+    examples, settings = result.get("per_example", {}), result.get("settings", {})
+    if metric.startswith("mia_"):
+        return _auc(metric, examples, settings)
+    parts = _parts(metric, settings)
+    known = all(p.column in examples.get(p.set, {}) and (p.setting is None or p.setting in settings) for p in parts)
+    if not parts or not known:
+        return None
+    columns = [p.function(np.asarray(examples[p.set][p.column], float), settings.get(p.setting)) for p in parts]
+    sizes = {name: min(len(c) for p, c in zip(parts, columns, strict=True) if p.set == name) for name, *_ in parts}
+
+    def of_rows(*rows: NDArray[np.int64], axis: int = -1) -> Floats:
+        drawn = dict(zip(sizes, rows, strict=True))
+        means = [column[drawn[part.set]].mean(axis) for part, column in zip(parts, columns, strict=True)]
+        return _made_of(metric, parts, np.stack(means))
+
+    return list(sizes.values()), of_rows
+
+
+def _auc(metric: str, examples: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[list[int], _Statistic] | None:
+    """As `_statistic`, of an attack of TOFU's or MUSE's: its members and its non-members are drawn."""
+    members, others = (examples.get(name, {}).get(metric) for name in ("forget", str(settings.get("non_members"))))
+    if metric == "mia_min_k" and members is None:
+        members, others = (examples.get(f"privleak_{name}", {}).get("min_k") for name in ("forget", "holdout"))
+    if members is None or others is None:
+        return None
+    inside, outside = np.asarray(members, float), np.asarray(others, float)
+    return [inside.size, outside.size], lambda one, other: roc_auc(inside[one], outside[other])
+
+
 def example_interval(result: Mapping[str, Any], metric: str, seed: int = 0) -> Interval:
     """A metric of one evaluation with its 95 % percentile bootstrap interval over examples.
 
@@ -123,27 +158,18 @@ def example_interval(result: Mapping[str, Any], metric: str, seed: int = 0) -> I
         ValueError: the metric is not what its examples say: the result was altered.
     """
     value = float(result[metric])
-    examples, settings = result.get("per_example", {}), result.get("settings", {})
-    parts = _parts(metric, settings)
-    known = all(p.column in examples.get(p.set, {}) and (p.setting is None or p.setting in settings) for p in parts)
-    if not parts or not known:
+    known = _statistic(metric, result)
+    if known is None:
         return Interval(value)
-    columns = [p.function(np.asarray(examples[p.set][p.column], float), settings.get(p.setting)) for p in parts]
-    sizes = {name: min(len(c) for p, c in zip(parts, columns, strict=True) if p.set == name) for name, *_ in parts}
-
-    def statistic(*rows: NDArray[np.int64], axis: int = -1) -> Floats:
-        drawn = dict(zip(sizes, rows, strict=True))
-        means = [column[drawn[part.set]].mean(axis) for part, column in zip(parts, columns, strict=True)]
-        return _made_of(metric, parts, np.stack(means))
-
-    everything = [np.arange(size) for size in sizes.values()]
+    sizes, statistic = known
+    everything = [np.arange(size) for size in sizes]
     found = float(statistic(*everything))
     if not np.isclose(found, value, rtol=1e-5, atol=1e-9):
         raise ValueError(
             f"{metric} is {value}, but its examples say {found}: the result was altered, or comes from a version that "
             "defined it otherwise."
         )
-    if min(sizes.values()) < 2:
+    if min(sizes) < 2:
         return Interval(value)
     with np.errstate(over="ignore"):  # perplexities have a standard error that does not fit; it is not used
         interval = stats.bootstrap(
@@ -153,7 +179,6 @@ def example_interval(result: Mapping[str, Any], metric: str, seed: int = 0) -> I
             batch=_BATCH,
             confidence_level=LEVEL,
             method="percentile",
-            vectorized=True,
             random_state=np.random.default_rng(seed),
         ).confidence_interval
     return Interval(value, float(interval.low), float(interval.high))
