@@ -101,11 +101,16 @@ def test_batch_size_changes_nothing(results, muse_model, words, sets, batch_size
 def test_an_answer_ends_where_the_next_question_begins(muse_model, words, sets, monkeypatch):
     from wagle_trainer.evaluation import muse
 
-    said = ["w1 w2\n\nQuestion: w3", "w4\nQuestion w5", "w6 Question: w7"]
-    monkeypatch.setattr(muse, "generate_greedy", lambda model, tokenizer, prompts, **_: [*said, *said][: len(prompts)])
-    found = evaluate(muse_model, words, sets)
-    assert found["per_example"]["knowmem_retain"]["generation"] == ["w1 w2", "w4", "w6 "]
-    assert found["per_example"]["verbmem_forget"]["generation"] == said
+    asked = []
+
+    def generate(model, tokenizer, prompts, ends=(), **_):
+        asked.append((len(prompts), ends))
+        return ["w1"] * len(prompts)
+
+    monkeypatch.setattr(muse, "generate_greedy", generate)
+    evaluate(muse_model, words, sets)
+    verbmem, knowmem = len(sets["verbmem_forget"]), len(sets["knowmem_forget"]) + len(sets["knowmem_retain"])
+    assert asked == [(verbmem, ()), (knowmem, ("\n\n", "\nQuestion", "Question:"))]
 
 
 def test_privacy_leakage_needs_a_retrained_model(results, muse_model, words, sets, tmp_path):
