@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
@@ -216,6 +216,38 @@ def test_the_best_checkpoint_is_kept_and_loaded(make_trainer, save_strategy):
     assert all(map(torch.equal, weights, recorder.weights[4]))
     assert not all(map(torch.equal, weights, recorder.weights[6]))
     assert trainer.args.load_best_model_at_end is False
+
+
+def test_the_best_checkpoint_is_noted_before_another_process_has_written_it(make_trainer):
+    """Else the processes would disagree on what to load at the end: those without a file to write come here first."""
+    callback = EvaluationCallback(Scripted(), every_n_steps=1, forget_goal=0.3, keep_best=True)
+    args = make_trainer("wagle", [callback]).args
+    state = TrainerState(global_step=4, best_global_step=4)
+    callback.on_save(args, state, TrainerControl())
+    assert state.best_model_checkpoint == str(Path(args.output_dir) / "checkpoint-4")
+    state.global_step = 5
+    callback.on_save(args, state, TrainerControl())
+    assert state.best_model_checkpoint.endswith("checkpoint-4")
+
+
+def test_nothing_to_load_at_the_end_is_said(make_trainer, caplog):
+    callback = EvaluationCallback(
+        Scripted((0.9, 0.8), (0.5, 0.3)),
+        every_n_steps=2,
+        forget_goal=0.3,
+        utility_floor=0.5,
+        keep_best=True,
+        load_best_at_end=True,
+    )
+    trainer = make_trainer("wagle", [callback])
+    transformers_logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING):
+            trainer.train()
+    finally:
+        transformers_logging.disable_propagation()
+    assert trainer.state.global_step == 2
+    assert "load_best_at_end has nothing to load" in caplog.text
 
 
 def test_while_no_evaluation_reaches_the_goal_the_best_is_the_one_that_forgets_most(make_trainer):
