@@ -102,6 +102,13 @@ def test_refused_before_the_data(files, wagle, tmp_path):
     code, _, err = wagle("attribute", "--model_name_or_path", files.model, "--forget_file", files.forget)
     assert code == 1
     assert "--forget_file and --retain_file, both, or --dataset_name" in err
+    (tmp_path / "broken.yaml").write_text("density: [\n")
+    assert (
+        "configuration file is no YAML: while parsing" in wagle("attribute", "--config", tmp_path / "broken.yaml")[2]
+    )
+    (tmp_path / "sets.csv").write_text("question,answer\nWhen?,\n")
+    err = wagle("attribute", "--config", files.run, "--forget_file", tmp_path / "sets.csv")[2]
+    assert "sets.csv: Column 'answer' must hold one string per row, but row 0 holds nothing. Mend" in err
     (tmp_path / "sets.txt").write_text("")
     sets = ["--forget_file", tmp_path / "sets.txt", "--retain_file", files.retain]
     assert (
