@@ -96,5 +96,5 @@ def test_first_rows(limit, rows):
 
 def test_a_limit_must_leave_a_row():
     for limit, shown in ((0, "0"), ("x", "'x'"), (2.5, "2.5")):
-        with pytest.raises(ValueError, match=f"whole number of at least 1, or None for all rows; got {shown}"):
+        with pytest.raises(ValueError, match=f"at least 1, a whole number, or None for all rows; got {shown}"):
             first_rows(datasets.Dataset.from_list(ROWS), limit)

@@ -128,5 +128,5 @@ def first_rows(rows: Dataset, limit: int | None) -> Dataset:
         ValueError: `limit` is no whole number, or below 1.
     """
     if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit must be a whole number of at least 1, or None for all rows; got {limit!r}.")
+        raise ValueError(f"limit must be at least 1, a whole number, or None for all rows; got {limit!r}.")
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
