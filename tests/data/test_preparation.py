@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 from datasets import Dataset
+from transformers import BatchFeature, ProcessorMixin
 from trl import SFTConfig, SFTTrainer
 
 from wagle_trainer.data.fingerprint import fingerprint
@@ -16,6 +17,7 @@ from wagle_trainer.data.preparation import (
     prepare_by_its_own_format,
     with_refusals,
 )
+from wagle_trainer.losses import get_loss
 
 FORMS = ["text", "messages", "prompt_completion", "conversational", "tokenized"]
 
@@ -218,6 +220,25 @@ def test_assistant_only_loss(make_set, trl_trainer, chat_tokenizer):
     ours = DatasetPreparation(chat_tokenizer, max_length=64, assistant_only_loss=True)(dataset, "forget")
     assert columns(ours) == columns(trl_trainer(dataset, assistant_only_loss=True).train_dataset)
     assert ours["labels"][0][0] == -100
+
+
+class Processor(ProcessorMixin):
+    """That of a multimodal model, as far as texts go: it makes a batch of one of every text."""
+
+    def __init__(self, tokenizer, chat_template=None):
+        super().__init__(tokenizer, chat_template=chat_template)
+
+    def __call__(self, images=None, text=None, **kwargs):
+        return BatchFeature(dict(self.tokenizer([text], add_special_tokens=kwargs.get("add_special_tokens", True))))
+
+
+def test_processors_of_multimodal_models(make_set, chat_tokenizer):
+    dataset, processor = make_set(4), Processor(chat_tokenizer)
+    expected = columns(DatasetPreparation(chat_tokenizer, max_length=64)(dataset, "forget"))
+    assert columns(DatasetPreparation(processor, max_length=64)(dataset, "forget")) == expected
+    loss = get_loss("jensun")(target="w3 w4")
+    loss.setup(processor, seed=0)
+    assert loss.target == chat_tokenizer.convert_tokens_to_ids(["w3", "w4"])
 
 
 def test_five_rows_are_named_at_most(chat_tokenizer):

@@ -88,7 +88,8 @@ class DatasetPreparation(SFTTrainer):
         truncation_mode: str = "keep_start",
     ):
         # Deliberately not SFTTrainer.__init__, which needs a model: only what `_prepare_dataset` reads.
-        self.processing_class = self._tokenizer = processing_class
+        self.processing_class = processing_class
+        self._tokenizer = getattr(processing_class, "tokenizer", processing_class)  # of a multimodal model's processor
         # As there: the template with marks around what the assistant says, unless the tokenizer's has them.
         self.chat_template = None
         if assistant_only_loss and not has_generation_markers(processing_class.chat_template or ""):
