@@ -8,7 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig
 
-from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
+from wagle_trainer import WagleConfig, WagleTrainer, WeightAttributionCallback, WeightMask
 from wagle_trainer.masking import MaskMismatchError
 
 
@@ -83,6 +83,8 @@ def test_answer_cut_off_names_the_rows(build):
         ({"attribution_samples": 0}, "attribution_samples must be at least 1"),
         ({"packing": True}, "packing=True mixes examples"),
         ({"padding_free": True}, "padding_free=True mixes examples"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy='group_by_length' has no effect"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect"),
     ],
 )
 def test_configuration(changes, message, tmp_path):
@@ -97,13 +99,28 @@ def test_configuration(changes, message, tmp_path):
         ({"loss_kwargs": {"beta": 0.0}}, "beta must be positive"),
         ({"attribution_include": ["lm_haed"]}, "'lm_haed' matches no trainable parameter. Names look like 'model"),
         ({"attribution_exclude": ["("]}, "'\\(' is not a regular expression"),
-        ({"assistant_only_loss": True}, "the dataset is not conversational"),
+        ({"assistant_only_loss": True}, "the forget set is not conversational"),
         ({"mask_path": "/nowhere/mask"}, "neither a folder with a saved mask nor a repository"),
     ],
 )
 def test_trainer(changes, message, build):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         build(changes)
+
+
+def test_assistant_only_loss_on_texts(build, make_set, chat_tokenizer):
+    """TRL asks the forget set alone; all tokens of the other would carry a loss."""
+    chats = make_set(6, "messages")
+    with pytest.raises(ValueError, match="the retain set is not conversational: its columns are text"):
+        build({"assistant_only_loss": True}, forget_dataset=chats, retain_dataset=make_set(6, "text"))
+
+
+def test_arguments_of_other_trainers(build, make_set):
+    with pytest.raises(ValueError, match="compute_loss_func has no effect on unlearning.*register_loss"):
+        build(compute_loss_func=lambda outputs, labels, num_items_in_batch: outputs.logits.sum())
+    second = WeightAttributionCallback(make_set(6), make_set(6, seed=1), density=0.1)
+    with pytest.raises(ValueError, match="makes its WeightAttributionCallback itself"):
+        build(callbacks=[second])
 
 
 def test_density_that_selects_nothing(build):

@@ -102,6 +102,14 @@ def test_mask_says_which_sets_by_hash(make_sft, make_set, callback, tmp_path):
     assert WeightMask.from_pretrained(tmp_path / "mask").info.forget_digest == infos[2].forget_digest
 
 
+def test_checkpoint_of_a_run_before_gets_the_new_mask(make_sft, make_set, callback, tmp_path):
+    """Another run into the same folder overwrites the checkpoints; their masks, too."""
+    for seed in (0, 5):
+        attribution = callback(make_set(8, seed=seed), make_set(12, seed=1))
+        make_sft(attribution).train()
+    assert WeightMask.from_pretrained(tmp_path / "out" / "checkpoint-2") == attribution.mask
+
+
 @pytest.mark.parametrize("what", ["forget sets", "weight masks"])
 def test_processes_that_disagree_are_refused(what, make_sft, make_llama, make_set, callback, monkeypatch, weights_of):
     """Each process has read files of its own: here the other one's digest is made up."""

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from wagle_trainer import engines
-from wagle_trainer.engines import WithoutHooks, check_engine, check_one_gpu_per_process, shards_forward
+from wagle_trainer.engines import WithoutHooks, check_engine, shards_forward
 from wagle_trainer.losses import get_loss
 from wagle_trainer.objective import check_engine_for
 
@@ -85,12 +85,6 @@ def test_forward_passes_in_step(set_up):
     ]:
         set_up(**engine)
         assert shards_forward() is together
-
-
-def test_several_gpus_in_one_process_are_refused():
-    check_one_gpu_per_process(SimpleNamespace(n_gpu=1))
-    with pytest.raises(ValueError, match="accelerate launch"):
-        check_one_gpu_per_process(SimpleNamespace(n_gpu=2))
 
 
 def test_kl_on_sharded_weights_is_refused(set_up):

@@ -44,6 +44,18 @@ def test_log_probs_of_a_padded_batch(model, make_examples, pad_batches, log_prob
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+def test_a_compiled_model_is_asked_the_same(model, make_examples, pad_batches, side):
+    """It hides what its forward pass takes: the head would run on all positions, and left padding would count."""
+    (batch,) = pad_batches(make_examples(3, seed=1, prompt=(4, 4)), 3, side)
+    seen = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    with torch.no_grad():
+        found = [token_log_probs(m, batch).log_probs for m in (model, torch.compile(model, backend="eager"))]
+    torch.testing.assert_close(*found)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
 def test_the_first_token_has_nothing_to_predict_it_from(model, make_examples, pad_batches, side):
     examples = [(ids, list(ids)) for ids, _ in make_examples(5, seed=6)]
     (batch,) = pad_batches(examples, 5, side)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import DatasetDict
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
 from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
@@ -214,6 +214,33 @@ def test_accumulation_is_one_large_batch(rows, loss_kwargs, make_trainer, make_s
             assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_steps": 12},
+        {"max_steps": 12, "dataloader_drop_last": True},
+        {"max_steps": 5, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+        {"max_steps": -1, "num_train_epochs": 2.5},
+    ],
+)
+def test_reference_logits_are_those_of_the_examples_that_are_met(changes, make_trainer, make_set):
+    """Batches that are left out make more epochs of as many steps, and those meet other retain examples."""
+    trainer = make_trainer(
+        forget=make_set(5), retain=make_set(80, seed=1), loss_kwargs={"retain_loss": "kl"}, **changes
+    )
+    met, collate = set(), trainer.data_collator
+
+    def watch(examples):
+        met.update(example["retain"]["index"] for example in examples)
+        return collate(examples)
+
+    trainer.data_collator = watch
+    trainer.train()
+    known = set(trainer._before.heads["retain"].hidden)
+    assert met <= known
+    assert len(known) <= 5 * math.ceil(trainer.state.epoch)
+
+
 @pytest.mark.parametrize("loss_kwargs", [{}, {"retain_loss": "kl"}])
 def test_gradient_checkpointing_changes_nothing(loss_kwargs, make_trainer):
     trainers = [make_trainer(gradient_checkpointing=on, loss_kwargs=loss_kwargs) for on in (False, True)]
@@ -297,6 +324,23 @@ def test_logs(make_trainer):
         assert entry["density"] == trainer.mask.density == pytest.approx(0.3, abs=1e-4)
         assert entry["loss"] == pytest.approx(entry["forget_loss"] + entry["retain_loss"], rel=1e-5)
     assert entries[0]["forget_loss"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-5)  # NPO before any step
+
+
+@pytest.mark.parametrize("which", ["all", "non_padding"])
+def test_input_tokens_are_those_of_both_halves(which, make_trainer):
+    trainer = make_trainer(include_num_input_tokens_seen=which)
+    seen, collate = [], trainer.data_collator
+
+    def watch(examples):
+        seen.append(collate(examples))
+        return seen[-1]
+
+    trainer.data_collator = watch
+    trainer.train()
+    key = "input_ids" if which == "all" else "attention_mask"
+    halves = [batch[role][key] for batch in seen for role in ("forget", "retain")]
+    expected = sum(half.numel() if which == "all" else int(half.sum()) for half in halves[: 2 * 3])
+    assert trainer.state.num_input_tokens_seen == logged(trainer)[-1]["num_input_tokens_seen"] == expected
 
 
 def test_given_masks(make_trainer, make_llama, tmp_path, arguments, weights_of, assert_only_selected_moved):
@@ -467,6 +511,20 @@ def test_repeated_training_is_masked_both_times(make_trainer, weights_of, assert
     assert trainer.mask == mask
     assert_only_selected_moved(before, trainer.model, mask)
     assert any(not torch.equal(between[n], p) for n, p in trainer.model.named_parameters())
+
+
+def test_a_run_that_is_broken_off_leaves_the_model_free(make_trainer, make_llama):
+    """As after Ctrl-C in a notebook, where the same model goes on into another run."""
+
+    class BreakOff(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    model = make_llama()
+    trainer = make_trainer(model=model, density=1e-3, callbacks=[BreakOff()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert all(p.requires_grad and not p._post_accumulate_grad_hooks for p in model.parameters())
 
 
 # What is written

@@ -4,6 +4,7 @@ import importlib
 import inspect
 
 import pytest
+import torch
 import transformers
 from transformers import Trainer
 from trl import SFTTrainer
@@ -27,6 +28,7 @@ def source(function):
         (Trainer, "_save", ["output_dir", "state_dict"], "wagle_trainer/trainer.py"),
         (Trainer, "_load_from_checkpoint", ["resume_from_checkpoint", "model"], "wagle_trainer/trainer.py"),
         (Trainer, "_load_best_model", [], "wagle_trainer/trainer.py"),
+        (Trainer, "_track_num_input_tokens", ["inputs"], "wagle_trainer/trainer.py"),
         (Trainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"], "wagle_trainer/trainer.py"),
         (transformers.trainer_utils, "seed_worker", None, "wagle_trainer/data/loading.py"),
     ],
@@ -140,6 +142,13 @@ def test_checkpoints_end_with_the_trainers_state():
     )
 
 
+def test_trl_refuses_data_parallel():
+    """It would cut batches of pairs apart."""
+    assert "if args.n_gpu > 1:\n            raise ValueError(" in source(SFTTrainer.__init__), (
+        "SFTTrainer lets nn.DataParallel in: refuse args.n_gpu > 1 in WagleTrainer.__init__"
+    )
+
+
 def test_trl_builds_labels_and_keeps_the_ones_there_are():
     text = source(SFTTrainer._prepare_dataset)
     for part in ("is_processed", "completion_only_loss", "self.chat_template", "self._tokenizer", '"labels"'):
@@ -157,6 +166,31 @@ def test_trls_collator_is_where_we_import_it_from():
     assert batch["input_ids"].tolist() == [[1, 2], [3, 9]], "mend wagle_trainer/data/batching.py (make_collator)"
     assert batch["labels"].tolist() == [[-100, 2], [3, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_torchs_modules_hold_what_they_hold_where_we_look():
+    linear = torch.nn.Linear(2, 2)
+    assert list(linear._parameters) == ["weight", "bias"], "mend wagle_trainer/adapters/layer.py and model.py"
+    assert list(torch.nn.Sequential(linear)._modules) == ["0"], "mend wagle_trainer/adapters/model.py"
+    before = linear.weight._version
+    with torch.no_grad():
+        linear.weight.zero_()
+    assert linear.weight._version > before, "mend wagle_trainer/adapters/layer.py (_Rebuilt)"
+
+
+def test_wrappers_have_the_names_that_we_take_away():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
+    from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
+
+    from wagle_trainer.sharding import named_parameters
+
+    linear = torch.nn.Linear(2, 2)
+    compiled = torch.compile(linear, backend="eager")
+    assert compiled._orig_mod is linear, "mend wagle_trainer/likelihood.py (unwrap)"
+    assert list(named_parameters(compiled)) == ["weight", "bias"], "mend wagle_trainer/sharding.py (_WRAPPERS)"
+    for name in (_CHECKPOINT_WRAPPED_MODULE, FSDP_WRAPPED_MODULE):
+        wrapper = torch.nn.ModuleDict({name: linear})
+        assert list(named_parameters(wrapper)) == ["weight", "bias"], "mend wagle_trainer/sharding.py (_WRAPPERS)"
 
 
 def test_deepspeed_is_where_we_look_for_it():

@@ -25,6 +25,20 @@ def as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
     return WagleConfig(**values)
 
 
+def check_trainer_arguments(callbacks: Any, compute_loss_func: Any) -> None:
+    """Raise ValueError for arguments of `SFTTrainer` that would have no effect on unlearning, or a wrong one."""
+    if compute_loss_func is not None:
+        raise ValueError(
+            "compute_loss_func has no effect on unlearning: enter an objective of your own with "
+            "wagle_trainer.losses.register_loss, and name it in loss_type."
+        )
+    if any(isinstance(callback, WeightAttributionCallback) for callback in callbacks or ()):
+        raise ValueError(
+            "WagleTrainer makes its WeightAttributionCallback itself, and two masks at once are not possible: say in "
+            "WagleConfig how to score (attribution=..., density=...), or pass mask=."
+        )
+
+
 def load_processing_class(model: Any, config: WagleConfig) -> Any:
     """The tokenizer that belongs to the model. TRL would load it, but after our checks, which need it.
 

@@ -32,7 +32,6 @@ from wagle_trainer.data.preparation import DatasetPreparation, as_prompt_complet
 from wagle_trainer.engines import WithoutHooks, check_engine, is_deepspeed
 from wagle_trainer.masking import MaskedUpdates, WeightMask
 from wagle_trainer.masking.flat import masked_updates
-from wagle_trainer.masking.mask import CONFIG_NAME
 from wagle_trainer.masking.resume import resumed_mask
 
 logger = logging.get_logger(__name__)
@@ -65,6 +64,7 @@ class WeightAttributionCallback(TrainerCallback):
     Attributes:
         mask: the `WeightMask` in force, None before training begins.
         masks_gradients: whether the trainer calls `updates.mask_gradients()` after each backward pass (see `engines`).
+        saves_mask: whether the callback writes the mask into checkpoints; WagleTrainer does it by itself.
 
     Example:
         >>> SFTTrainer(model, args, train_dataset=data,                                         # doctest: +SKIP
@@ -104,6 +104,7 @@ class WeightAttributionCallback(TrainerCallback):
         self.given = _load(mask)
         self.mask: WeightMask | None = None
         self.masks_gradients = False
+        self.saves_mask = True
         self.resume_from: str | None = None
         self.updates: MaskedUpdates | None = None
         self._prepared: dict[str, Dataset] | None = None
@@ -163,8 +164,7 @@ class WeightAttributionCallback(TrainerCallback):
         self.prepare(args, model, processing_class)
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
-        if self.updates is not None:  # train() again, or a retry with a smaller batch
-            self.updates.detach()
+        self.detach()  # from a run that was broken off, or is tried again with a smaller batch
         if state.global_step > 0 and self.mask is None:
             self.mask = self._from_checkpoint(args, state)
         elif self.mask is None:
@@ -195,10 +195,14 @@ class WeightAttributionCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.mask is not None and args.should_save and folder.is_dir() and not (folder / CONFIG_NAME).exists():
+        if self.saves_mask and self.mask is not None and args.should_save and folder.is_dir():
             self.mask.save_pretrained(folder)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.detach()
+
+    def detach(self) -> None:
+        """Take the mask off the model and its optimizer. Called when training ends."""
         if self.updates is not None:
             self.updates.detach()
             self.updates = None

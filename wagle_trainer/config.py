@@ -20,7 +20,7 @@ ATTRIBUTION_DTYPES = ("float32", "bfloat16")
 @dataclass
 class WagleConfig(SFTConfig):
     r"""
-    Configuration of [`WagleTrainer`]: that of TRL's [`~trl.SFTConfig`], and the arguments below. Two defaults differ
+    Configuration of [`WagleTrainer`]: that of TRL's [`~trl.SFTConfig`], and the arguments below. One default differs
     on machines without a GPU that computes in bfloat16: there `bf16` is off unless asked for, since it is slow.
 
     Parameters:
@@ -205,6 +205,12 @@ class WagleConfig(SFTConfig):
                 raise ValueError(
                     f"{name}=True mixes examples within a sequence, but unlearning needs the loss of each example: "
                     f"set {name}=False."
+                )
+        for name, used in (("train_sampling_strategy", "random"), ("label_smoothing_factor", 0.0)):
+            if getattr(self, name) != used:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect on unlearning, which draws pairs by itself and has "
+                    f"losses of its own: leave it at {used!r}."
                 )
 
 

@@ -28,15 +28,6 @@ def engine() -> DistributedType:
     return AcceleratorState().distributed_type if AcceleratorState._shared_state else DistributedType.NO
 
 
-def check_one_gpu_per_process(args: Any) -> None:
-    """Raise ValueError if the Trainer would spread batches over several GPUs by itself."""
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process would train with torch.nn.DataParallel, which cuts batches of "
-            "pairs apart. Start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
-        )
-
-
 def is_deepspeed() -> bool:
     """Whether DeepSpeed trains."""
     return engine() == DistributedType.DEEPSPEED

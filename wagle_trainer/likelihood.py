@@ -86,10 +86,12 @@ class TokenLogProbs:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model whose `forward` signature counts: out of DDP and PEFT wrappers."""
+    """The model whose `forward` signature counts: out of the wrappers of DDP, FSDP1, `torch.compile` and PEFT."""
     while True:
         if isinstance(getattr(model, "module", None), nn.Module):
             model = model.module  # type: ignore[assignment]
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
         elif hasattr(model, "get_base_model"):
             model = model.get_base_model()  # type: ignore[operator]
         else:

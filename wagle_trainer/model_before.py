@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,13 +188,14 @@ class ModelBefore:
         return sorted({pair[("forget", "retain").index(role)] for pair in pairs})
 
     def _epochs(self) -> range:
-        if self.args.max_steps > 0:
-            batch = self.args.train_batch_size * self.args.world_size
-            # `dataloader_drop_last` leaves out what does not fill a batch, so that epochs are shorter.
-            examples = len(self.dataset) - self.args.dataloader_drop_last * (len(self.dataset) % batch)
-            steps = max(1, -(-examples // (batch * self.args.gradient_accumulation_steps)))
-            return range(-(-self.args.max_steps // steps) + 1)
-        return range(-int(-self.args.num_train_epochs // 1))
+        """Those that the Trainer will begin."""
+        args = self.args
+        if args.max_steps <= 0:
+            return range(math.ceil(args.num_train_epochs))
+        batches = len(self.dataset) / (args.train_batch_size * args.world_size)
+        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+        steps = max(1, math.ceil(batches / args.gradient_accumulation_steps))  # of one epoch
+        return range(math.ceil(args.max_steps / steps))
 
     def _batches(self, dataset: Any, rows: Sequence[int] | None = None, share: bool = True) -> LengthSortedBatches:
         return LengthSortedBatches(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -13,7 +11,7 @@ class RunningMeans:
     """Collects one value per example, batch by batch, and gives the means since it was last asked."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, list[Tensor]] = defaultdict(list)  # of (total, number of examples)
+        self._totals: dict[str, Tensor] = {}  # total and number of examples
 
     def __bool__(self) -> bool:
         return bool(self._totals)
@@ -21,11 +19,11 @@ class RunningMeans:
     def add(self, name: str, per_example: Tensor) -> None:
         """Count the values of one batch in, (batch,). Does not wait for the GPU."""
         total = per_example.detach().sum()
-        self._totals[name].append(torch.stack([total, torch.full_like(total, len(per_example))]))
+        both = torch.stack([total, torch.full_like(total, len(per_example))])
+        self._totals[name] = self._totals[name] + both if name in self._totals else both
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all processes, which must all ask; then begin anew."""
-        totals = {name: torch.stack(values).sum(0) for name, values in self._totals.items()}
-        self._totals.clear()
+        totals, self._totals = self._totals, {}
         sums = {name: both.tolist() for name, both in accelerator.reduce(totals, "sum").items()}
         return {name: total / count for name, (total, count) in sums.items()}

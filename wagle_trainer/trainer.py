@@ -24,13 +24,18 @@ from wagle_trainer.adapters.checkpoints import (
     adapter_in,
     check_adapter_can_be_saved,
 )
-from wagle_trainer.arguments import as_wagle_config, attribution_callback, load_processing_class
+from wagle_trainer.arguments import (
+    as_wagle_config,
+    attribution_callback,
+    check_trainer_arguments,
+    load_processing_class,
+)
 from wagle_trainer.checkpoints import checkpoint_to_resume
 from wagle_trainer.data.checks import pad_token_id
 from wagle_trainer.data.loading import pair_loader
 from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
 from wagle_trainer.data.preparation import in_one_format, prepare, prepare_by_its_own_format
-from wagle_trainer.engines import WHOLE, check_one_gpu_per_process, engine, is_deepspeed
+from wagle_trainer.engines import WHOLE, engine, is_deepspeed
 from wagle_trainer.evaluation.callback import EvaluationCallback
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs
 from wagle_trainer.lora import (
@@ -119,6 +124,7 @@ class WagleTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         config = as_wagle_config(args, model)
+        check_trainer_arguments(callbacks, kwargs.get("compute_loss_func"))
         self.loss, self.retain_loss, self.retain_layer = make_objective(config)
         forget, retain = forget_and_retain(train_dataset, forget_dataset, retain_dataset)
         if processing_class is None:
@@ -167,7 +173,6 @@ class WagleTrainer(SFTTrainer):
         self._sampler = PairSampler(len(sets["forget"]), len(sets["retain"]), seed)
         collator: Any = self.data_collator  # type: ignore[has-type]
         self.data_collator = PairCollator(collator)
-        check_one_gpu_per_process(config)
         check_engine_for(self.loss, config.loss_type, self.retain_loss)
         self._layers = layers_for(self.loss, config.loss_type, self.retain_loss, self.retain_layer, self.model)
         self._before = ModelBefore(
@@ -190,7 +195,7 @@ class WagleTrainer(SFTTrainer):
         self._attribution = None
         if mask is not None or config.attribution is not None:
             self._attribution = attribution_callback(config, config.attribution or "wagle", sets, self.loss, mask=mask)
-            self._attribution.masks_gradients = True
+            self._attribution.masks_gradients, self._attribution.saves_mask = True, False
             self.add_callback(self._attribution)
             self._attribution.prepare(config, self.model, self.processing_class)
         self._adapter = AdapterCheckpoints()
@@ -242,8 +247,12 @@ class WagleTrainer(SFTTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of all halves of a batch of pairs."""
-        halves = inputs.values() if "forget" in inputs else [inputs]
-        return sum(super(WagleTrainer, self).floating_point_ops(half) for half in halves)
+        return sum(super(WagleTrainer, self).floating_point_ops(half) for half in _halves(inputs))
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """As `Trainer._track_num_input_tokens`, of all halves of a batch of pairs."""
+        for half in _halves(inputs):
+            super()._track_num_input_tokens(half)
 
     # Loss
 
@@ -363,7 +372,11 @@ class WagleTrainer(SFTTrainer):
             if folder is not None:
                 self._attribution.mask = None  # the checkpoint's is the one in force
         self._before.load(folder, self.model, self.accelerator)
-        return super().train(folder, trial, ignore_keys_for_eval)
+        try:
+            return super().train(folder, trial, ignore_keys_for_eval)
+        finally:  # a run that is broken off leaves no hooks and no frozen weights on the model
+            if self._attribution is not None:
+                self._attribution.detach()
 
     def end_step(self) -> None:
         """Tell the objective the mean retain loss of the optimizer step that has just been taken."""
@@ -461,3 +474,8 @@ class WagleTrainer(SFTTrainer):
                 add_adapter_section(
                     card, self.args.hub_model_id or self.args.output_dir, self.model.config.name_or_path or None
                 )
+
+
+def _halves(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The batches that a batch of pairs is made of; a batch of anything else as it is."""
+    return list(inputs.values()) if "forget" in inputs else [inputs]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
+from trl import is_conversational
 
 from wagle_trainer.data.checks import check_chat_template, check_eos_token, check_set
 from wagle_trainer.data.preparation import as_prompt_completion, is_preference, with_refusals
@@ -59,6 +60,11 @@ def check_sets(
             check_chat_template(dataset, name, processing_class)
         if config.eos_token is None and formatting_func is None:
             check_eos_token(dataset, name, processing_class)
+        if config.assistant_only_loss and not ("input_ids" in dataset.column_names or is_conversational(dataset[0])):
+            raise ValueError(
+                f"assistant_only_loss=True, but the {name} set is not conversational: its columns are "
+                f"{', '.join(dataset.column_names)}. Give both sets as messages, or set assistant_only_loss=False."
+            )
     for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}).items():
         if isinstance(dataset, Dataset):
             check_set(dataset, f"{name} evaluation", config.dataset_text_field, formatting_func)

@@ -280,3 +280,11 @@ def test_check_against_a_model(tmp_path):
         mask.check(nn.Sequential(nn.Linear(3, 4)))
     with pytest.raises(MaskMismatchError, match=r"'0\.weight'.*'0\.bias'.*'1\.weight'.*, and 1 more"):
         mask.check(nn.ReLU())
+
+
+def test_weights_are_counted_once(monkeypatch):
+    """A trainer logs the density at every logging step."""
+    mask = WeightMask.from_dict({"a": torch.tensor([True, False, True])})
+    assert mask.density == pytest.approx(2 / 3)
+    monkeypatch.setattr("wagle_trainer.masking.bits.count", None)
+    assert mask.density == pytest.approx(2 / 3)

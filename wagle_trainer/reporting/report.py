@@ -131,9 +131,8 @@ def write_report(
         "environment": environment() | {"SHA-256 of results.json": hashlib.sha256(content).hexdigest()},
     }
     page["missing"] = _missing(page, bool(histories), runs, masks)
-    html = _environment().get_template("report.html").render(
-        page | {"charts": charts, "named": named, "comparison_tables": _tables(tested)}
-    )
+    shown = page | {"charts": charts, "named": named, "comparison_tables": _tables(tested)}
+    html = _environment().get_template("report.html").render(shown)
 
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
