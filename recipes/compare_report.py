@@ -116,7 +116,7 @@ def report(runs: Runs, picked: Mapping[str, Pick]) -> None:
         runs.folder,
         title=f"{runs.args.loss_type} with and without masks",
         mask={label: runs.folder / "masks" / label for label in drawn if label in masked},
-        attacks={label: attacked[label][0] for label in drawn if label in attacked},
+        attacks={f"{label}, seed {seeds[0]}": attacked[label][0] for label in drawn if label in attacked},
         config=runs.args.to_dict() | asdict(runs.tofu) | asdict(compare),
         suite=SimpleNamespace(
             headline=headline,
@@ -176,7 +176,7 @@ def _notes(runs: Runs, picked: Mapping[str, Pick]) -> list[str]:
     if compare.attacks:
         notes.append(
             f"Attacked ({', '.join(compare.attacks)}): every variant that reached the goal, trained once more for it, and the "
-            f"retrained model; relearning with a learning rate of {compare.relearning_rate:g}. The curves are of the first seed."
+            f"retrained model; relearning with a learning rate of {compare.relearning_rate:g}."
         )
     return notes
 

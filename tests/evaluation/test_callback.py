@@ -407,3 +407,13 @@ def test_two_processes_measure_and_decide_as_one(tmp_path, make_llama):
     assert ranks[0]["best"] == ranks[1]["best"] == one["best"]
     assert [entry["step"] for entry in ranks[0]["logged"]] == [0, 2, 4, 6]
     assert (two / f"checkpoint-{one['best']}" / "mask.safetensors").is_file()
+
+
+def test_a_goal_for_a_number_that_may_be_better_either_way():
+    with pytest.raises(
+        ValueError, match=r"'privleak' is none of the suite's forget metrics \(.*forget_greater_is_better"
+    ):
+        EvaluationCallback("tofu", {}, every_n_steps=1, forget_metric="privleak", forget_goal=10)
+    EvaluationCallback(
+        "tofu", {}, every_n_steps=1, forget_metric="privleak", forget_goal=10, forget_greater_is_better=False
+    )

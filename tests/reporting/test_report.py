@@ -144,6 +144,17 @@ def test_each_row_names_its_reference_where_these_differ(write, several_seeds):
     assert "wagle 0.05 against no mask" in page.text
 
 
+def test_what_came_back_is_said(write, single_runs, attacks):
+    for given, where in ((attacks, ""), ({"wagle": attacks, "retrained": attacks}, " in {}")):
+        page, numbers = write(single_runs, attacks=given)
+        for name, attack in attacks.items():
+            parts = [f"{attack['came_back']:.1%}{where.format(label)}" for label in ("wagle", "retrained")]
+            parts = " and ".join(parts if where else parts[:1])
+            sentence = f"{name.capitalize()} brought back at most {parts} of what was forgotten."
+            assert sentence in numbers["summary"]
+            assert sentence in page.text
+
+
 def test_texts_are_escaped(write, single_runs):
     evil = '<script>alert("1")</script> & <img src=x>'
     for run in single_runs.values():

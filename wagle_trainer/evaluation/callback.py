@@ -275,6 +275,11 @@ class _Side:
         self.metric = metric if metric is not None else next(iter(known), None)
         self.bound = bound
         if greater_is_better is None:
+            if bound is not None and known and self.metric not in known:
+                raise ValueError(
+                    f"{self.metric!r} is none of the suite's {name} metrics ({', '.join(known)}), so it is not known which way "
+                    f"it is better: pass {name}_greater_is_better."
+                )
             greater_is_better = known.get(self.metric or "", "lower" if name == "forget" else "higher") == "higher"
         self.sign = 1 if greater_is_better else -1
 

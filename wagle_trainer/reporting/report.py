@@ -23,7 +23,7 @@ from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
 from wagle_trainer.reporting.inputs import Metrics, Results, Runs, check_finite, first_of
 from wagle_trainer.reporting.statistics import Comparison, Interval, as_p_value, compare, mean, t_interval
-from wagle_trainer.reporting.summary import forgetting_sentences, verdict_sentences
+from wagle_trainer.reporting.summary import attack_sentences, forgetting_sentences, verdict_sentences
 
 AnyPath = str | PathLike[str]
 BEFORE, RETRAINED = "before", "retrained"
@@ -115,6 +115,7 @@ def write_report(
         "summary": [
             *forgetting_sentences(intervals, unlearned, {m: named[m] for m in main if m is not None}, references),
             *verdict_sentences(tested, named, runs),
+            *attack_sentences(attacked),
         ],
         "notes": list(notes),
         "columns": columns,
@@ -131,8 +132,8 @@ def write_report(
         "environment": environment() | {"SHA-256 of results.json": hashlib.sha256(content).hexdigest()},
     }
     page["missing"] = _missing(page, bool(histories), runs, masks)
-    shown = page | {"charts": charts, "named": named, "comparison_tables": _tables(tested)}
-    html = _environment().get_template("report.html").render(shown)
+    whole = page | {"charts": charts, "named": named, "comparison_tables": _tables(tested)}
+    html = _environment().get_template("report.html").render(whole)
 
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)

@@ -121,6 +121,23 @@ def test_an_attack_of_ones_own(before, after, tokenizer, rows, simple):
         del _attacks._entries["louder"]
 
 
+def test_results_can_be_kept_before_a_later_attack_fails(before, after, tokenizer, rows, simple):
+    kept = []
+    with pytest.raises(ValueError, match="steps"):
+        run_attacks(
+            before,
+            after,
+            tokenizer,
+            rows,
+            ["removal", "relearning"],
+            options={"relearning": {"steps": [-1]}},
+            measure=simple,
+            progress=False,
+            on_result=lambda results: kept.append(list(results)),
+        )
+    assert kept == [["removal"]]
+
+
 def test_an_attack_by_whose_measure_nothing_was_forgotten_is_left_out(before, after, tokenizer, rows, simple, caplog):
     @register_attack("vain")
     def vain(target, *, strength=3):

@@ -40,6 +40,7 @@ def run_attacks(
     batch_size: int = 32,
     seed: int = 42,
     progress: bool = True,
+    on_result: Callable[[dict[str, dict[str, Any]]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Try to bring back what a model has forgotten, and say which share of it came back.
 
@@ -61,6 +62,8 @@ def run_attacks(
         batch_size: examples per forward pass and prompts per generation batch.
         seed: of everything random.
         progress: show progress bars.
+        on_result: called after each attack with the results so far: save them, so that nothing is lost should a later
+            attack fail.
 
     Returns:
         attack -> a dict that JSON can hold: `attack`, its name; `before` and `baseline`, what the models before and after
@@ -94,16 +97,23 @@ def run_attacks(
         raise ValueError("The measure returned nothing: it must give a number, or several by name.")
     # Raises where nothing was forgotten, before any attack is run.
     share_that_came_back(known_before[headline], known_after[headline], attacked=0.0)
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     with tqdm(names, desc="Attacks", unit="attack", disable=not progress) as bar:
         for name in bar:
             bar.set_postfix_str(name)
             chosen = given.get(name, {})
             points = get_attack(name)(target, **chosen)
+            if not points:
+                logger.warning(
+                    f"The attack {name!r} is left out: there is nothing in these rows that it could be tried on."
+                )
+                continue
             settings = {"seed": seed, "batch_size": batch_size, "style": qa.style, "examples": len(rows)}
             result = _result(name, points, settings | {"options": _readable(_defaults(name) | chosen)})
             if result["points"]:
                 results[name] = result
+                if on_result is not None:
+                    on_result(results)
             else:
                 logger.warning(
                     f"The attack {name!r} is left out: by its own measure, {result['settings']['measure']}, or in the rows "
