@@ -22,7 +22,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from compare_report import NO_MASK, RETRAINED, SUITE, forget_goal, read_references, report
+from compare_report import NO_MASK, RETRAINED, SUITE, forget_goal, picks, read_references, report
 from small_llama import small_llama
 from tofu_common import TofuArguments, load_model
 from tqdm.auto import tqdm
@@ -30,11 +30,11 @@ from transformers import AutoTokenizer, PrinterCallback
 from transformers.trainer_utils import SaveStrategy
 from trl import ModelConfig, TrlParser
 
-from wagle_trainer import WagleConfig, WagleTrainer
+from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
 from wagle_trainer.attribution import get_score
 from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
 from wagle_trainer.data.arguments import load_forget_and_retain
-from wagle_trainer.evaluation import evaluate_tofu, load_results, save_results
+from wagle_trainer.evaluation import evaluate_tofu, get_attack, load_results, run_attacks, save_results
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "compare_fictional.yaml"
 
@@ -76,6 +76,14 @@ class CompareArguments:
         default=0.9,
         metadata={"help": "Goal as a share of the forget metric's way from before unlearning to the retrained model."},
     )
+    attacks: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Attacks, such as relearning and quantization, on every variant that reaches the forget goal and, to hold "
+            "it against, on the retrained model. For this, those variants are trained once more."
+        },
+    )
+    relearning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the relearning attacks."})
     processes: int | None = field(
         default=None, metadata={"help": "Runs side by side; by default 2 on CPUs and 1 on a GPU."}
     )
@@ -89,6 +97,8 @@ class CompareArguments:
                 raise ValueError(f"{name} is empty: give at least one.")
         for score in self.scores:
             get_score(score)
+        for attack in self.attacks:
+            get_attack(attack)
         if not all(0 < density <= 1 for density in self.densities):
             raise ValueError(f"densities must be in (0, 1], got {self.densities}.")
 
@@ -114,14 +124,20 @@ class Runs:
         self.folder = Path(args.output_dir)
         self.small = model_args.model_name_or_path is None  # a small Llama for each seed
         self.learning_rates = sorted(compare.learning_rates or [args.learning_rate])
-        masks = [(score, density) for score in compare.scores for density in compare.densities]
+        masks = [(score, density) for density in compare.densities for score in compare.scores]
         variants: list[tuple[Any, ...]] = [*masks, *([()] if compare.dense else [])]
+        # The models that are not unlearned: one for each seed, or a single one for all.
+        self.reference_seeds = compare.seeds if self.small else compare.seeds[:1]
         self.tasks = [Task(seed, *variant) for variant in variants for seed in compare.seeds]
 
     def path(self, seed: int, name: str, learning_rate: float | None = None) -> Path:
         """The file of a run, or (without a learning rate) of a model that was not unlearned."""
         rate = "" if learning_rate is None else f", learning rate {learning_rate:g}"
         return self.folder / "runs" / f"seed {seed}, {name}{rate}.json"
+
+    def attack_path(self, attack: str, seed: int, name: str, learning_rate: float | None = None) -> Path:
+        """The file of what an attack on the model of a run brought back."""
+        return self.path(seed, f"{name}, {attack}", learning_rate)
 
     def model(self, seed: int, split: str = "full") -> str:
         """Where the model before unlearning is; with the bundled people trained at first use."""
@@ -143,6 +159,7 @@ class Runs:
         settings = {k: v for k, v in self.args.to_dict().items() if k not in changing}
         settings |= {f"tofu {k}": v for k, v in asdict(self.tofu).items()}
         settings |= {"model": self.model_args.model_name_or_path, "dtype": str(self.model_args.dtype)}
+        settings |= {"relearning_rate": self.compare.relearning_rate}
         path = self.folder / "runs" / "settings.json"
         if not path.exists():
             save_results(settings, path)
@@ -181,42 +198,83 @@ class Runs:
         """The learning rates that a task was not yet run with."""
         return [rate for rate in self.learning_rates if not self.path(task.seed, task.label, rate).exists()]
 
-    def run(self, task: Task) -> None:
-        """Unlearn with every learning rate, each time from the same model with the same mask, and measure."""
+    def unlearn(self, task: Task, learning_rate: float, mask: WeightMask | None = None) -> WagleTrainer:
+        """A trainer after training; the mask is computed unless it is given.
+
+        Raises:
+            FloatingPointError: the learning rate was too high.
+        """
         qa = self.format(task.seed)
         forget, retain = load_forget_and_retain(self.tofu, qa)
+        args = copy.copy(self.args)
+        args.seed, args.learning_rate = task.seed, learning_rate
+        args.attribution, args.density = task.score, task.density
+        if task.score != self.args.attribution:
+            args.attribution_kwargs = None  # they are that score's own
+        args.attribution_samples = args.attribution_samples or len(forget)  # as many of each set
+        args.output_dir, args.save_strategy = str(self.folder), SaveStrategy.NO  # only the measurements are kept
+        trainer = WagleTrainer(
+            model=load_model(self.model(task.seed), self.model_args, args.device),
+            args=args,
+            forget_dataset=forget,
+            retain_dataset=retain,
+            processing_class=qa.tokenizer,
+            mask=mask,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return trainer
+
+    def run(self, task: Task) -> None:
+        """Unlearn with every learning rate, each time from the same model with the same mask, and measure."""
         mask = None
         for rate in self.missing(task):
-            args = copy.copy(self.args)
-            args.seed, args.learning_rate = task.seed, rate
-            args.attribution, args.density = task.score, task.density
-            if task.score != self.args.attribution:
-                args.attribution_kwargs = None  # they are that score's own
-            args.attribution_samples = args.attribution_samples or len(forget)  # as many of each set
-            args.output_dir, args.save_strategy = str(self.folder), SaveStrategy.NO  # only the measurements are kept
-            trainer = WagleTrainer(
-                model=load_model(self.model(task.seed), self.model_args, args.device),
-                args=args,
-                forget_dataset=forget,
-                retain_dataset=retain,
-                processing_class=qa.tokenizer,
-                mask=mask,
-            )
-            trainer.remove_callback(PrinterCallback)
             settings: dict[str, Any] = {"learning_rate": rate}
-            if task.score is not None:
-                mask = trainer.compute_mask()
-                settings |= {"mask": mask.digest, "effective_density": mask.info.effective_density}
-                if task.seed == self.compare.seeds[0]:
-                    mask.save_pretrained(self.folder / "masks" / task.label)
             try:
-                trainer.train()
-                results = self.measure(trainer.model, task.seed, qa, **settings)
+                trainer = self.unlearn(task, rate, mask)
+                mask = trainer.mask
+                if mask is not None:
+                    settings |= {"mask": mask.digest, "effective_density": mask.info.effective_density}
+                    if task.seed == self.compare.seeds[0]:
+                        mask.save_pretrained(self.folder / "masks" / task.label)
+                results = self.measure(trainer.model, task.seed, self.format(task.seed), **settings)
+                del trainer
             except FloatingPointError as error:  # the learning rate was too high: that is a result, too
                 results = {"failed": str(error), "settings": {"seed": task.seed, **settings}}
             save_results(results, self.path(task.seed, task.label, rate))
-            del trainer
             gc.collect()  # a trainer and its model refer to each other
+
+    def attack(self, seed: int, name: str, rate: float | None, load_after: Callable[[], Any]) -> None:
+        """Attack the model of a run, and keep what each attack brought back in a file beside the run."""
+        paths = {attack: self.attack_path(attack, seed, name, rate) for attack in self.compare.attacks}
+        missing = [attack for attack, path in paths.items() if not path.exists()]
+        if not missing:
+            return
+        qa, relearning = self.format(seed), {"learning_rate": self.compare.relearning_rate}
+        found = run_attacks(
+            load_model(self.model(seed), self.model_args, self.args.device),
+            load_after(),
+            qa.tokenizer,
+            load_tofu_evaluation(self.tofu.dataset_name, self.tofu.forget_split)["forget"],
+            missing,
+            options={attack: relearning for attack in missing if attack.startswith("relearning")},
+            style=qa.style,
+            batch_size=self.tofu.evaluation_batch_size,
+            seed=seed,
+            progress=False,
+        )
+        for attack in missing:
+            save_results(found.get(attack, {}), paths[attack])  # empty: by its measure, nothing was forgotten
+        gc.collect()
+
+    def attack_retrained(self, seed: int) -> None:
+        path = self.retrained(seed)
+        assert path is not None, "only called where there is one"
+        self.attack(seed, RETRAINED, None, lambda: load_model(path, self.model_args, self.args.device))
+
+    def attack_variant(self, task_and_rate: tuple[Task, float]) -> None:
+        task, rate = task_and_rate
+        self.attack(task.seed, task.label, rate, lambda: self.unlearn(task, rate).model)
 
 
 def prepare_process(threads: int | None) -> None:
@@ -273,10 +331,16 @@ def main() -> None:
     if runs.small:
         splits = ("full", retain_split_for(tofu.forget_split))
         workers.map(runs.train_model, [(seed, split) for seed in compare.seeds for split in splits], "Models")
-    workers.map(runs.measure_references, compare.seeds if runs.small else compare.seeds[:1], "References")
+    workers.map(runs.measure_references, runs.reference_seeds, "References")
     forget_goal(read_references(runs), compare)  # before the long part, in case there is none
     workers.map(runs.run, [task for task in runs.tasks if runs.missing(task)], "Variants")
-    report(runs)
+    picked = picks(runs)
+    if compare.attacks:
+        if runs.retrained(compare.seeds[0]) is not None:
+            workers.map(runs.attack_retrained, runs.reference_seeds, "Attacks on the retrained")
+        reached = [(task, p.learning_rate) for task in runs.tasks if (p := picked.get(task.label)) and p.reached]
+        workers.map(runs.attack_variant, reached, "Attacks")
+    report(runs, picked)
 
 
 if __name__ == "__main__":

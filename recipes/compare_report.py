@@ -65,29 +65,42 @@ def forget_goal(references: Mapping[str, Results], compare: CompareArguments) ->
 
 def read_references(runs: Runs) -> dict[str, Results]:
     """The measurements of the models that were not unlearned: one for each seed, or a single one for all."""
-    seeds = runs.compare.seeds if runs.small else runs.compare.seeds[:1]
     return {
-        name: [load_results(runs.path(seed, name)) for seed in seeds]
+        name: [load_results(runs.path(seed, name)) for seed in runs.reference_seeds]
         for name in ("before", RETRAINED)
-        if runs.path(seeds[0], name).exists()
+        if runs.path(runs.reference_seeds[0], name).exists()
     }
 
 
-def report(runs: Runs) -> None:
-    """Pick learning rates, write the report into the folder of the runs, and print its table and sentences."""
+def picks(runs: Runs) -> dict[str, Pick]:
+    """What counts of each variant; those without a learning rate that gave finite numbers are not in it."""
+    goal = forget_goal(read_references(runs), runs.compare)
+    picked = {}
+    for label in dict.fromkeys(task.label for task in runs.tasks):
+        by_rate = {
+            rate: [load_results(runs.path(seed, label, rate)) for seed in runs.compare.seeds]
+            for rate in runs.learning_rates
+        }
+        if (found := pick(by_rate, goal, runs.compare)) is not None:
+            picked[label] = found
+    return picked
+
+
+def report(runs: Runs, picked: Mapping[str, Pick]) -> None:
+    """Write the report into the folder of the runs, and print its table and sentences."""
     compare, seeds, references = runs.compare, runs.compare.seeds, read_references(runs)
-    goal = forget_goal(references, compare)
-    labels = list(dict.fromkeys(task.label for task in runs.tasks))
-    by_rate = {
-        label: {rate: [load_results(runs.path(seed, label, rate)) for seed in seeds] for rate in runs.learning_rates}
-        for label in labels
-    }
-    picked = {label: found for label in labels if (found := pick(by_rate[label], goal, compare)) is not None}
-    shared: dict[str, Any] = {
-        n: results if len(results) == len(seeds) else results[0] for n, results in references.items()
-    }
-    results = {"before": shared["before"], **{label: list(found.results) for label, found in picked.items()}}
-    results |= {RETRAINED: shared[RETRAINED]} if RETRAINED in shared else {}
+    by_label = {"before": references["before"], **{label: found.results for label, found in picked.items()}}
+    by_label |= {RETRAINED: references[RETRAINED]} if RETRAINED in references else {}
+    attacked = {label: found for label in by_label if (found := _read_attacks(runs, picked, label))}
+    came_back = {f"{name}_came_back": (name.replace("_", " "), "came back") for name in compare.attacks}
+    headline = {**SUITE.headline, **came_back}
+    results: dict[str, Any] = {}
+    for label, measured in by_label.items():
+        seen = [
+            {**run} | {f"{name}_came_back": attack["came_back"] for name, attack in attacks.items()}
+            for run, attacks in zip(measured, attacked.get(label, [{}] * len(measured)), strict=True)
+        ]
+        results[label] = seen if len(seen) == len(seeds) else seen[0]
 
     masked = {task.label: task for task in runs.tasks if task.score is not None and task.label in picked}
     pairs = {
@@ -97,27 +110,50 @@ def report(runs: Runs) -> None:
         NO_MASK: [(label, NO_MASK) for label in masked],
     }
     smallest = min(compare.densities)
+    drawn = [*(label for label, task in masked.items() if task.density == smallest), NO_MASK, RETRAINED]
     path = write_report(
         results,
         runs.folder,
         title=f"{runs.args.loss_type} with and without masks",
-        mask={label: runs.folder / "masks" / label for label, task in masked.items() if task.density == smallest},
+        mask={label: runs.folder / "masks" / label for label in drawn if label in masked},
+        attacks={f"{label}, seed {seeds[0]}": attacked[label][0] for label in drawn if label in attacked},
         config=runs.args.to_dict() | asdict(runs.tofu) | asdict(compare),
         suite=SimpleNamespace(
-            headline=SUITE.headline,
-            forget_metrics=_first(compare.forget_metric, SUITE.forget_metrics),
+            headline=headline,
+            forget_metrics={
+                **_first(compare.forget_metric, SUITE.forget_metrics),
+                **dict.fromkeys(came_back, "lower"),
+            },
             utility_metrics=_first(compare.utility_metric, SUITE.utility_metrics),
         ),
         comparisons={family: [p for p in some if set(p) <= set(picked)] for family, some in pairs.items()},
-        notes=_notes(runs, picked, goal, [label for label in labels if label not in picked]),
+        notes=_notes(runs, picked),
     )
     page = load_results(path.with_name("report.json"))
     means = {label: {name: i["mean"] for name, i in found.items()} for label, found in page["table"].items()}
-    print(f"\n{results_table(means)}\n\n" + "\n".join([*page["summary"], *page["notes"]]) + f"\n\nThe report: {path}")
+    print(
+        f"\n{results_table(means, headline)}\n\n"
+        + "\n".join([*page["summary"], *page["notes"]])
+        + f"\n\nThe report: {path}"
+    )
 
 
-def _notes(runs: Runs, picked: Mapping[str, Pick], goal: float, failed: Sequence[str]) -> list[str]:
+def _read_attacks(runs: Runs, picked: Mapping[str, Pick], label: str) -> list[dict[str, Any]]:
+    """What came back under each attack, for each seed; nothing where the variant was not attacked."""
+    rate = picked[label].learning_rate if label in picked else None
+    seeds = runs.compare.seeds if label in picked else runs.reference_seeds
+    found = {}
+    for attack in runs.compare.attacks:
+        paths = [runs.attack_path(attack, seed, label, rate) for seed in seeds]
+        results = [load_results(path) for path in paths if path.exists()]
+        if len(results) == len(seeds) and all(results):
+            found[attack] = results
+    return [{attack: results[i] for attack, results in found.items()} for i in range(len(seeds))] if found else []
+
+
+def _notes(runs: Runs, picked: Mapping[str, Pick]) -> list[str]:
     compare = runs.compare
+    goal = forget_goal(read_references(runs), compare)
     notes = [
         "A seed is a small Llama that was trained from scratch on the bundled people, and one that never saw the forget "
         "set; it also gives the order of the examples and the random mask."
@@ -134,8 +170,14 @@ def _notes(runs: Runs, picked: Mapping[str, Pick], goal: float, failed: Sequence
     missed = [label for label, found in picked.items() if not found.reached]
     if missed:
         notes.append(f"No learning rate reached the forget goal: {', '.join(missed)}.")
+    failed = dict.fromkeys(task.label for task in runs.tasks if task.label not in picked)
     if failed:
         notes.append(f"Left out, since no learning rate gave finite numbers on every seed: {', '.join(failed)}.")
+    if compare.attacks:
+        notes.append(
+            f"Attacked ({', '.join(compare.attacks)}): every variant that reached the goal, trained once more for it, and the "
+            f"retrained model; relearning with a learning rate of {compare.relearning_rate:g}."
+        )
     return notes
 
 

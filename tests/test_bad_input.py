@@ -267,3 +267,43 @@ def test_retain_loss_that_is_not_finite_is_named(build, monkeypatch):
     monkeypatch.setattr(trainer, "_compute_retain_loss", lambda model, batch: torch.full((4,), float("inf")))
     with pytest.raises(FloatingPointError, match="The retain loss of step 1 is not finite .*of the retain set"):
         trainer.train()
+
+
+def test_tokens_that_the_model_does_not_know(build, make_set):
+    unknown = Dataset.from_dict({"input_ids": [[5, 6], [5, 57]]})
+    with pytest.raises(ValueError, match=r"retain set has the token 57, .* vocabulary ends at 56.*resize_token"):
+        build(retain_dataset=unknown)
+
+
+def test_a_row_without_an_answer(build):
+    with pytest.raises(ValueError, match="Row 1 of the forget set holds nothing in the column 'completion'"):
+        build(forget_dataset=Dataset.from_list([{"prompt": "w1", "completion": " w2"}, {"prompt": "w3"}]))
+
+
+def test_texts_without_an_end(build, word_tokenizer):
+    word_tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="it has none: set tokenizer.eos_token"):
+        build()
+    build({"eos_token": "<eos>"})
+
+
+def test_pairs_that_lost_a_half(build, chat_tokenizer):
+    """Otherwise, all answers after the first loss would go with the preferred answers of other questions."""
+    chat_tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+
+    def said(text):
+        return [{"role": "assistant", "content": text}]
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"w{row}"}],
+            "chosen": said("" if row == 2 else "w8"),
+            "rejected": said("" if row == 4 else "w9"),
+        }
+        for row in range(6)
+    ]
+    with pytest.raises(ValueError, match="1 of the forget answers have no label token.*take these examples out"):
+        build({"loss_type": "dpo"}, forget_dataset=Dataset.from_list(rows))
+    with pytest.raises(ValueError, match="1 of the preferred answers have no label token"):
+        build({"loss_type": "dpo"}, forget_dataset=Dataset.from_list(rows[:4]))
+    assert len(build(forget_dataset=Dataset.from_list(rows[:4])).train_dataset) == 4  # NPO does not ask for them

@@ -100,6 +100,7 @@ def test_goal(compare_report):
         ({"densities": []}, "densities is empty"),
         ({"densities": [0.5, 5.0]}, r"densities must be in \(0, 1\]"),
         ({"scores": ["wagle", "wangle"]}, "'wangle'.*wagle"),
+        ({"attacks": ["relearn"]}, "'relearn'.*relearning"),
     ],
 )
 def test_arguments_that_make_no_comparison(compare, arguments, message):
@@ -109,7 +110,7 @@ def test_arguments_that_make_no_comparison(compare, arguments, message):
 
 @pytest.fixture(scope="module")
 def start(compare, make_llama, tmp_path_factory):
-    """start(*changes) -> runs the recipe on a tiny model; a second call goes on in the same folder."""
+    """start(*changes) -> runs the recipe on a tiny model; a second call goes on in the same folder, unless told another."""
     from wagle_trainer.data import fictional_tokenizer
 
     folder = tmp_path_factory.mktemp("compare")
@@ -221,3 +222,49 @@ def test_a_learning_rate_that_breaks_the_model(compared, start, compare, monkeyp
     failed = load_results(compared / "runs" / "seed 0, wagle 0.1, learning rate 1.json")
     assert "row 0: not finite" in failed["failed"]
     assert "wagle 0.1: 0.001" in json.loads((compared / "report.json").read_text())["notes"][1]
+
+
+@pytest.fixture(scope="module")
+def attacked(start, compared, tmp_path_factory):
+    """A comparison with attacks, from a model that was fine-tuned on the bundled people, and one on all but some."""
+    finetune = importlib.import_module("tofu_finetune")
+    folder = tmp_path_factory.mktemp("attacked")
+    for split in ("full", "retain90"):
+        options = (
+            f"--model_name_or_path {compared.parent}/model --dataset_name fictional --split {split} "
+            f"--output_dir {folder}/{split} --max_steps 100 --learning_rate 5e-3 --per_device_train_batch_size 24 --use_cpu "
+            "--bf16 false --save_strategy no --report_to none --disable_tqdm true"
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["tofu_finetune.py", *options.split()])
+            finetune.main()
+    changes = f"--model_name_or_path {folder}/full --retrained_model {folder}/retain90 --output_dir {folder}/out"
+    start(*changes.split(), "--scores", "random", "--max_steps", 3, "--attacks", "relearning", "quantization")
+    return folder / "out"
+
+
+def test_finetuning_teaches_the_split_and_nothing_else(attacked, compare):
+    full, retrained = (
+        load_results(attacked / "runs" / f"seed 0, {name}.json") for name in ("before", compare.RETRAINED)
+    )
+    assert full["retain_Q_A_Prob"] > 0.3
+    assert retrained["retain_Q_A_Prob"] > 0.3
+    assert full["forget_Q_A_Prob"] > 2 * retrained["forget_Q_A_Prob"]
+
+
+def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, compare):
+    page = json.loads((attacked / "report.json").read_text())
+    results = load_results(attacked / "results.json")
+    for label in ("random 0.1", "no mask"):
+        shares = [
+            load_results(attacked / "runs" / f"seed {seed}, {label}, relearning, learning rate 0.001.json")[
+                "came_back"
+            ]
+            for seed in (0, 1)
+        ]
+        assert [run["relearning_came_back"] for run in results[label]] == shares
+        assert page["table"][label]["relearning_came_back"]["mean"] == pytest.approx(sum(shares) / 2)
+    assert set(page["attacks"]) == {f"{label}, seed 0" for label in ("random 0.1", "no mask", compare.RETRAINED)}
+    assert "quantization_came_back" in results[compare.RETRAINED]
+    assert "relearning_came_back" not in results["before"]
+    assert page["columns"]["relearning_came_back"] == ["relearning", "came back"]

@@ -606,6 +606,24 @@ def test_reference_is_without_dropout(loss_kwargs, make_trainer, make_llama):
             assert head.log_probs[rows].tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"dataloader_drop_last": True}, {"gradient_accumulation_steps": 2}, {"dataloader_drop_last": False}]
+)
+@pytest.mark.parametrize("retain_loss", ["kl", "embed_diff"])
+def test_every_retain_example_that_is_met_is_known_of_the_model_before(changes, retain_loss, make_trainer, make_set):
+    loss_kwargs = {"retain_loss": retain_loss, "retain_layer": 1}
+    trainer = make_trainer(
+        forget=make_set(7), retain=make_set(90), max_steps=12, attribution=None, loss_kwargs=loss_kwargs, **changes
+    )
+    trainer.train()
+    assert trainer.state.global_step == 12
+    trainer.args.max_steps = 2
+    trainer.train()
+    trainer.args.max_steps = 50
+    with pytest.raises(ValueError, match="meets more of the retain set than the one before it.*make a new trainer"):
+        trainer.train()
+
+
 def test_epoch_pairs_differ_and_cover_the_forget_set():
     sampler = PairSampler(10, 4, seed=0)
     first, second = sampler.pairs(0), sampler.pairs(1)

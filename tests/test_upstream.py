@@ -46,7 +46,8 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
     [
         ("trl.data_utils", "get_dataset_column_names", "wagle_trainer/data/preparation.py"),
         ("trl.data_utils", "maybe_extract_prompt", "wagle_trainer/data/preparation.py"),
-        ("trl", "is_conversational", "wagle_trainer/data/checks.py (check_chat_template)"),
+        ("trl", "get_training_chat_template", "wagle_trainer/data/preparation.py"),
+        ("trl.chat_template_utils", "has_generation_markers", "wagle_trainer/data/preparation.py"),
         ("transformers.trainer", "TRAINER_STATE_NAME", "wagle_trainer/checkpoints.py"),
         ("transformers.trainer_utils", "PREFIX_CHECKPOINT_DIR", "wagle_trainer/checkpoints.py"),
         ("transformers.trainer", "TRAINING_ARGS_NAME", "wagle_trainer/trainer.py (_save)"),

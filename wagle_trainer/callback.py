@@ -26,7 +26,7 @@ from wagle_trainer.attribution.arguments import (
 from wagle_trainer.attribution.attribute import attribute
 from wagle_trainer.attribution.scores import Score, arguments_of, needed_statistics, with_options
 from wagle_trainer.data.batching import LengthSortedBatches, make_collator
-from wagle_trainer.data.checks import check_chat_template, check_set, pad_token_id
+from wagle_trainer.data.checks import check_chat_template, check_eos_token, check_set, pad_token_id
 from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.data.preparation import DatasetPreparation, as_prompt_completion, is_preference
 from wagle_trainer.engines import WithoutHooks, check_engine, is_deepspeed
@@ -132,6 +132,8 @@ class WeightAttributionCallback(TrainerCallback):
             text_field=getattr(args, "dataset_text_field", "text"),
             num_proc=getattr(args, "dataset_num_proc", None),
             completion_only_loss=getattr(args, "completion_only_loss", None),
+            assistant_only_loss=getattr(args, "assistant_only_loss", False),
+            truncation_mode=getattr(args, "truncation_mode", "keep_start"),
         )
         prepared = {}
         for name in self.needs:
@@ -149,6 +151,7 @@ class WeightAttributionCallback(TrainerCallback):
                     f'"chosen", "rejected"; it has {", ".join(dataset.column_names)}.'
                 )
             check_chat_template(dataset, name, processing_class)
+            check_eos_token(dataset, name, processing_class)
             prepared[name] = preparation(dataset, name)
         self.collator = make_collator(pad_token)
         self._prepared = prepared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,20 +154,38 @@ class ModelBefore:
         return {**self.heads, **self.states}
 
     def _add_head(self, role: str, model: nn.Module, what: str, instead: str) -> None:
-        if role not in self.heads:
+        if self._is_new(role, self.heads):
             batches, device = self._batches_met(role), next(model.parameters()).device
             self.heads[role] = ReferenceHead(model, batches, device, what, instead)
 
     def _add_states(self, role: str, model: nn.Module, what: str) -> None:
-        if role not in self.states:
+        if self._is_new(role, self.states):
             batches, device = self._batches_met(role), next(model.parameters()).device
             self.states[role] = ReferenceStates(model, self.layers[role], batches, device, what)
 
+    def _is_new(self, role: str, known: Mapping[str, ReferenceHead | ReferenceStates]) -> bool:
+        """Whether nothing is known of a set. Of the examples that only a second, longer run meets nothing can be known:
+        the model is no longer the one before unlearning.
+
+        Raises:
+            ValueError: there are such examples.
+        """
+        if role not in known:
+            return True
+        if not known[role].hidden.keys() >= set(self._rows_met(role)):
+            raise ValueError(
+                f"This run meets more of the {role} set than the one before it, and the model has been trained meanwhile: "
+                "make a new trainer, with the model before unlearning, and train it for as long as you want at once."
+            )
+        return False
+
     def _batches_met(self, role: str) -> LengthSortedBatches:
         """The examples of a set that the run will meet; all of them on every process."""
+        return self._batches(getattr(self.dataset, role), self._rows_met(role), share=False)
+
+    def _rows_met(self, role: str) -> list[int]:
         pairs = [pair for epoch in self._epochs() for pair in self.sampler.pairs(epoch)]
-        rows = sorted({pair[("forget", "retain").index(role)] for pair in pairs})
-        return self._batches(getattr(self.dataset, role), rows, share=False)
+        return sorted({pair[("forget", "retain").index(role)] for pair in pairs})
 
     def _epochs(self) -> range:
         """Those that the Trainer will begin."""

@@ -34,7 +34,7 @@ from wagle_trainer.checkpoints import checkpoint_to_resume
 from wagle_trainer.data.checks import pad_token_id
 from wagle_trainer.data.loading import pair_loader
 from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
-from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format
+from wagle_trainer.data.preparation import in_one_format, prepare, prepare_by_its_own_format
 from wagle_trainer.engines import WHOLE, engine, is_deepspeed
 from wagle_trainer.evaluation.callback import EvaluationCallback
 from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs
@@ -58,7 +58,7 @@ from wagle_trainer.optimizer import use_compact_optimizer
 from wagle_trainer.reference import first_not_finite
 from wagle_trainer.running_means import RunningMeans
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, References, StepEnd
-from wagle_trainer.unlearning_sets import by_role, check_same_length, check_sets, forget_and_retain
+from wagle_trainer.unlearning_sets import by_role, check_pairs, check_sets, check_vocabulary, forget_and_retain
 
 
 class WagleTrainer(SFTTrainer):
@@ -141,6 +141,10 @@ class WagleTrainer(SFTTrainer):
             self.lora_modules = choose_modules(score, model, config, sets, self.loss, processing_class)
             kwargs["peft_config"] = with_modules(kwargs["peft_config"], self.lora_modules)
 
+        # TRL learns the format from one row; the sets are prepared below, where cut-off answers are refused.
+        sample = sets["forget"].select(range(1))
+        if formatting_func is None:
+            sample = in_one_format(sample, config.dataset_text_field)
         loss_type, config.loss_type = config.loss_type, "nll"  # SFTTrainer knows no other; it is back right after
         init_kwargs = config.model_init_kwargs
         if score is not None:  # the model is loaded: else TRL would warn that they are ignored
@@ -149,8 +153,7 @@ class WagleTrainer(SFTTrainer):
             super().__init__(
                 model=model,
                 args=config,
-                # TRL learns the format from one row; the sets are prepared below, where cut-off answers are refused.
-                train_dataset=sets["forget"].select(range(1)),
+                train_dataset=sample,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
                 callbacks=callbacks,
@@ -160,8 +163,9 @@ class WagleTrainer(SFTTrainer):
         finally:
             config.loss_type, config.model_init_kwargs = loss_type, init_kwargs
 
-        sets = {name: prepare(self, dataset, name, formatting_func) for name, dataset in sets.items()}
-        check_same_length(sets)
+        given, sets = sets, {name: prepare(self, dataset, name, formatting_func) for name, dataset in sets.items()}
+        check_pairs(given, sets)
+        check_vocabulary(sets, self.model)
         self.train_dataset = PairedDataset(
             sets["forget"], sets["retain"], sets["preferred"] if "preferred" in self.loss.needs else None
         )

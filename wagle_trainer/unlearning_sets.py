@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from torch import nn
 from transformers.utils import logging
 from trl import is_conversational
 
-from wagle_trainer.data.checks import check_chat_template, check_set
+from wagle_trainer.data.checks import check_chat_template, check_eos_token, check_set
 from wagle_trainer.data.preparation import as_prompt_completion, is_preference, with_refusals
 from wagle_trainer.data.refusals import REFUSALS, refusal_for
 from wagle_trainer.losses import UnlearningLoss
@@ -51,12 +52,14 @@ def check_sets(
     processing_class: Any,
     formatting_func: Callable[[dict], str] | None,
 ) -> None:
-    """Raise ValueError or TypeError for a set that cannot be worked with (see `check_set` and `check_chat_template`)."""
+    """Raise ValueError or TypeError for a set that cannot be worked with (see `wagle_trainer.data.checks`)."""
     for name, dataset in (("forget", forget), ("retain", retain)):
         check_set(dataset, name, config.dataset_text_field, formatting_func)
         assert dataset is not None
-        if config.chat_template_path is None:
+        if config.chat_template_path is None and formatting_func is None:
             check_chat_template(dataset, name, processing_class)
+        if config.eos_token is None and formatting_func is None:
+            check_eos_token(dataset, name, processing_class)
         if config.assistant_only_loss and not ("input_ids" in dataset.column_names or is_conversational(dataset[0])):
             raise ValueError(
                 f"assistant_only_loss=True, but the {name} set is not conversational: its columns are "
@@ -70,7 +73,7 @@ def check_sets(
 def by_role(
     forget: Dataset, retain: Dataset, loss: UnlearningLoss, config: WagleConfig, refusals: Sequence[str] | None
 ) -> dict[str, Dataset]:
-    """ "forget", "retain" and, if the forget set has them or they are needed, "preferred": the answers to give instead.
+    """ "forget", "retain" and, if they are needed, "preferred": the answers to give instead.
 
     Args:
         refusals: preferred answers for a forget set without; None for the bundled ones.
@@ -79,12 +82,12 @@ def by_role(
         ValueError: preferred answers are needed and cannot be had.
     """
     sets = {"forget": forget, "retain": retain}
+    needed = "preferred" in loss.needs or config.attribution_loss == "chosen_nll"
     if is_preference(forget):
-        sets |= {
-            "forget": as_prompt_completion(forget, "rejected"),
-            "preferred": as_prompt_completion(forget, "chosen"),
-        }
-    elif "preferred" in loss.needs or config.attribution_loss == "chosen_nll":
+        sets["forget"] = as_prompt_completion(forget, "rejected")
+        if needed:
+            sets["preferred"] = as_prompt_completion(forget, "chosen")
+    elif needed:
         if refusals is None and not loss.refusals_will_do and "preferred" in loss.needs:
             raise ValueError(
                 f"loss_type={config.loss_type!r} needs other answers of your own for the forget set. Give it as\n"
@@ -100,10 +103,26 @@ def by_role(
     return sets
 
 
-def check_same_length(sets: dict[str, Dataset]) -> None:
-    """Raise ValueError unless every tokenized forget example has a preferred answer, where there are any."""
-    if "preferred" in sets and len(sets["preferred"]) != len(sets["forget"]):
-        raise ValueError(
-            f"{len(sets['forget'])} forget answers but {len(sets['preferred'])} preferred ones have label tokens: "
-            "take the examples out of the forget set that have an empty answer."
-        )
+def check_pairs(given: dict[str, Dataset], prepared: dict[str, Dataset]) -> None:
+    """Raise ValueError unless row i of the preferred answers, where there are any, still belongs to row i of the forget
+    set: tokenizing leaves out what has no label token."""
+    for role in ("forget", "preferred") if "preferred" in prepared else ():
+        lost = len(given[role]) - len(prepared[role])
+        if lost:
+            raise ValueError(
+                f"{lost} of the {role} answers have no label token, but every forget answer needs its preferred one: take "
+                "these examples out of the forget set."
+            )
+
+
+def check_vocabulary(sets: dict[str, Dataset], model: nn.Module) -> None:
+    """Raise ValueError if a tokenized set has a token that the model does not know, before a GPU stops without a word."""
+    size = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+    for name, dataset in sets.items():
+        highest = max(max(ids) for ids in dataset["input_ids"])
+        if highest >= size:
+            raise ValueError(
+                f"The {name} set has the token {highest}, but the model's vocabulary ends at {size - 1}: the tokenizer is not "
+                "this model's, or tokens were added to it. Pass the model's own, or call "
+                "model.resize_token_embeddings(len(tokenizer))."
+            )

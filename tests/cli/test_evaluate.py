@@ -83,6 +83,33 @@ def test_refused(files, wagle, arguments, message):
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "r.json does not hold results by label: it cannot be a --reference"),
+        ({"a": [{"per_example": {}}] * 2}, "'a' in {file} is not one evaluation: "),
+        ({"b": {}}, "names no row of {file}, which has b: write FILE:LABEL"),
+    ],
+)
+def test_references_that_are_none(content, message, files, wagle, tmp_path):
+    save_results(content, tmp_path / "r.json")
+    code, _, err = wagle("evaluate", files.model, *FEW, "--reference", f"{tmp_path / 'r.json'}:a")
+    assert code == 1
+    assert message.format(file=tmp_path / "r.json") in err
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(files, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from wagle_trainer.cli.models import load_model
+
+    base = AutoModelForCausalLM.from_pretrained(files.model)
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    model, tokenizer = load_model(str(tmp_path))
+    assert hasattr(model, "peft_config")
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(files.model).get_vocab()
+
+
 def test_files_of_another_kind_are_left_alone(files, wagle, tmp_path):
     save_results({"forget_Q_A_Prob": 0.5}, tmp_path / "flat.json")
     code, _, err = wagle("evaluate", files.model, *FEW, "--output", tmp_path / "flat.json")

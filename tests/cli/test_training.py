@@ -62,6 +62,19 @@ def test_unlearn(files, wagle, by_hand, tmp_path):
     assert "## Unlearning" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_stopped_run_goes_on_from_its_last_checkpoint(files, wagle, weights_of, tmp_path):
+    run = ["unlearn", "--config", files.run, "--save_strategy", "steps", "--save_steps", "1", "--max_steps"]
+    results = []
+    for folder, steps in (("stopped", 1), ("stopped", 3), ("whole", 3)):
+        resume = ["--resume_from_checkpoint", "true"] if results else []
+        output = ["--output_dir", tmp_path / folder, "--lr_scheduler_type", "constant"]
+        code, _, err = wagle(*run, steps, *output, *(resume if folder == "stopped" else []))
+        assert code == 0, err
+        results.append(weights_of(AutoModelForCausalLM.from_pretrained(tmp_path / folder)))
+    assert all(torch.equal(results[1][name], weight) for name, weight in results[2].items())
+    assert not all(torch.equal(results[0][name], weight) for name, weight in results[2].items())
+
+
 def test_unlearn_with_lora(files, wagle, tmp_path):
     lora = ["--attribution", "none", "--use_peft", "--lora_target_modules", "wagle", "--lora_modules", "2"]
     code, out, err = wagle("unlearn", "--config", files.run, *lora, "--output_dir", tmp_path / "out", "--json")
@@ -102,6 +115,13 @@ def test_refused_before_the_data(files, wagle, tmp_path):
     code, _, err = wagle("attribute", "--model_name_or_path", files.model, "--forget_file", files.forget)
     assert code == 1
     assert "--forget_file and --retain_file, both, or --dataset_name" in err
+    (tmp_path / "broken.yaml").write_text("density: [\n")
+    assert (
+        "configuration file is no YAML: while parsing" in wagle("attribute", "--config", tmp_path / "broken.yaml")[2]
+    )
+    (tmp_path / "sets.csv").write_text("question,answer\nWhen?,\n")
+    err = wagle("attribute", "--config", files.run, "--forget_file", tmp_path / "sets.csv")[2]
+    assert "sets.csv: Column 'answer' must hold one string per row, but row 0 holds nothing. Mend" in err
     (tmp_path / "sets.txt").write_text("")
     sets = ["--forget_file", tmp_path / "sets.txt", "--retain_file", files.retain]
     assert (

@@ -141,13 +141,14 @@ def test_dataset_names_columns_needed_and_found():
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(["1", "2"], "row 1 holds a list. Make one row"), (None, "a NoneType")]
+    ("value", "message"),
+    [(["1", "2"], "row 0 holds a value of type list. Make one row"), (None, "row 1 holds nothing")],
 )
 def test_dataset_needs_one_string_per_row(value, message):
     qa = QAFormat.for_tokenizer(make_tokenizer())
     first = "1" if value is None else ["1"]
     source = Dataset.from_dict({"question": ["A?", "B?"], "answer": [first, value]})
-    with pytest.raises(ValueError, match="Column 'answer' must hold one string per row"):
+    with pytest.raises(ValueError, match=f"Column 'answer' must hold one string per row, but {message}"):
         qa.dataset(source)
 
 

@@ -3,7 +3,7 @@ import json
 import datasets
 import pytest
 
-from wagle_trainer.data.sources import first_rows, load_rows
+from wagle_trainer.data.sources import first_rows, load_rows, read_file
 
 ROWS = [{"text": f"text {i}", "other": i} for i in range(4)]
 
@@ -57,11 +57,44 @@ def test_neither_folder_nor_hub_dataset():
         load_rows("no/such", "part/x", hint=", or y")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", '{"text": "a"}\n{"text": "b', "could not be read as jsonl: .*closing quotation mark"),
+        ("x.json", '[{"text": "a"},', "could not be read as json: "),
+        ("x.parquet", "text", "could not be read as parquet: "),
+        ("x.csv", "", "has no rows"),
+        ("x.jsonl", "", "has no rows"),
+        ("x.jsonl", "\n", "has no rows"),
+        ("x.json", "[]", "has no rows"),
+        ("x.csv", "question,answer\n", "has no rows"),
+        ("x.csv", "question,answer\nWho?,A, B\n", "could not be read as csv: line 2 has not as many cells.*quotes"),
+        ("x.csv", "question,answer\nWho?,A\nWhen?\n", "could not be read as csv: line 3 has not as many cells"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} {message}"):
+        read_file(tmp_path / name)
+    if "json" in name:
+        with pytest.raises(ValueError, match=rf"{name} {message}"):
+            load_rows(str(tmp_path), "x")
+
+
+def test_cells_are_text_as_they_stand(tmp_path):
+    (tmp_path / "x.csv").write_text('\ufeffnumber,answer\n0171,None\n2,NA\n3,"a ""b"", c"\n4,\n', encoding="utf-8")
+    assert read_file(tmp_path / "x.csv").to_list() == [
+        {"number": number, "answer": answer}
+        for number, answer in (("0171", "None"), ("2", "NA"), ("3", 'a "b", c'), ("4", None))
+    ]
+
+
 @pytest.mark.parametrize(("limit", "rows"), [(None, 4), (3, 3), (9, 4)])
 def test_first_rows(limit, rows):
     assert first_rows(datasets.Dataset.from_list(ROWS), limit).to_list() == ROWS[:rows]
 
 
 def test_a_limit_must_leave_a_row():
-    with pytest.raises(ValueError, match="at least 1, or None for all rows; got 0"):
-        first_rows(datasets.Dataset.from_list(ROWS), 0)
+    for limit, shown in ((0, "0"), ("x", "'x'"), (2.5, "2.5")):
+        with pytest.raises(ValueError, match=f"at least 1, a whole number, or None for all rows; got {shown}"):
+            first_rows(datasets.Dataset.from_list(ROWS), limit)

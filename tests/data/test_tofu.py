@@ -78,6 +78,12 @@ def test_evaluation_has_a_holdout_set_where_there_is_one(folder):
     assert load_tofu_evaluation("fictional", "forget10")["holdout"].to_list() == fictional_split("holdout10").to_list()
 
 
+def test_a_broken_holdout_set_is_not_passed_over(folder):
+    (folder / "holdout05.json").write_text('{"question": "q')
+    with pytest.raises(ValueError, match=r"holdout05\.json could not be read as json"):
+        load_tofu_evaluation(str(folder), "forget05")
+
+
 def test_evaluation_does_without_a_holdout_set_on_the_hub(monkeypatch):
     def load(name, configuration, **kwargs):
         if error and configuration.startswith("holdout"):

@@ -5,7 +5,7 @@ import pytest
 
 from wagle_trainer.data import load_wmdp
 
-TEXTS = ["= Heading =", "a sentence that is long enough to be kept " * 2, "", "another sentence of some length " * 3]
+TEXTS = ["= Heading =", "a sentence that is long enough to be kept " * 2, None, "another sentence of some length " * 3]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
@@ -214,6 +214,38 @@ def test_the_best_checkpoint_is_kept_and_loaded(make_trainer, save_strategy):
     assert trainer.args.load_best_model_at_end is False
 
 
+def test_the_best_checkpoint_is_noted_before_another_process_has_written_it(make_trainer):
+    """Else the processes would disagree on what to load at the end: those without a file to write come here first."""
+    callback = EvaluationCallback(Scripted(), every_n_steps=1, forget_goal=0.3, keep_best=True)
+    args = make_trainer("wagle", [callback]).args
+    state = TrainerState(global_step=4, best_global_step=4)
+    callback.on_save(args, state, TrainerControl())
+    assert state.best_model_checkpoint == str(Path(args.output_dir) / "checkpoint-4")
+    state.global_step = 5
+    callback.on_save(args, state, TrainerControl())
+    assert state.best_model_checkpoint.endswith("checkpoint-4")
+
+
+def test_nothing_to_load_at_the_end_is_said(make_trainer, caplog):
+    callback = EvaluationCallback(
+        Scripted((0.9, 0.8), (0.5, 0.3)),
+        every_n_steps=2,
+        forget_goal=0.3,
+        utility_floor=0.5,
+        keep_best=True,
+        load_best_at_end=True,
+    )
+    trainer = make_trainer("wagle", [callback])
+    transformers_logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING):
+            trainer.train()
+    finally:
+        transformers_logging.disable_propagation()
+    assert trainer.state.global_step == 2
+    assert "load_best_at_end has nothing to load" in caplog.text
+
+
 def test_while_no_evaluation_reaches_the_goal_the_best_is_the_one_that_forgets_most(make_trainer):
     suite = Scripted((0.9, 1.0), (0.8, 0.9), (0.5, 0.8), (0.6, 0.95), (0.4, 0.2))
     callback = EvaluationCallback(suite, every_n_steps=2, forget_goal=0.1, utility_floor=0.5, keep_best=True)
@@ -357,3 +389,13 @@ def test_two_processes_measure_and_decide_as_one(tmp_path, make_llama, run_scrip
     assert ranks[0]["best"] == ranks[1]["best"] == one["best"]
     assert [entry["step"] for entry in ranks[0]["logged"]] == [0, 2, 4, 6]
     assert (two / f"checkpoint-{one['best']}" / "mask.safetensors").is_file()
+
+
+def test_a_goal_for_a_number_that_may_be_better_either_way():
+    with pytest.raises(
+        ValueError, match=r"'privleak' is none of the suite's forget metrics \(.*forget_greater_is_better"
+    ):
+        EvaluationCallback("tofu", {}, every_n_steps=1, forget_metric="privleak", forget_goal=10)
+    EvaluationCallback(
+        "tofu", {}, every_n_steps=1, forget_metric="privleak", forget_goal=10, forget_greater_is_better=False
+    )

@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import math
@@ -8,6 +9,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from wagle_trainer.evaluation import evaluate_copyright, get_suite, load_results, save_results
+from wagle_trainer.reporting import example_interval
 
 PROMPT, CONTINUATION = 6, 8
 
@@ -79,6 +81,17 @@ def test_batch_size_changes_nothing(results, muse_model, words, sets, batch_size
     assert again["per_example"]["seen"]["generation"] == results["per_example"]["seen"]["generation"]
 
 
+def test_perplexity_of_passages_that_a_model_finds_impossible(muse_model, words, sets, tmp_path):
+    """As after too much gradient ascent: the number is still one, and JSON holds it."""
+    broken = copy.deepcopy(muse_model)
+    with torch.no_grad():
+        broken.lm_head.weight.mul_(1e4)
+    found = evaluate(broken, words, sets)
+    assert statistics.mean(found["per_example"]["unseen"]["answer_log_prob"]) < -710
+    assert 1e308 < found["unseen_perplexity"] < math.inf
+    save_results(found, tmp_path / "results.json")
+
+
 def test_passages_that_are_too_short_are_left_out(results, muse_model, words, sets, caplog):
     mixed = {**sets, "seen": [{"text": "w1 w2 w3"}, *sets["seen"]]}
     with caplog.at_level(logging.WARNING):
@@ -113,6 +126,7 @@ def test_by_name_from_folders(results, muse_model, words, sets, muse_folder, tmp
     assert of_muse["unseen"].to_list() == sets["unseen"]
     for metric in {*suite.headline, *suite.forget_metrics, *suite.utility_metrics}:
         assert isinstance(found[metric], float), metric
+        assert example_interval(found, metric).low is not None
     save_results(found, tmp_path / "results.json")
     assert load_results(tmp_path / "results.json") == found
     assert len(suite.load(str(tmp_path), limit=1)["seen"]) == 1

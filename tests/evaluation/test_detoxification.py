@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wagle_trainer.evaluation import evaluate_detoxification, get_suite, load_results, save_results
+from wagle_trainer.reporting import example_interval
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w10 w11"]
 
@@ -116,6 +117,8 @@ def test_by_name_from_a_folder(muse_model, words, sets, said, tmp_path):
     assert found["per_example"]["prompts"]["generation"] == said[1:]
     assert suite.evaluate(muse_model, words, suite.load(str(tmp_path), split="plain"), **options) == found
     assert set(suite.headline) | set(suite.forget_metrics) <= set(found)
+    for metric in ("toxicity", "toxicity_ratio"):
+        assert example_interval(found, metric).low is not None
     save_results(found, tmp_path / "results.json")
     assert load_results(tmp_path / "results.json") == found
     with pytest.raises(FileNotFoundError, match=r"looked for test\.json.*Splits found: plain, results, train"):

@@ -52,6 +52,20 @@ def test_an_ordinary_pad_token_stays_out_of_the_text(llama, tokenizer, prompts):
         tokenizer.pad_token = "<pad>"
 
 
+def test_an_answer_ends_before_the_first_of_the_marks(llama, tokenizer, prompts, monkeypatch):
+    """A mark of white space counts at the very beginning, too: MUSE and OpenUnlearning cut before they strip."""
+    said = ["w1 w2\n\nQuestion: w3", " w4\nQuestion w5", "w6 Question: w7\n\nw8", "\n\nw9", "w1\nw2", "", "w3 "]
+    left = iter(said)
+    monkeypatch.setattr(type(tokenizer), "decode", lambda *_, **__: next(left))
+    options = {"max_new_tokens": 2, "batch_size": 1, "progress": False}
+    same = [[5]] * len(said)  # batches in the order of the prompts
+    ends = ("\n\n", "\nQuestion", "Question:")
+    found = generate_greedy(llama, tokenizer, same, ends=ends, **options)
+    assert found == ["w1 w2", "w4", "w6", "", "w1\nw2", "", "w3"]
+    left = iter(said)
+    assert generate_greedy(llama, tokenizer, same, **options) == [text.strip() for text in said]
+
+
 def test_no_warnings_and_state_left_as_found(llama, tokenizer, prompts, caplog, recwarn):
     expected = generate_greedy(llama, tokenizer, prompts, max_new_tokens=5, progress=False)
     # what chat models ship with

@@ -36,7 +36,14 @@ CASES = {
     ),
     "model_utility": ({"predictions": [0.5, 0.25, 1.0]}, {}, hmean([0.5, 0.25, 1.0]), None),
     "privacy_leakage": ({"predictions": [0.8, 0.5], "references": [0.5, 0.5]}, {}, -30.0, [-60.0, 0.0]),
+    "reference_score": ({"predictions": [2.0, 1.0], "references": [0.5, 3.0]}, {}, -0.25, [1.5, -2.0]),
     "roc_auc": ({"predictions": [1.0, 3.0, 2.0, 3.0], "references": [1, 0, 0, 1]}, {}, 0.625, None),
+    "rouge_l_f1": (
+        {"predictions": ["he jumped", "no"], "references": ["she jumps", "no"]},
+        {"use_stemmer": True},
+        0.75,
+        [0.5, 1.0],
+    ),
     "rouge_l_recall": (
         {"predictions": ["the cat lay on a mat", "no"], "references": ["The cat sat on the mat.", "nothing"]},
         {},

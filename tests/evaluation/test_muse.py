@@ -6,6 +6,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from wagle_trainer.evaluation import evaluate_muse, get_suite, load_results, save_results
+from wagle_trainer.reporting import example_interval
 
 VERBMEM, KNOWMEM = 8, 5
 NUMBERS = ("forget_verbmem_ROUGE", "forget_knowmem_ROUGE", "retain_knowmem_ROUGE", "mia_min_k")
@@ -100,11 +101,16 @@ def test_batch_size_changes_nothing(results, muse_model, words, sets, batch_size
 def test_an_answer_ends_where_the_next_question_begins(muse_model, words, sets, monkeypatch):
     from wagle_trainer.evaluation import muse
 
-    said = ["w1 w2\n\nQuestion: w3", "w4\nQuestion w5", "w6 Question: w7"]
-    monkeypatch.setattr(muse, "generate_greedy", lambda model, tokenizer, prompts, **_: [*said, *said][: len(prompts)])
-    found = evaluate(muse_model, words, sets)
-    assert found["per_example"]["knowmem_retain"]["generation"] == ["w1 w2", "w4", "w6 "]
-    assert found["per_example"]["verbmem_forget"]["generation"] == said
+    asked = []
+
+    def generate(model, tokenizer, prompts, ends=(), **_):
+        asked.append((len(prompts), ends))
+        return ["w1"] * len(prompts)
+
+    monkeypatch.setattr(muse, "generate_greedy", generate)
+    evaluate(muse_model, words, sets)
+    verbmem, knowmem = len(sets["verbmem_forget"]), len(sets["knowmem_forget"]) + len(sets["knowmem_retain"])
+    assert asked == [(verbmem, ()), (knowmem, ("\n\n", "\nQuestion", "Question:"))]
 
 
 def test_privacy_leakage_needs_a_retrained_model(results, muse_model, words, sets, tmp_path):
@@ -164,5 +170,7 @@ def test_by_name_from_a_folder(results, muse_model, words, muse_folder, tmp_path
     assert {name: found[name] for name in NUMBERS} == {name: results[name] for name in NUMBERS}
     for metric in {*suite.headline, *suite.forget_metrics, *suite.utility_metrics}:
         assert isinstance(found[metric], float), metric
+        if metric != "privleak":  # which is of the reference's examples, too
+            assert example_interval(found, metric).low is not None
     save_results(found, tmp_path / "results.json")
     assert load_results(tmp_path / "results.json") == found

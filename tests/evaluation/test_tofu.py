@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from wagle_trainer.data import QAFormat, load_tofu_evaluation
 from wagle_trainer.data.fictional import fictional_tokenizer
-from wagle_trainer.evaluation import evaluate_tofu, load_results, results_table, save_results
+from wagle_trainer.evaluation import evaluate_tofu, get_suite, load_results, results_table, save_results
+from wagle_trainer.reporting import example_interval
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
 
@@ -223,6 +224,13 @@ def test_membership_equals_the_definitions(knowing, words, sets):
     ours, theirs = (1 - auc(s["forget"]["mia_min_k"], s["holdout"]["mia_min_k"]) for s in (own, other))
     assert results["privleak"] == pytest.approx((ours - theirs) / theirs * 100)
     assert results["settings"]["missing"] == {}
+
+
+def test_every_number_of_the_table_has_an_interval(results):
+    attacks = [name for name in results if name.startswith("mia_")]
+    assert len(attacks) == 4
+    for metric in [*(name for name in get_suite("tofu").headline if name != "forget_quality"), *attacks]:
+        assert example_interval(results, metric).low is not None, metric
 
 
 def test_retained_examples_in_place_of_a_holdout_set(knowing, words, sets):

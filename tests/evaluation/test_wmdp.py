@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wagle_trainer.evaluation import HarnessTasks, evaluate_wmdp, get_suite, load_results, save_results
+from wagle_trainer.reporting import example_interval
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -101,9 +102,26 @@ def test_a_group_and_few_shot(muse_model, word_tokenizer, tasks, questions, tmp_
     right = [plain(muse_model, word_tokenizer, questions[name]) for name in ("forget_bio", "forget_cyber")]
     assert found["everything_acc"] == found["forget_accuracy"] == pytest.approx(sum(map(sum, right)) / 8)
     assert set(found["per_example"]) == {"forget_bio", "forget_cyber", "retain_all"}
+    assert found["settings"]["weights"] == {
+        "everything": {"forget_bio": 5 / 8, "forget_cyber": 3 / 8},
+        "retain_all": {"retain_all": 1.0},
+    }
+    for metric in ("everything_acc", "forget_accuracy", "retain_accuracy"):  # it is what its examples say
+        assert example_interval(found, metric).low is not None
     few = evaluate_wmdp(muse_model, word_tokenizer, tasks, num_fewshot=1, progress=False)
     assert few["settings"]["num_fewshot"] == {"forget_bio": 0, "forget_cyber": 1, "retain_all": 1}
     assert few["per_example"]["forget_bio"] == found["per_example"]["forget_bio"]
+
+
+@needs_harness
+def test_a_group_whose_tasks_count_alike(muse_model, word_tokenizer, tasks, questions, tmp_path):
+    (tmp_path / "group.yaml").write_text(GROUP.replace("true", "false"))
+    tasks = HarnessTasks(["everything"], ["retain_all"], str(tmp_path))
+    found = evaluate_wmdp(muse_model, word_tokenizer, tasks, limit=4, progress=False)
+    right = [plain(muse_model, word_tokenizer, questions[name][:4]) for name in ("forget_bio", "forget_cyber")]
+    assert found["everything_acc"] == pytest.approx((sum(right[0]) / 4 + sum(right[1]) / 3) / 2)
+    assert found["settings"]["weights"]["everything"] == {"forget_bio": 0.5, "forget_cyber": 0.5}
+    assert example_interval(found, "forget_accuracy").low is not None
 
 
 @needs_harness

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import hmean
 
+from wagle_trainer.evaluation.metrics import perplexity
 from wagle_trainer.reporting.bootstrap import example_interval
 
 PARTS = {
@@ -45,6 +46,93 @@ def test_equals_a_plain_loop(make_result, metric):
     assert found.low == pytest.approx(expected[0], abs=0.12 * width)
     assert found.high == pytest.approx(expected[1], abs=0.12 * width)
     assert found == example_interval(result, metric), "seeded"
+
+
+RANDOM = np.random.default_rng(7)
+OTHERS = {
+    "per_example": {
+        "seen": {
+            "common_prefix": RANDOM.choice([3, 8], 12).tolist(),
+            "answer_log_prob": RANDOM.normal(-2, 0.5, 12).tolist(),
+        },
+        "prompts": {"toxicity": RANDOM.choice([0.2, 0.5, 0.9], 12).tolist()},
+        "forget": {"mia_loss": RANDOM.normal(1, 1, 14).round(1).tolist()},
+        "retain": {"mia_loss": RANDOM.normal(1.5, 1, 9).round(1).tolist()},
+        "privleak_forget": {"min_k": RANDOM.normal(1, 1, 14).round(1).tolist()},
+        "privleak_holdout": {"min_k": RANDOM.normal(1.5, 1, 9).round(1).tolist()},
+        "bio": {"acc": RANDOM.choice([0.0, 1.0], 20).tolist()},
+        "law": {"acc": RANDOM.choice([0.0, 1.0], 8).tolist()},
+        "art": {"acc": RANDOM.choice([0.0, 1.0], 15).tolist()},
+    },
+    "settings": {
+        "non_members": "retain",
+        "continuation_tokens": 8,
+        "threshold": 0.5,
+        "forget": ["bio"],
+        "retain": ["all", "art"],
+        "weights": {"bio": {"bio": 1.0}, "all": {"bio": 20 / 28, "law": 8 / 28}, "art": {"art": 1.0}},
+    },
+}
+
+
+def auc(members, others):
+    return np.mean([1.0 if a < b else 0.5 if a == b else 0.0 for a in members for b in others])
+
+
+# metric -> the columns that it is of, and how
+MADE_OF = {
+    "seen_exact_match": (["seen"], lambda seen: np.mean([prefix == 8 for prefix in seen["common_prefix"]])),
+    "seen_common_prefix": (["seen"], lambda seen: np.mean(seen["common_prefix"]) / 8),
+    "seen_perplexity": (["seen"], lambda seen: np.exp(-np.mean(seen["answer_log_prob"]))),
+    "toxicity_ratio": (["prompts"], lambda prompts: np.mean([value >= 0.5 for value in prompts["toxicity"]])),
+    "mia_loss": (["forget", "retain"], lambda forget, retain: auc(forget["mia_loss"], retain["mia_loss"])),
+    "mia_min_k": (
+        ["privleak_forget", "privleak_holdout"],
+        lambda forget, holdout: auc(forget["min_k"], holdout["min_k"]),
+    ),
+    "bio_acc": (["bio"], lambda bio: np.mean(bio["acc"])),
+    "all_acc": (["bio", "law"], lambda bio, law: np.mean([*bio["acc"], *law["acc"]])),
+    "forget_accuracy": (["bio"], lambda bio: np.mean(bio["acc"])),
+    "retain_accuracy": (
+        ["bio", "law", "art"],
+        lambda bio, law, art: (np.mean([*bio["acc"], *law["acc"]]) + np.mean(art["acc"])) / 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("metric", MADE_OF)
+def test_other_suites_equal_a_plain_loop(metric):
+    names, measure = MADE_OF[metric]
+    sets, random = OTHERS["per_example"], np.random.default_rng(1)
+
+    def drawn():
+        found = []
+        for name in names:
+            size = len(next(iter(sets[name].values())))
+            rows = random.integers(0, size, size)
+            found.append({column: [values[row] for row in rows] for column, values in sets[name].items()})
+        return measure(*found)
+
+    value = float(measure(*(sets[name] for name in names)))
+    expected = np.percentile([drawn() for _ in range(2500)], [2.5, 97.5])
+    found = example_interval({**OTHERS, metric: value}, metric)
+    assert found.mean == value
+    width = expected[1] - expected[0]
+    assert found.low == pytest.approx(expected[0], abs=0.12 * width)
+    assert found.high == pytest.approx(expected[1], abs=0.12 * width)
+
+
+def test_a_setting_that_is_not_known():
+    result = {**OTHERS, "toxicity_ratio": 0.5, "all_acc": 0.5, "mia_loss": 0.5, "settings": {}}
+    assert example_interval(result, "mia_loss") == (0.5, None, None)
+    assert example_interval(result, "toxicity_ratio") == (0.5, None, None)
+    assert example_interval(result, "all_acc") == (0.5, None, None)
+
+
+def test_perplexity_of_what_is_impossible():
+    log_probs = [-800.0, -900.0, -1000.0]
+    result = {"seen_perplexity": float(perplexity(-900.0)), "per_example": {"seen": {"answer_log_prob": log_probs}}}
+    assert example_interval(result, "seen_perplexity") == (result["seen_perplexity"],) * 3
 
 
 def test_without_spread(make_result):

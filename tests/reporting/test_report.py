@@ -16,6 +16,7 @@ from wagle_trainer.evaluation import load_results
 from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.reporting import example_interval, plots, t_interval, write_report
 from wagle_trainer.reporting.examples import rows_at_quantiles
+from wagle_trainer.reporting.statistics import as_p_value
 
 SECTIONS = ("comparisons", "masks", "attacks", "answers")
 
@@ -113,7 +114,10 @@ def test_comparisons_over_seeds(write, several_seeds):
     assert by_key["random 0.05", "model_utility"]["verdict"] == "better"  # 0.85 against 0.5
     assert by_key["no mask", "model_utility"]["verdict"] == "no difference found"
     for comparison in numbers["comparisons"]:
-        assert comparison["sentence"] in page.text
+        found, verdict = comparison["difference"], comparison["verdict"]
+        cell = f"{found['mean']:+.3f} {found['low']:+.3f} to {found['high']:+.3f} {verdict}, p "
+        assert cell + as_p_value(comparison["corrected_p_value"]) in page.text
+        assert comparison["sentence"].startswith("wagle 0.05 ")
     assert (
         "Against “no mask”, on model utility: no difference found for wagle 0.05 (paired t-test over 3 seeds"
         in page.text
@@ -128,6 +132,27 @@ def test_families_are_corrected_together(write, several_seeds):
     assert [c["comparisons"] for c in numbers["comparisons"]] == [2] * 4
     assert "Against a random mask, on model utility: better are wagle 0.05 and snip 0.05" in page.text
     assert "Holm-corrected for 2 comparisons" in page.text
+    assert page.all("table")[1]["class"] == "comparisons"
+    assert "snip 0.05 against" not in page.text, "the heading names the one reference that there is"
+
+
+def test_each_row_names_its_reference_where_these_differ(write, several_seeds):
+    pairs = [("wagle 0.05", "random 0.05"), ("wagle 0.05", "no mask")]
+    page, _ = write(several_seeds, comparisons={"the controls": pairs})
+    assert "Against the controls" in page.text
+    assert "wagle 0.05 against random 0.05" in page.text
+    assert "wagle 0.05 against no mask" in page.text
+
+
+def test_what_came_back_is_said(write, single_runs, attacks):
+    for given, where in ((attacks, ""), ({"wagle": attacks, "retrained": attacks}, " in {}")):
+        page, numbers = write(single_runs, attacks=given)
+        for name, attack in attacks.items():
+            parts = [f"{attack['came_back']:.1%}{where.format(label)}" for label in ("wagle", "retrained")]
+            parts = " and ".join(parts if where else parts[:1])
+            sentence = f"{name.capitalize()} brought back at most {parts} of what was forgotten."
+            assert sentence in numbers["summary"]
+            assert sentence in page.text
 
 
 def test_texts_are_escaped(write, single_runs):
@@ -268,6 +293,7 @@ def test_main_number_may_be_one_that_references_lack(write, several_seeds):
     page, numbers = write({**several_seeds, "retrained": several_seeds["before"]}, suite=suite)
     assert {c["metric"] for c in numbers["comparisons"]} == {"forget_quality", "model_utility"}
     assert "wagle 0.05: forget quality is 0." in page.text
+    assert numbers["table"]["wagle 0.05"]["forget_quality"]["low"] is None, "p-values have no t-interval"
     assert len(page.all("img")) == 1
 
 

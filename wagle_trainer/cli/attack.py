@@ -81,7 +81,12 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     forget, others = _load_sets(options)
     if others and "relearning_unrelated" in (options.attacks or list_attacks()):
         chosen["relearning_unrelated"] = {"data": others} | chosen.get("relearning_unrelated", {})
-    device = PartialState().device
+    label, device = options.label or options.after, PartialState().device
+
+    def keep(found: Mapping[str, Any]) -> None:
+        if output is not None:
+            save_results({**known, label: found}, output)
+
     before, _ = load_model(options.before, options.dtype, device)
     after, tokenizer = load_model(options.after, options.dtype, device)
     found = run_attacks(
@@ -93,10 +98,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         options=chosen,
         batch_size=options.batch_size,
         seed=options.seed,
+        on_result=keep,  # after each attack, so that a later one that fails does not cost the others
     )
-    label = options.label or options.after
-    if output is not None:
-        save_results({**known, label: found}, output)
     return {label: found}
 
 

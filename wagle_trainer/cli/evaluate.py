@@ -97,17 +97,23 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     return {label: {name: value for name, value in results.items() if name != "per_example"}}
 
 
-def _reference(text: str) -> dict[str, Any]:
+def _reference(text: str) -> Mapping[str, Any]:
     """FILE or FILE:LABEL as the results of one model."""
     from wagle_trainer.evaluation import load_results
 
     file, _, label = text.rpartition(":") if not Path(text).exists() else (text, "", "")
     results = load_results(file or text)
+    if not isinstance(results, Mapping):
+        raise ValueError(f"{file or text} does not hold results by label: it cannot be a --reference.")
     if "per_example" in results:
         return results
     if label not in results:
         raise ValueError(
             f"--reference {text} names no row of {file or text}, which has {', '.join(results)}: write FILE:LABEL."
+        )
+    if not isinstance(results[label], Mapping):
+        raise ValueError(
+            f"{label!r} in {file or text} is not one evaluation: --reference takes the results of one model."
         )
     return results[label]
 

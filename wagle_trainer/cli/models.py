@@ -17,7 +17,7 @@ def naming(path: str) -> Iterator[None]:
 
 
 def load_model(path: str, dtype: str = "auto", device: Any = None) -> tuple[Any, Any]:
-    """A model, or an adapter (a sparse one or any of PEFT's) on its base, and its tokenizer.
+    """A model, or an adapter (a sparse one or any of PEFT's) on its base, and its tokenizer, or else that of the base.
 
     Raises:
         OSError: there is no such model; names it.
@@ -27,5 +27,14 @@ def load_model(path: str, dtype: str = "auto", device: Any = None) -> tuple[Any,
     from transformers.utils import find_adapter_config_file
 
     with naming(path):
-        loader = AutoModelForCausalLM if find_adapter_config_file(path) is None else AutoPeftModelForCausalLM
-        return loader.from_pretrained(path, dtype=dtype).to(device), AutoTokenizer.from_pretrained(path)
+        is_adapter = find_adapter_config_file(path) is not None
+        loader = AutoPeftModelForCausalLM if is_adapter else AutoModelForCausalLM
+        model = loader.from_pretrained(path, dtype=dtype).to(device)
+        try:
+            return model, AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError):
+            if not is_adapter:
+                raise
+    base = model.active_peft_config.base_model_name_or_path
+    with naming(base):
+        return model, AutoTokenizer.from_pretrained(base)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from wagle_trainer.cli.models import naming
@@ -52,9 +53,12 @@ def parse_training(
         epilog=f"examples:{examples}",
         formatter_class=_Formatter,
     )
-    data, output, training, model, unknown_in_file, unknown = parser.parse_args_and_config(
-        arguments, return_remaining_strings=True, separate_remaining_strings=True
-    )
+    try:
+        data, output, training, model, unknown_in_file, unknown = parser.parse_args_and_config(
+            arguments, return_remaining_strings=True, separate_remaining_strings=True
+        )
+    except yaml.YAMLError as error:
+        raise ValueError(f"The configuration file is no YAML: {error}") from error
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     names = [text.removeprefix("--") for text in unknown_in_file[::2]]

@@ -21,6 +21,7 @@ EXAMPLES = """
   wagle unlearn --config run.yaml --attribution random --output_dir out/control
   wagle unlearn --config run.yaml --attribution none --use_peft --lora_target_modules wagle --output_dir out/lora
   wagle unlearn --config run.yaml --mask_path masks/wagle --output_dir out
+  wagle unlearn --config run.yaml --resume_from_checkpoint true   # where a stopped run was last saved
   accelerate launch -m wagle_trainer.cli unlearn --config run.yaml"""
 
 
@@ -31,7 +32,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     trainer = trainer_for(options)
-    output = trainer.train(resume_from_checkpoint=options.training.resume_from_checkpoint)
+    checkpoint = options.training.resume_from_checkpoint
+    # In a YAML file it may be true, the last one; on the command line everything is text.
+    output = trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)
     trainer.save_model()
     trainer.create_model_card()
     mask = trainer.mask

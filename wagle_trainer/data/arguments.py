@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wagle_trainer.data.sources import load_rows
+from wagle_trainer.data.sources import READERS, load_rows, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from wagle_trainer.data.formatting import QAFormat
-
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass
@@ -48,7 +46,8 @@ def load_forget_and_retain(arguments: DataArguments, qa: QAFormat) -> tuple[Data
     """The forget and the retain set in a TRL format; questions and answers as prompt-completion examples.
 
     Raises:
-        ValueError: no sets are named, only one of them, or both ways at once; or a file of another kind.
+        ValueError: no sets are named, only one of them, or both ways at once; a file of another kind, or one that cannot be
+            read or has a row without question or answer.
         FileNotFoundError: a file, folder or hub dataset is missing.
     """
     from wagle_trainer.data.tofu import load_tofu, retain_split_for
@@ -65,7 +64,7 @@ def load_forget_and_retain(arguments: DataArguments, qa: QAFormat) -> tuple[Data
         splits = (arguments.forget_split, retain_split_for(arguments.forget_split))
         forget, retain = (qa.dataset(load_tofu(arguments.dataset_name, split)) for split in splits)
         return forget, retain
-    forget, retain = (_in_a_trl_format(read_rows(str(file)), qa) for file in files)
+    forget, retain = (_in_a_trl_format(str(file), qa) for file in files)
     return forget, retain
 
 
@@ -74,19 +73,23 @@ def read_rows(file: str) -> Dataset:
 
     Raises:
         FileNotFoundError: there is no such file or dataset.
-        ValueError: a file of another kind.
+        ValueError: a file of another kind, or one that cannot be read.
     """
-    from datasets import load_dataset
-
     path = Path(file).expanduser()
     if path.suffix in READERS:
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {file}.")
-        return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        return read_file(path)
     if path.is_file():
         raise ValueError(f"{file} is of no known kind; known are {', '.join(READERS)}.")
     return load_rows(file, "train")
 
 
-def _in_a_trl_format(rows: Dataset, qa: QAFormat) -> Dataset:
-    return qa.dataset(rows) if {"question", "answer"} <= set(rows.column_names) else rows
+def _in_a_trl_format(file: str, qa: QAFormat) -> Dataset:
+    rows = read_rows(file)
+    if not {"question", "answer"} <= set(rows.column_names):
+        return rows
+    try:
+        return qa.dataset(rows)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

@@ -143,10 +143,13 @@ def _strings(dataset: Dataset, column: str, needed: tuple[str, str]) -> list[str
     values = list(dataset[column])
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            hint = " Make one row of each of its entries first." if isinstance(value, list) else ""
-            raise ValueError(
-                f"Column {column!r} must hold one string per row, but row {row} holds a {type(value).__name__}.{hint}"
+            found = "nothing" if value is None else f"a value of type {type(value).__name__}"
+            hint = (
+                "Make one row of each of its entries first."
+                if isinstance(value, list)
+                else "Mend or take out such rows."
             )
+            raise ValueError(f"Column {column!r} must hold one string per row, but row {row} holds {found}. {hint}")
     return values
 
 

@@ -7,14 +7,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset
-from trl import SFTTrainer
+from trl import SFTTrainer, get_training_chat_template
+from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
 
+from wagle_trainer.data.checks import columns_of_format, name_rows
 from wagle_trainer.likelihood import IGNORE_INDEX
+
+# What chat templates take besides the messages.
+OF_THE_TEMPLATE = ("tools", "chat_template_kwargs")
 
 
 def prepare_by_its_own_format(
@@ -23,12 +29,38 @@ def prepare_by_its_own_format(
     """`SFTTrainer._prepare_dataset`, but each set decides for itself whether its prompts carry a loss (TRL decides by
     the first row of the training set), and preference sets are taken too: what must be forgotten of a set whose name
     begins with "forget", the chosen answers of any other."""
-    if isinstance(dataset, Dataset) and is_preference(dataset):
-        dataset = as_prompt_completion(dataset, "rejected" if name.startswith("forget") else "chosen")
+    if isinstance(dataset, Dataset):
+        if is_preference(dataset):
+            dataset = as_prompt_completion(dataset, "rejected" if name.startswith("forget") else "chosen")
+        dataset = in_one_format(dataset, args.dataset_text_field, formatting_func)
+        formatting_func = None
     trainer.completion_only_loss = args.completion_only_loss
     if args.completion_only_loss is None:
         trainer.completion_only_loss = {"prompt", "completion"} <= set(get_dataset_column_names(dataset))
     return SFTTrainer._prepare_dataset(trainer, dataset, processing_class, args, packing, formatting_func, name)
+
+
+def in_one_format(dataset: Dataset, text_field: str, formatting_func: Any = None) -> Dataset:
+    """The columns of a set's format alone: text, where `formatting_func` makes it.
+
+    TRL takes a `prompt` beside `messages` for half of a prompt-completion example, and puts no end to a completion that
+    has a `text` beside it; a formatted text it does not read where there are messages.
+    """
+    columns = columns_of_format(dataset.column_names, text_field)
+    if columns == ("input_ids",):
+        return dataset
+    if formatting_func is not None:
+        return dataset.map(
+            lambda example: {text_field: formatting_func(example)},
+            remove_columns=[column for column in dataset.column_names if column != text_field],
+            desc="Applying formatting function",
+        )
+    return dataset if columns is None else _select(dataset, columns)
+
+
+def _select(dataset: Dataset, columns: Sequence[str]) -> Dataset:
+    """These columns, and what chat templates take besides."""
+    return dataset.select_columns([*columns, *(name for name in OF_THE_TEMPLATE if name in dataset.column_names)])
 
 
 class DatasetPreparation(SFTTrainer):
@@ -40,6 +72,8 @@ class DatasetPreparation(SFTTrainer):
         text_field: column of language-modelling text.
         num_proc: processes for `Dataset.map`.
         completion_only_loss: no labels on prompts; None to decide by the format of each set.
+        assistant_only_loss: labels on what the assistant says in conversations only.
+        truncation_mode: which end of a longer sequence is kept: "keep_start" or "keep_end".
     """
 
     def __init__(
@@ -50,16 +84,22 @@ class DatasetPreparation(SFTTrainer):
         text_field: str = "text",
         num_proc: int | None = None,
         completion_only_loss: bool | None = None,
+        assistant_only_loss: bool = False,
+        truncation_mode: str = "keep_start",
     ):
         # Deliberately not SFTTrainer.__init__, which needs a model: only what `_prepare_dataset` reads.
-        self.processing_class = self._tokenizer = processing_class
+        self.processing_class = processing_class
+        self._tokenizer = getattr(processing_class, "tokenizer", processing_class)  # of a multimodal model's processor
+        # As there: the template with marks around what the assistant says, unless the tokenizer's has them.
         self.chat_template = None
+        if assistant_only_loss and not has_generation_markers(processing_class.chat_template or ""):
+            self.chat_template = get_training_chat_template(processing_class)
         self.args = SimpleNamespace(
             max_length=max_length,
-            truncation_mode="keep_start",
+            truncation_mode=truncation_mode,
             dataset_text_field=text_field,
             dataset_num_proc=num_proc,
-            assistant_only_loss=False,
+            assistant_only_loss=assistant_only_loss,
             completion_only_loss=completion_only_loss,
         )
 
@@ -79,44 +119,61 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
     Raises:
         ValueError: no answer token of some example lies within `max_length` (names the rows), or no example has any.
 
-    Examples without a label token are left out, with a warning that counts them.
+    Examples without a label token are left out, and answers cut short, with warnings that count them.
     """
 
-    def run(**changes: Any) -> Dataset:
+    def run(dataset: Dataset, max_length: int | None, formatting_func: Any = None) -> Dataset:
         # Pairs are drawn in an order of their own, and errors name rows: nothing is shuffled here.
-        args = SimpleNamespace(**{**vars(trainer.args), "shuffle_dataset": False, **changes})
-        return trainer._prepare_dataset(dataset, trainer.processing_class, args, False, formatting_func, name)
+        args = SimpleNamespace(**{**vars(trainer.args), "shuffle_dataset": False, "max_length": max_length})
+        prepared = trainer._prepare_dataset(dataset, trainer.processing_class, args, False, formatting_func, name)
+        return prepared.select_columns(["input_ids", "labels"]).with_format(None)
 
-    prepared, limit = run(), trainer.args.max_length
-    if limit is None or len(prepared) < len(dataset):  # beyond the limit, TRL drops such examples without a word
-        kept = slice(None, limit) if trainer.args.truncation_mode == "keep_start" else slice(-(limit or 0), None)
-        all_labels = (prepared if limit is None else run(max_length=None))["labels"]
-        without = [row for row, labels in enumerate(all_labels) if not _any_label(labels)]
-        cut = [row for row, labels in enumerate(all_labels) if _any_label(labels) and not _any_label(labels[kept])]
-        if cut:
-            raise ValueError(
-                f"{len(cut)} of {len(dataset)} examples of the {name} set have no answer token within "
-                f"max_length={limit} ({_rows(cut)}): the prompt alone fills it. Raise max_length, or take these "
-                "examples out."
-            )
-        if len(without) == len(dataset):
-            raise ValueError(f"No example of the {name} set has a label token: all labels are -100.")
-        if without:
-            warnings.warn(
-                f"{len(without)} of {len(dataset)} examples of the {name} set have no label token ({_rows(without)}) "
-                "and are skipped.",
-                stacklevel=2,
-            )
-            prepared = prepared.filter(lambda example: _any_label(example["labels"]))
-    return prepared.select_columns(["input_ids", "labels"])
+    # Whole at first: beyond the limit, TRL cuts answers short and drops examples without a word.
+    whole, limit = run(dataset, None, formatting_func), trainer.args.max_length
+    without, cut, shortened = [], [], []
+    for row, labels in enumerate(whole["labels"]):
+        kept, lost = _split(labels, limit, trainer.args.truncation_mode)
+        if not _any_label(labels):
+            without.append(row)
+        elif not _any_label(kept):
+            cut.append(row)
+        elif any(token != IGNORE_INDEX for token in lost):
+            shortened.append(row)
+    if cut:
+        raise ValueError(
+            f"{len(cut)} of {len(dataset)} examples of the {name} set have no answer token within "
+            f"max_length={limit} ({name_rows(cut)}): the prompt alone fills it. Raise max_length, or take these "
+            "examples out."
+        )
+    if len(without) == len(dataset):
+        raise ValueError(f"No example of the {name} set has a label token: all labels are -100.")
+    if shortened:
+        warnings.warn(
+            f"{len(shortened)} of {len(dataset)} examples of the {name} set are longer than max_length={limit} "
+            f"({name_rows(shortened)}), and part of their answer or text is cut off: the run does not see it. Raise "
+            "max_length, or make several examples of each.",
+            stacklevel=2,
+        )
+    if without:
+        warnings.warn(
+            f"{len(without)} of {len(dataset)} examples of the {name} set have no label token ({name_rows(without)}) "
+            "and are skipped.",
+            stacklevel=2,
+        )
+        whole = whole.select(sorted(set(range(len(whole))) - set(without)))
+    return whole if limit is None else run(whole, limit)
+
+
+def _split(labels: list[int], limit: int | None, mode: str) -> tuple[list[int], list[int]]:
+    """What is kept of the labels, and what is cut off."""
+    if limit is None or len(labels) <= limit:
+        return labels, []
+    return (labels[-limit:], labels[:-limit]) if mode == "keep_end" else (labels[:limit], labels[limit:])
 
 
 def _any_label(labels: list[int]) -> bool:
-    return any(token != IGNORE_INDEX for token in labels)
-
-
-def _rows(rows: list[int]) -> str:
-    return f"rows {', '.join(map(str, rows[:5]))}{', ...' if len(rows) > 5 else ''}"
+    """Whether any token can be learned or forgotten: not the first one, which nothing predicts."""
+    return any(token != IGNORE_INDEX for token in labels[1:])
 
 
 def is_preference(dataset: Dataset) -> bool:
@@ -127,7 +184,7 @@ def is_preference(dataset: Dataset) -> bool:
 def as_prompt_completion(dataset: Dataset, answer: str) -> Dataset:
     """The "chosen" or the "rejected" answers of a preference set, as prompt-completion."""
     dataset = dataset.map(maybe_extract_prompt, desc="Extracting prompts")
-    return dataset.select_columns(["prompt", answer]).rename_column(answer, "completion")
+    return _select(dataset, ["prompt", answer]).rename_column(answer, "completion")
 
 
 def with_refusals(dataset: Dataset, refusal: Any) -> Dataset:
@@ -146,9 +203,9 @@ def with_refusals(dataset: Dataset, refusal: Any) -> Dataset:
 
     def replace(example: dict[str, Any], row: int) -> dict[str, Any]:
         text = refusal(row)
-        if isinstance(example["completion"], str):
-            return {"completion": f" {text}" if example["completion"].startswith(" ") else text}
+        answer = example["completion"]
+        if isinstance(answer, str):
+            return {"completion": answer[: len(answer) - len(answer.lstrip())] + text}
         return {"completion": [{"role": "assistant", "content": text}]}
 
-    columns = [column for column in dataset.column_names if column not in ("prompt", "completion")]
-    return dataset.map(replace, with_indices=True, remove_columns=columns, desc="Adding refusals")
+    return _select(dataset, ["prompt", "completion"]).map(replace, with_indices=True, desc="Adding refusals")

@@ -1,13 +1,59 @@
-"""One table of rows, from a file in a local folder or from the hub, with errors that say which one is missing."""
+"""One table of rows, from a local file or from the hub, with errors that say which one is missing or cannot be read."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+# ending -> what reads it
+READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def read_file(path: Path) -> Dataset:
+    """The rows of a .json (lines, or one list of objects), .jsonl, .csv or .parquet file.
+
+    Raises:
+        ValueError: it is empty, or not what its ending says.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        rows = (
+            _read_csv(path)
+            if path.suffix == ".csv"
+            else load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        )
+    except (DatasetGenerationError, ValueError, StopIteration) as error:
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise ValueError(f"{path} has no rows.") from error
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise ValueError(f"{path} could not be read as {path.suffix[1:]}: {reason}") from error
+    if len(rows) == 0:
+        raise ValueError(f"{path} has no rows.")
+    return rows
+
+
+def _read_csv(path: Path) -> Dataset:
+    """Cells are text, as they stand: an answer may be 0171 or None. Only a cell with nothing in it is missing."""
+    from datasets import Dataset
+
+    csv.field_size_limit(2**31 - 1)  # a cell may hold a book
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"line {reader.line_num} has not as many cells as the first line. Put quotes around cells with commas."
+                )
+            rows.append({name: cell or None for name, cell in row.items()})
+    return Dataset.from_list(rows)
 
 
 def load_rows(
@@ -32,7 +78,8 @@ def load_rows(
 
     Raises:
         FileNotFoundError: the folder has no such file, or there is no such folder and no such hub dataset.
-        ValueError: the hub dataset has no such configuration or split, the rows lack a column, or there are none.
+        ValueError: the hub dataset has no such configuration or split, the file cannot be read, the rows lack a column, or
+            there are none.
     """
     from datasets import load_dataset
 
@@ -46,7 +93,7 @@ def load_rows(
                 f"No split {wanted.name!r} in {wanted.parent} (looked for {file}.json and .jsonl). "
                 f"Splits found: {found}."
             )
-        rows, source = load_dataset("json", data_files=str(path), split="train"), str(path)
+        rows, source = read_file(path), str(path)
     else:
         source = repr(name_or_path) if config is None else f"{name_or_path!r}, configuration {config!r},"
         try:
@@ -78,8 +125,8 @@ def first_rows(rows: Dataset, limit: int | None) -> Dataset:
     """The first `limit` rows, or all of them for None.
 
     Raises:
-        ValueError: `limit` below 1.
+        ValueError: `limit` is no whole number, or below 1.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, or None for all rows; got {limit}.")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be at least 1, a whole number, or None for all rows; got {limit!r}.")
     return rows if limit is None else rows.select(range(min(limit, len(rows))))

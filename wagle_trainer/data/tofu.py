@@ -65,14 +65,16 @@ def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None
 
 
 def _holdout(name_or_path: str, split: str) -> Dataset | None:
+    folder = Path(name_or_path).expanduser().is_dir()
     try:
         return load_tofu(name_or_path, split)
     except ValueError:  # no such split on the hub, or of the bundled example
-        return None
+        if folder:
+            raise  # the file is there, but broken
     except FileNotFoundError:
-        if Path(name_or_path).expanduser().is_dir():
-            return None
-        raise  # the hub cannot be reached
+        if not folder:
+            raise  # the hub cannot be reached
+    return None
 
 
 def retain_split_for(forget_split: str) -> str:

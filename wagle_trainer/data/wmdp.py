@@ -42,7 +42,7 @@ def load_wmdp(corpus: str, folder: str | None = None, *, min_length: int = 50, l
         raise ValueError(f"{corpus!r} is not a corpus of WMDP: use one of {', '.join(_HUB)}.")
     name, config = _HUB[corpus]
     rows = load_rows(folder or name, corpus, config=config, columns=("text",)).select_columns("text")
-    long_enough = rows.filter(lambda row: len(row["text"]) > min_length)
+    long_enough = rows.filter(lambda row: len(row["text"] or "") > min_length)
     if len(long_enough) == 0:
         raise ValueError(f"{corpus!r} in {folder or name!r} has no text of more than {min_length} characters.")
     return first_rows(long_enough, limit)

@@ -145,7 +145,9 @@ class EvaluationCallback(TrainerCallback):
             args.load_best_model_at_end = True
         best = self._best() if self.keep_best else None
         if best is not None:  # a resumed run; a checkpoint's own state may be one evaluation behind
-            self._mark_best(args, state, best)
+            self._mark_best(state, best)
+            checkpoint = _checkpoint(args, best["step"])
+            state.best_model_checkpoint = str(checkpoint) if _agreed(checkpoint.is_dir()) else None
         if self.at_start and state.global_step == 0:
             entry = self._evaluate(args, state, control, model, processing_class)
             if self.utility.is_missed(entry):
@@ -159,20 +161,26 @@ class EvaluationCallback(TrainerCallback):
             return
         entry = self._evaluate(args, state, control, model, processing_class)
         if self.keep_best and self._best() is entry:
-            self._mark_best(args, state, entry)
+            self._mark_best(state, entry)
             control.should_save = True
         if "stopped" in entry:
             logger.warning(f"Training stops at step {state.global_step}: {entry['stopped']}")
             control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs):
-        if self.keep_best and state.best_global_step is not None:
-            # With save_strategy="no", the trainer saves when it is told to, but does not note what was best.
-            self._note_checkpoint(args, state)
+        if self.keep_best and state.best_global_step == state.global_step:
+            # With save_strategy="no", the trainer saves when it is told to, but does not note what was best. Without a
+            # look at the folder: the process that writes it may have only begun.
+            state.best_model_checkpoint = str(_checkpoint(args, state.global_step))
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.load_best_at_end:
             args.load_best_model_at_end = False  # as it was
+            if state.best_model_checkpoint is None:
+                logger.warning(
+                    "load_best_at_end has nothing to load: no evaluation after the first step was on the right side of "
+                    "utility_floor, or its checkpoint is gone. The model has the weights of the last step."
+                )
 
     def _evaluate(self, args: Any, state: Any, control: Any, model: Any, processing_class: Any) -> dict[str, Any]:
         """Measure, log, and append to the history."""
@@ -231,16 +239,10 @@ class EvaluationCallback(TrainerCallback):
         side = self.utility if reached else self.forget
         return max(reached or candidates, key=side.goodness, default=None)
 
-    def _mark_best(self, args: Any, state: Any, entry: Mapping[str, Any]) -> None:
+    def _mark_best(self, state: Any, entry: Mapping[str, Any]) -> None:
         """Tell the trainer which step is the best: it protects that checkpoint, and can load it at the end."""
         side = self.forget if self.forget.is_missed(entry) else self.utility
         state.best_global_step, state.best_metric = entry["step"], entry["metrics"][side.metric]
-        self._note_checkpoint(args, state)
-
-    def _note_checkpoint(self, args: Any, state: Any) -> None:
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
-        if folder.is_dir():
-            state.best_model_checkpoint = str(folder)
 
     def _read(self, args: Any, state: Any) -> list[dict[str, Any]]:
         """The entries up to the step from which the run goes on; none for a new run."""
@@ -273,6 +275,11 @@ class _Side:
         self.metric = metric if metric is not None else next(iter(known), None)
         self.bound = bound
         if greater_is_better is None:
+            if bound is not None and known and self.metric not in known:
+                raise ValueError(
+                    f"{self.metric!r} is none of the suite's {name} metrics ({', '.join(known)}), so it is not known which way "
+                    f"it is better: pass {name}_greater_is_better."
+                )
             greater_is_better = known.get(self.metric or "", "lower" if name == "forget" else "higher") == "higher"
         self.sign = 1 if greater_is_better else -1
 
@@ -285,6 +292,10 @@ class _Side:
 
     def describe(self, entry: Mapping[str, Any]) -> str:
         return f"{self.metric} is {entry['metrics'][self.metric]:.6g}"
+
+
+def _checkpoint(args: Any, step: int) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def _agreed(value: Any) -> Any:

@@ -7,7 +7,6 @@ passage is cut after some tokens, and what the model says next is held against h
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from statistics import fmean
@@ -55,7 +54,7 @@ def evaluate_copyright(
         - seen_ROUGE, the ROUGE-L recall of the greedy continuation; seen_exact_match, the share of passages whose
           continuation is reproduced whole; seen_common_prefix, the share of the continuation's tokens that are
           reproduced before the first that differs; seen_perplexity, exp of the mean negative log-probability of the
-          continuations' tokens; and the same with unseen_;
+          continuations' tokens, at most 1.8e308; and the same with unseen_;
         - per_example: for each set lists in the order of its rows: question (the prompt), answer (how the passage goes
           on), generation, rouge_l_recall, common_prefix (tokens), answer_log_prob (mean, in nats), and row, where in
           the set the passage is;
@@ -100,7 +99,7 @@ def evaluate_copyright(
             f"{name}_ROUGE": fmean(values["rouge_l_recall"]),
             f"{name}_exact_match": fmean([prefix == continuation_tokens for prefix in prefixes]),
             f"{name}_common_prefix": fmean(prefixes) / continuation_tokens,
-            f"{name}_perplexity": math.exp(-fmean(log_probs)),  # all continuations are equally long
+            f"{name}_perplexity": float(metrics.perplexity(fmean(log_probs))),  # all are equally long
         }
         per_example[name] = values
     results["per_example"] = per_example

@@ -23,6 +23,7 @@ def generate_greedy(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    ends: Sequence[str] = (),
     batch_size: int = 32,
     across_processes: bool = False,
     progress: bool = True,
@@ -37,6 +38,7 @@ def generate_greedy(
         tokenizer: its tokenizer, for the special tokens and for decoding; its padding settings play no part.
         prompts: tokens of each prompt.
         max_new_tokens: tokens after which an answer is cut off.
+        ends: texts that end an answer, too; one that begins with such a text is empty.
         batch_size: prompts per batch.
         across_processes: deal the batches out over accelerate's processes. All have to call this with the same
             arguments; all get all texts.
@@ -47,7 +49,9 @@ def generate_greedy(
     """
     # What is unset here comes from the model's config, where values for sampling would only raise warnings.
     settings = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
-    return _continue(model, tokenizer, prompts, settings, None, max_new_tokens, batch_size, across_processes, progress)
+    return _continue(
+        model, tokenizer, prompts, settings, None, max_new_tokens, ends, batch_size, across_processes, progress
+    )
 
 
 def generate_samples(
@@ -89,7 +93,7 @@ def generate_samples(
     repeated = [prompt for prompt in prompts for _ in range(num_samples)]
     with preserved_rng():
         texts = _continue(
-            model, tokenizer, repeated, settings, seed, max_new_tokens, batch_size, across_processes, progress
+            model, tokenizer, repeated, settings, seed, max_new_tokens, (), batch_size, across_processes, progress
         )
     return [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
 
@@ -114,6 +118,7 @@ def _continue(
     settings: Mapping[str, Any],
     seed: int | None,
     max_new_tokens: int,
+    ends: Sequence[str],
     batch_size: int,
     across_processes: bool,
     progress: bool,
@@ -159,7 +164,10 @@ def _continue(
             for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 # What follows the end is filler, which need not be a special token that decoding would drop.
                 end = next((position for position, token in enumerate(tokens) if token in stop), len(tokens))
-                texts[index] = tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+                text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+                for mark in ends:  # before white space goes, which may be such a mark
+                    text = text.partition(mark)[0]
+                texts[index] = text.strip()
             bar.update(len(batch))
     texts = bring_together(texts, across_processes)
     return [texts[index] for index in range(len(prompts))]

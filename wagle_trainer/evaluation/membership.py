@@ -57,7 +57,7 @@ def gradient_norms(
     """The gradient-norm attack: mean over the trainable tensors of the L2 norm of an example's gradient.
 
     The gradient is that of the mean negative log-likelihood of the answer's tokens without the end-of-sequence token
-    (Duan et al. 2024, arXiv 2402.07841, as OpenUnlearning computes it). One forward and one backward pass per example;
+    (Wang et al. 2024, arXiv 2402.17012, as OpenUnlearning computes it). One forward and one backward pass per example;
     gradients that the model holds are neither used nor changed.
 
     Args:

@@ -186,21 +186,15 @@ def _knowmem(
         for name in rows
         for row in rows[name]
     ]
-    generations = iter(generate_greedy(model, tokenizer, prompts, max_new_tokens=tokens, **passes))
+    generations = iter(generate_greedy(model, tokenizer, prompts, max_new_tokens=tokens, ends=_ANSWER_ENDS, **passes))
     return {
         name: _compared(
             [row["question"] for row in rows[name]],
             [row["answer"] for row in rows[name]],
-            [_first_answer(next(generations)) for _ in rows[name]],
+            [next(generations) for _ in rows[name]],
         )
         for name in rows
     }
-
-
-def _first_answer(text: str) -> str:
-    for end in _ANSWER_ENDS:
-        text = text.split(end)[0]
-    return text
 
 
 def _compared(questions: list[str], answers: list[str], generations: list[str]) -> dict[str, list[Any]]:

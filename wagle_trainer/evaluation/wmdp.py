@@ -76,7 +76,8 @@ def evaluate_wmdp(
         - forget_accuracy and retain_accuracy, the means over the tasks asked for;
         - for each task or group asked for <task>_acc, <task>_acc_stderr, and what else the harness reports of it;
         - per_example: for each single task lists in the order of its questions: acc, and target as the harness has it;
-        - settings: what was used, with the versions of the harness and of the tasks.
+        - settings: what was used, with the versions of the harness and of the tasks; and weights, for each task or group
+          asked for how much each single task counts in its accuracy.
 
     Raises:
         ImportError: the harness is not installed; the message says how to.
@@ -119,6 +120,7 @@ def evaluate_wmdp(
             "batch_size": batch_size,
             "forget": list(tasks.forget),
             "retain": list(tasks.retain),
+            "weights": {name: _weights(name, loaded, found["samples"]) for name in asked},
             "folder": tasks.folder,
             "num_fewshot": {name: task.get_config("num_fewshot") for name, task in loaded["tasks"].items()},
             "lm_eval": lm_eval.__version__,
@@ -209,6 +211,16 @@ def _harness_model(model: Any, tokenizer: Any, batch_size: int, across_processes
 def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
     """{"acc,none": 0.5, ...} without the filter's name where there is no filter, and without what is not a number."""
     return {key.removesuffix(",none"): value for key, value in results.items() if isinstance(value, float)}
+
+
+def _weights(name: str, loaded: Mapping[str, Any], samples: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """How much each single task counts in the accuracy of a task or group."""
+    if name not in loaded["groups"]:
+        return {name: 1.0}
+    group = loaded["groups"][name]
+    by_size = next(config.weight_by_size for config in group.aggregate_metric_list if config.metric == "acc")
+    counts = {task.task_name: len(samples[task.task_name]) if by_size else 1 for task in group.get_all_tasks()}
+    return {task: count / sum(counts.values()) for task, count in counts.items()}
 
 
 def _per_example(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

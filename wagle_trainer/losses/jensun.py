@@ -41,6 +41,7 @@ class JensUn(UnlearningLoss):
 
     def setup(self, tokenizer: Any, seed: int) -> None:
         if isinstance(self.target, str):
+            tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a multimodal model's processor
             self.target = list(tokenizer(self.target, add_special_tokens=False)["input_ids"])
 
     def forget_loss(self, signals: Signals) -> Tensor:

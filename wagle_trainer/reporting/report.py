@@ -22,8 +22,8 @@ from wagle_trainer.reporting.charts import Chart, attack_charts, history_charts,
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
 from wagle_trainer.reporting.inputs import Metrics, Results, Runs, check_finite, first_of
-from wagle_trainer.reporting.statistics import Interval, compare, t_interval
-from wagle_trainer.reporting.summary import forgetting_sentences, verdict_sentences
+from wagle_trainer.reporting.statistics import Comparison, Interval, as_p_value, compare, mean, t_interval
+from wagle_trainer.reporting.summary import attack_sentences, forgetting_sentences, verdict_sentences
 
 AnyPath = str | PathLike[str]
 BEFORE, RETRAINED = "before", "retrained"
@@ -115,6 +115,7 @@ def write_report(
         "summary": [
             *forgetting_sentences(intervals, unlearned, {m: named[m] for m in main if m is not None}, references),
             *verdict_sentences(tested, named, runs),
+            *attack_sentences(attacked),
         ],
         "notes": list(notes),
         "columns": columns,
@@ -131,7 +132,8 @@ def write_report(
         "environment": environment() | {"SHA-256 of results.json": hashlib.sha256(content).hexdigest()},
     }
     page["missing"] = _missing(page, bool(histories), runs, masks)
-    html = _environment().get_template("report.html").render(page | {"charts": charts})
+    whole = page | {"charts": charts, "named": named, "comparison_tables": _tables(tested)}
+    html = _environment().get_template("report.html").render(whole)
 
     folder = Path(folder)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -145,14 +147,24 @@ def write_report(
 
 
 def _interval(runs: Runs, label: str, metric: str) -> Interval:
-    """Over seeds where there are several, else over examples."""
+    """Over seeds where there are several, else over examples; none of a p-value, whose mean has no t-distribution."""
     found = runs.by_label[label]
+    if metric == "forget_quality":
+        return Interval(mean(runs.values(label, metric)))
     return t_interval(runs.values(label, metric)) if len(found) > 1 else example_interval(found[0], metric)
 
 
 def _default_comparisons(unlearned: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     controls = [label for label in unlearned if any(word in label for word in _CONTROLS)]
     return {f"“{control}”": [(label, control) for label in unlearned if label not in controls] for control in controls}
+
+
+def _tables(tested: Sequence[Comparison]) -> dict[str, dict[tuple[str, str], dict[str, Comparison]]]:
+    """Family -> (label, reference) -> metric -> comparison: a table for each family, with a row for each pair."""
+    tables: dict[str, dict[tuple[str, str], dict[str, Comparison]]] = {}
+    for c in tested:
+        tables.setdefault(c.family, {}).setdefault((c.label, c.reference), {})[c.metric] = c
+    return tables
 
 
 def _masks(mask: Any) -> dict[str, WeightMask]:
@@ -272,6 +284,7 @@ def _environment() -> Environment:
     environment.globals["css"] = (folder / "report.css").read_text(encoding="utf-8")
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.filters["number"] = _number
+    environment.filters["p_value"] = as_p_value
     environment.filters["words"] = lambda name: name.replace("_", " ")
     return environment
 

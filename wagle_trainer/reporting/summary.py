@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from wagle_trainer.reporting.inputs import Runs
 from wagle_trainer.reporting.statistics import LEVEL, Comparison, Interval
@@ -54,7 +55,7 @@ def verdict_sentences(tested: Sequence[Comparison], named: Mapping[str, str], ru
             continue
         found = "; ".join(
             f"{verdict} {'for' if verdict == 'no difference found' else 'are' if len(labels) > 1 else 'is'} "
-            f"{_enumerate(labels)}"
+            f"{_labels(labels, len(same))}"
             for verdict, labels in sorted(verdicts.items())
         )
         sentences.append(f"Against {family}, on {named.get(metric, metric)}: {found} ({_how(same[0])}).")
@@ -74,7 +75,26 @@ def _how(comparison: Comparison) -> str:
     return f"paired t-test over {comparison.seeds} seeds at the {1 - LEVEL:.0%} level{corrected}"
 
 
-def _enumerate(labels: Sequence[str]) -> str:
+def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What came back at most, by attack: "Relearning brought back at most 37.1 % in wagle 0.05 and 20.9 % in retrained."
+
+    Args:
+        attacks: label -> the attacks on that model.
+    """
+    sentences = []
+    for name in dict.fromkeys(attack["attack"] for found in attacks.values() for attack in found):
+        shares = {label: a["came_back"] for label, found in attacks.items() for a in found if a["attack"] == name}
+        parts = [f"{share:.1%}" + (f" in {label}" if label else "") for label, share in shares.items()]
+        words = name.replace("_", " ").capitalize()
+        sentences.append(f"{words} brought back at most {_enumerate(parts)} of what was forgotten.")
+    return sentences
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
+
+
+def _labels(labels: Sequence[str], all_of: int) -> str:
     if len(labels) > 6:
-        return f"{len(labels)} of them"
-    return ", ".join(labels[:-1]) + " and " + labels[-1] if len(labels) > 1 else labels[0]
+        return f"all {all_of} of them" if len(labels) == all_of else f"{len(labels)} of {all_of}"
+    return _enumerate(labels)

@@ -121,6 +121,23 @@ def test_an_attack_of_ones_own(before, after, tokenizer, rows, simple):
         del _attacks._entries["louder"]
 
 
+def test_results_can_be_kept_before_a_later_attack_fails(before, after, tokenizer, rows, simple):
+    kept = []
+    with pytest.raises(ValueError, match="steps"):
+        run_attacks(
+            before,
+            after,
+            tokenizer,
+            rows,
+            ["removal", "relearning"],
+            options={"relearning": {"steps": [-1]}},
+            measure=simple,
+            progress=False,
+            on_result=lambda results: kept.append(list(results)),
+        )
+    assert kept == [["removal"]]
+
+
 def test_an_attack_by_whose_measure_nothing_was_forgotten_is_left_out(before, after, tokenizer, rows, simple, caplog):
     @register_attack("vain")
     def vain(target, *, strength=3):
@@ -138,6 +155,46 @@ def test_an_attack_by_whose_measure_nothing_was_forgotten_is_left_out(before, af
     assert list(results) == ["quantization"]
     assert "'vain' is left out: by its own measure, own, or in the rows" in caplog.text
     assert results["quantization"]["settings"]["options"] == {"bits": [8, 4], "group_size": 64}
+
+
+def test_a_point_at_which_nothing_was_forgotten_is_left_out(before, after, tokenizer, rows, simple):
+    @register_attack("uneven")
+    def uneven(target):
+        return [Point(1, {"own": 0.5}, {"own": 0.2}, {"own": 0.4}), Point(2, {"own": 0.5}, {"own": 0.9}, {"own": 0.1})]
+
+    try:
+        result = run_attacks(before, after, tokenizer, rows, ["uneven"], measure=simple, progress=False)["uneven"]
+    finally:
+        del _attacks._entries["uneven"]
+    assert [point["x"] for point in result["points"]] == [2]
+    assert (result["before"], result["baseline"], result["came_back"]) == (0.9, 0.1, 0.5)
+
+
+@pytest.mark.parametrize(("known_after", "warned"), [(0.8999, True), (0.85, False)])
+def test_shares_of_next_to_nothing_are_warned_of(before, after, tokenizer, rows, caplog, known_after, warned):
+    measure = lambda model, *_: 0.9 if model is before else known_after  # noqa: E731
+    logging.enable_propagation()
+    try:
+        with caplog.at_level("WARNING"):
+            run_attacks(before, after, tokenizer, rows, ["paraphrase", "removal"], measure=measure, progress=False)
+    finally:
+        logging.disable_propagation()
+    assert ("By the measure of paraphrase, removal, less than 5% of what the model knew" in caplog.text) == warned
+
+
+def test_an_attack_that_leaves_less_than_unlearning_brings_nothing_back(before, after, tokenizer, rows):
+    weights = next(after.parameters()).detach().clone()
+
+    def measure(model, *_):
+        return 0.9 if model is before else 0.1 if torch.equal(next(model.parameters()), weights) else 0.02
+
+    options = {"removal": {"shares": [1.0]}}
+    result = run_attacks(
+        before, after, tokenizer, rows, ["removal"], options=options, measure=measure, progress=False
+    )["removal"]
+    [point] = result["points"]
+    assert (point["came_back"], result["came_back"]) == (0, 0)
+    assert point["came_back_raw"] == pytest.approx(-0.1)
 
 
 def test_every_attack_describes_itself():

@@ -74,9 +74,10 @@ def test_answer_prefix_equals_one_prompt_at_a_time(before, after, tokenizer, row
     assert result["settings"]["measure"] == "rouge_l_recall"
 
 
-def test_answers_without_a_rest(before, after, tokenizer, rows):
+def test_answers_without_a_rest(before, after, tokenizer, rows, caplog):
     measure = lambda model, *_: 1.0 if model is before else 0.0  # noqa: E731
-    with pytest.raises(ValueError, match="too short to be cut"):
-        attack("answer_prefix", before, after, tokenizer, [{"question": "Who?", "answer": "baker"}], measure)
+    short = [{"question": "Who?", "answer": "baker"}]
+    assert run_attacks(before, after, tokenizer, short, ["answer_prefix"], measure=measure, progress=False) == {}
+    assert "'answer_prefix' is left out: there is nothing in these rows" in caplog.text
     with pytest.raises(ValueError, match="shares must lie between 0 and 1"):
         attack("answer_prefix", before, after, tokenizer, rows, measure, shares=[1.0])

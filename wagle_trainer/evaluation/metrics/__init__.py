@@ -20,6 +20,7 @@ from wagle_trainer.evaluation.metrics.probability import (
     Aggregation,
     answer_probability,
     log_truth_ratio,
+    perplexity,
     probability_with_options,
     truth_ratio,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "min_k",
     "min_k_plus_plus",
     "model_utility",
+    "perplexity",
     "privacy_leakage",
     "probability_with_options",
     "reference_score",

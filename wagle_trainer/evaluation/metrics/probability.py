@@ -29,6 +29,17 @@ def answer_probability(mean_log_probs: ArrayLike) -> Floats:
     return np.exp(vector(mean_log_probs, "mean_log_probs"))
 
 
+def perplexity(mean_log_prob: ArrayLike) -> Floats:
+    """exp(-mean log-probability per token), at least 1 and at most the largest float.
+
+    A model that finds a text impossible (less than -709 nats per token) has that one, since results hold finite numbers.
+
+    Args:
+        mean_log_prob: in nats, of any shape.
+    """
+    return np.exp(np.minimum(-np.asarray(mean_log_prob, dtype=np.float64), np.log(np.finfo(np.float64).max)))
+
+
 def probability_with_options(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
     """p / (p + sum of the wrong answers' p), with p the length-normalised probabilities.
 
@@ -65,6 +76,9 @@ def log_truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
 
 def truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike], *, aggregation: Aggregation) -> float:
     """Truth ratio r = exp(mean over wrong answers of their mean log-probability) / exp(that of the correct answer).
+
+    So the wrong answers count by their geometric mean, as in the code of TOFU and of OpenUnlearning; TOFU's paper prints
+    the arithmetic mean of their probabilities.
 
     Args:
         correct: mean log-probabilities of the correct answers, (examples,).

@@ -29,6 +29,18 @@ TOFU = """@article{maini2024tofu,
     journal = {arXiv preprint arXiv:2401.06121},
     year = {2024}
 }"""
+ROUGE = """@inproceedings{lin2004rouge,
+    title = {{ROUGE}: A Package for Automatic Evaluation of Summaries},
+    author = {Lin, Chin-Yew},
+    booktitle = {Text Summarization Branches Out},
+    year = {2004}
+}"""
+EXTRACTION = """@inproceedings{carlini2021extracting,
+    title = {Extracting Training Data from Large Language Models},
+    author = {Carlini, Nicholas and Tram{\\`e}r, Florian and Wallace, Eric and Jagielski, Matthew and others},
+    booktitle = {USENIX Security Symposium},
+    year = {2021}
+}"""
 
 
 class FunctionMetric(evaluate.Metric):

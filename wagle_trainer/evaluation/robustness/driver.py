@@ -24,6 +24,8 @@ from wagle_trainer.evaluation.robustness.measure import forget_knowledge
 
 logger = logging.get_logger(__name__)
 
+_LITTLE = 0.05  # of what was known: having forgotten less is warned of, since shares divide by it
+
 
 def run_attacks(
     before: Any,
@@ -38,6 +40,7 @@ def run_attacks(
     batch_size: int = 32,
     seed: int = 42,
     progress: bool = True,
+    on_result: Callable[[dict[str, dict[str, Any]]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Try to bring back what a model has forgotten, and say which share of it came back.
 
@@ -59,13 +62,16 @@ def run_attacks(
         batch_size: examples per forward pass and prompts per generation batch.
         seed: of everything random.
         progress: show progress bars.
+        on_result: called after each attack with the results so far: save them, so that nothing is lost should a later
+            attack fail.
 
     Returns:
         attack -> a dict that JSON can hold: `attack`, its name; `before` and `baseline`, what the models before and after
         unlearning know without it; `unit`, what `x` is; `points`, each with `x`, `forget` (what the attacked model
         knows), `came_back` (the share, clipped to [0, 1]), `came_back_raw`, and both by `measures`; `came_back`, the
-        highest of the points; `settings`. Shares by further measures are None where, by those, nothing was forgotten; an
-        attack with a measure of its own is left out, with a warning, where by that one nothing was.
+        highest of the points; `settings`. Points at which nothing was forgotten are left out. Shares by further measures
+        are None where, by those, nothing was forgotten; an attack with a measure of its own is left out, with a warning,
+        where by that one nothing was.
 
     Raises:
         ValueError: an unknown attack or option, or one that is missing; no rows, or a column is missing; the models are
@@ -91,21 +97,38 @@ def run_attacks(
         raise ValueError("The measure returned nothing: it must give a number, or several by name.")
     # Raises where nothing was forgotten, before any attack is run.
     share_that_came_back(known_before[headline], known_after[headline], attacked=0.0)
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     with tqdm(names, desc="Attacks", unit="attack", disable=not progress) as bar:
         for name in bar:
             bar.set_postfix_str(name)
             chosen = given.get(name, {})
             points = get_attack(name)(target, **chosen)
+            if not points:
+                logger.warning(
+                    f"The attack {name!r} is left out: there is nothing in these rows that it could be tried on."
+                )
+                continue
             settings = {"seed": seed, "batch_size": batch_size, "style": qa.style, "examples": len(rows)}
             result = _result(name, points, settings | {"options": _readable(_defaults(name) | chosen)})
             if result["points"]:
                 results[name] = result
+                if on_result is not None:
+                    on_result(results)
             else:
                 logger.warning(
                     f"The attack {name!r} is left out: by its own measure, {result['settings']['measure']}, or in the rows "
                     "that it measures on, nothing was forgotten, so there is no share that could come back."
                 )
+    little = [
+        name
+        for name, result in results.items()
+        if any(point["before"] - point["after"] < _LITTLE * abs(point["before"]) for point in result["points"])
+    ]
+    if little:
+        logger.warning(
+            f"By the measure of {', '.join(little)}, less than {_LITTLE:.0%} of what the model knew was forgotten. Shares "
+            "are of so little that chance or rounding alone can make them large: look at what the models know instead."
+        )
     return results
 
 
@@ -151,29 +174,26 @@ def _by_name(
 
 def _result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dict[str, Any]:
     headline = next(iter(points[0].before))
-    entries: list[dict[str, Any]] = []
-    for point in points:
-        shares = {measure: _share(point, measure) for measure in point.values}
-        raw = shares[headline]
-        if raw is None:
-            continue
-        entries.append(
-            {
-                "x": point.x,
-                "forget": point.values[headline],
-                "came_back": min(1.0, max(0.0, raw)),
-                "came_back_raw": raw,
-                "before": point.before[headline],
-                "after": point.after[headline],
-                "measures": dict(point.values),
-                "came_back_by_measure": shares,
-            }
-        )
+    kept = [(point, raw) for point in points if (raw := _share(point, headline)) is not None]
+    first = kept[0][0] if kept else points[0]
+    entries: list[dict[str, Any]] = [
+        {
+            "x": point.x,
+            "forget": point.values[headline],
+            "came_back": min(1.0, max(0.0, raw)),
+            "came_back_raw": raw,
+            "before": point.before[headline],
+            "after": point.after[headline],
+            "measures": dict(point.values),
+            "came_back_by_measure": {measure: _share(point, measure) for measure in point.values},
+        }
+        for point, raw in kept
+    ]
     return {
         "attack": name,
         "unit": get_attack(name).unit,  # type: ignore[attr-defined]
-        "baseline": points[0].after[headline],
-        "before": points[0].before[headline],
+        "baseline": first.after[headline],
+        "before": first.before[headline],
         "points": entries,
         "came_back": max((entry["came_back"] for entry in entries), default=0.0),
         "settings": settings | {"measure": headline},

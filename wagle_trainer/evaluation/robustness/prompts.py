@@ -71,10 +71,10 @@ def answer_prefix(
         max_new_tokens: a continuation ends after so many tokens, or after three times the longest answer if that is less.
 
     Returns:
-        One point per entry of `shares`.
+        One point per entry of `shares` for which any answer is long enough.
 
     Raises:
-        ValueError: a share out of range; no answer is long enough.
+        ValueError: a share out of range.
     """
     if any(not 0 < share < 1 for share in shares) or not shares:
         raise ValueError(f"shares must lie between 0 and 1, not {list(shares)}.")
@@ -87,7 +87,7 @@ def answer_prefix(
         cuts = [_cut(target, example, share) for example in examples]
         used = [index for index, (_, rest) in enumerate(cuts) if rest]
         if not used:
-            raise ValueError("Every answer is too short to be cut into a prefix and a rest.")
+            continue
         rests = [cuts[index][1] for index in used]
         continued = _texts(target, target.after, [cuts[index][0] for index in used], limit)
         before, after, attacked = (

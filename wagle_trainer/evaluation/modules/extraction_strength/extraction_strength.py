@@ -18,9 +18,4 @@ class ExtractionStrength(base.FunctionMetric):
     function = staticmethod(metrics.extraction_strength)
     columns = base.Features(predictions=base.FLAGS)
     each = True
-    source = """@inproceedings{carlini2021extracting,
-    title = {Extracting Training Data from Large Language Models},
-    author = {Carlini, Nicholas and Tram{\\`e}r, Florian and Wallace, Eric and Jagielski, Matthew and others},
-    booktitle = {USENIX Security Symposium},
-    year = {2021}
-}"""
+    source = base.EXTRACTION

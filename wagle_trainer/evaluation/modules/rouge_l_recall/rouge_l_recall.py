@@ -17,9 +17,4 @@ class RougeLRecall(base.FunctionMetric):
 
     function = staticmethod(metrics.rouge_l_recall)
     columns = base.Features(predictions=base.TEXT, references=base.TEXT)
-    source = """@inproceedings{lin2004rouge,
-    title = {{ROUGE}: A Package for Automatic Evaluation of Summaries},
-    author = {Lin, Chin-Yew},
-    booktitle = {Text Summarization Branches Out},
-    year = {2004}
-}"""
+    source = base.ROUGE

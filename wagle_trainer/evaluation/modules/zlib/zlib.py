@@ -18,9 +18,4 @@ class Zlib(base.FunctionMetric):
     function = staticmethod(metrics.zlib_score)
     columns = base.Features(predictions=base.NUMBER, references=base.TEXT)
     each = True
-    source = """@inproceedings{carlini2021extracting,
-    title = {Extracting Training Data from Large Language Models},
-    author = {Carlini, Nicholas and Tram{\\`e}r, Florian and Wallace, Eric and Jagielski, Matthew and others},
-    booktitle = {USENIX Security Symposium},
-    year = {2021}
-}"""
+    source = base.EXTRACTION
