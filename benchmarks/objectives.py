@@ -102,7 +102,7 @@ def unlearn(folder: str, loss_type: str, attribution: str | None, options: argpa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="output/models", help="where the small Llama is, or will be")
+    parser.add_argument("--models", default="outputs/models", help="where the small Llama is, or will be")
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--density", type=float, default=0.5)
