@@ -123,6 +123,13 @@ def test_arguments_of_other_trainers(build, make_set):
         build(callbacks=[second])
 
 
+def test_arguments_that_exclude_each_other(build):
+    with pytest.raises(ValueError, match="Two masks are given, mask= and mask_path"):
+        build({"mask_path": "one"}, mask="other")
+    with pytest.raises(ValueError, match="lora_modules=3 is how many modules a score chooses for LoRA"):
+        build({"lora_modules": 3})
+
+
 def test_density_that_selects_nothing(build):
     with pytest.raises(ValueError, match="selects none of the"):
         build({"density": 1e-9}).train()

@@ -25,8 +25,17 @@ def as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
     return WagleConfig(**values)
 
 
-def check_trainer_arguments(callbacks: Any, compute_loss_func: Any) -> None:
-    """Raise ValueError for arguments of `SFTTrainer` that would have no effect on unlearning, or a wrong one."""
+def check_trainer_arguments(
+    config: WagleConfig, mask: Any, score_for_lora: str | None, callbacks: Any, compute_loss_func: Any
+) -> None:
+    """Raise ValueError for arguments that exclude each other, or would have no effect on unlearning, or a wrong one."""
+    if mask is not None and config.mask_path is not None:
+        raise ValueError("Two masks are given, mask= and mask_path: leave out the one that is not meant.")
+    if config.lora_modules is not None and score_for_lora is None:
+        raise ValueError(
+            f"lora_modules={config.lora_modules} is how many modules a score chooses for LoRA, but none is to choose: pass "
+            'peft_config=LoraConfig(target_modules="wagle"), or leave it out.'
+        )
     if compute_loss_func is not None:
         raise ValueError(
             "compute_loss_func has no effect on unlearning: enter an objective of your own with "

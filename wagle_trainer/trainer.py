@@ -124,7 +124,8 @@ class WagleTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         config = as_wagle_config(args, model)
-        check_trainer_arguments(callbacks, kwargs.get("compute_loss_func"))
+        score = score_that_chooses(kwargs.get("peft_config"))
+        check_trainer_arguments(config, mask, score, callbacks, kwargs.get("compute_loss_func"))
         self.loss, self.retain_loss, self.retain_layer = make_objective(config)
         forget, retain = forget_and_retain(train_dataset, forget_dataset, retain_dataset)
         if processing_class is None:
@@ -134,7 +135,6 @@ class WagleTrainer(SFTTrainer):
         sets = by_role(forget, retain, self.loss, config, refusals)
         pad_token_id(processing_class)
         self.lora_modules: list[str] | None = None
-        score = score_that_chooses(kwargs.get("peft_config"))
         if score is not None:
             check_no_mask(score, mask, config)
             model = load_base(model, config, kwargs.get("quantization_config"))
