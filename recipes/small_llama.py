@@ -60,7 +60,7 @@ def _train(split: str, folder: Path, seed: int) -> None:
             bf16=False,
             dataloader_pin_memory=False,
             gradient_checkpointing=False,
-            logging_steps=50,
+            logging_strategy="no",
             save_strategy="no",
             report_to="none",
             seed=seed,

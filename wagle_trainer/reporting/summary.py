@@ -96,5 +96,5 @@ def _enumerate(parts: Sequence[str]) -> str:
 
 def _labels(labels: Sequence[str], all_of: int) -> str:
     if len(labels) > 6:
-        return f"all {all_of} of them" if len(labels) == all_of else f"{len(labels)} of {all_of}"
+        return f"all {all_of}" if len(labels) == all_of else f"{len(labels)} of {all_of}"
     return _enumerate(labels)
