@@ -71,7 +71,7 @@ def test_scores_without_threshold_and_with_zeros():
     histogram = {"first_exponent": -3, "scores": [4, 2], "selected": [1, 1], "zero_scores": 2, "zero_selected": 0}
     axes = axes_of(plots.score_distribution(histogram | {"threshold": None}))
     assert not axes.lines
-    assert axes.get_title() == "25.0% of the scores are zero (not shown)"
+    assert axes.get_title() == "2 scores are zero (not shown)"
 
 
 def test_trade_off_shows_each_point_with_its_interval():

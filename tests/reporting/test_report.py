@@ -145,14 +145,18 @@ def test_each_row_names_its_reference_where_these_differ(write, several_seeds):
 
 
 def test_what_came_back_is_said(write, single_runs, attacks):
-    for given, where in ((attacks, ""), ({"wagle": attacks, "retrained": attacks}, " in {}")):
+    for given, labels in ((attacks, [""]), ({"wagle": attacks, "retrained": attacks}, ["wagle ", "retrained "])):
         page, numbers = write(single_runs, attacks=given)
         for name, attack in attacks.items():
-            parts = [f"{attack['came_back']:.1%}{where.format(label)}" for label in ("wagle", "retrained")]
-            parts = " and ".join(parts if where else parts[:1])
-            sentence = f"{name.capitalize()} brought back at most {parts} of what was forgotten."
+            said = ", ".join(f"{label}{attack['came_back']:.1%}" for label in labels)
+            sentence = f"{name.capitalize()} brought back at most, of what was forgotten: {said}."
             assert sentence in numbers["summary"]
             assert sentence in page.text
+
+
+def test_attacks_name_their_model(write, single_runs, attacks):
+    page, _ = write(single_runs, attacks={"only this one": attacks})
+    assert page.text.count("only this one") >= len(attacks) + 1
 
 
 def test_texts_are_escaped(write, single_runs):

@@ -163,9 +163,8 @@ def score_distribution(histogram: Mapping[str, Any]) -> Figure:
     axes.bar(left, selected, bottom=scores - selected, width=left, align="edge", color=_SELECTED, label="selected")
     if histogram["threshold"]:
         axes.axvline(histogram["threshold"], color=_LINE, linestyle="--", linewidth=1, label="threshold")
-    zeros, total = histogram["zero_scores"], histogram["zero_scores"] + scores.sum()
-    if zeros:
-        axes.set_title(f"{zeros / total:.1%} of the scores are zero (not shown)", fontsize=_SMALL)
+    if zeros := histogram["zero_scores"]:
+        axes.set_title(f"{zeros:,} scores are zero (not shown)", fontsize=_SMALL)
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     _legend_below(figure, axes)
     return figure

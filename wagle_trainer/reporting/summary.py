@@ -76,7 +76,7 @@ def _how(comparison: Comparison) -> str:
 
 
 def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What came back at most, by attack: "Relearning brought back at most 37.1 % in wagle 0.05 and 20.9 % in retrained."
+    """What came back at most, by attack: "Relearning brought back at most, of what was forgotten: wagle 37.1%, ...".
 
     Args:
         attacks: label -> the attacks on that model.
@@ -84,17 +84,13 @@ def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list
     sentences = []
     for name in dict.fromkeys(attack["attack"] for found in attacks.values() for attack in found):
         shares = {label: a["came_back"] for label, found in attacks.items() for a in found if a["attack"] == name}
-        parts = [f"{share:.1%}" + (f" in {label}" if label else "") for label, share in shares.items()]
+        said = ", ".join(f"{label} {share:.1%}".strip() for label, share in shares.items())
         words = name.replace("_", " ").capitalize()
-        sentences.append(f"{words} brought back at most {_enumerate(parts)} of what was forgotten.")
+        sentences.append(f"{words} brought back at most, of what was forgotten: {said}.")
     return sentences
-
-
-def _enumerate(parts: Sequence[str]) -> str:
-    return ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else parts[0]
 
 
 def _labels(labels: Sequence[str], all_of: int) -> str:
     if len(labels) > 6:
         return f"all {all_of}" if len(labels) == all_of else f"{len(labels)} of {all_of}"
-    return _enumerate(labels)
+    return ", ".join(labels[:-1]) + " and " + labels[-1] if len(labels) > 1 else labels[0]
