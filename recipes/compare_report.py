@@ -116,7 +116,7 @@ def report(runs: Runs, picked: Mapping[str, Pick]) -> None:
         runs.folder,
         title=f"{runs.args.loss_type} with and without masks",
         mask={label: runs.folder / "masks" / label for label in drawn if label in masked},
-        attacks={f"{label}, seed {seeds[0]}": attacked[label][0] for label in drawn if label in attacked},
+        attacks={f"{label} (seed {seeds[0]})": attacked[label][0] for label in drawn if label in attacked},
         config=runs.args.to_dict() | asdict(runs.tofu) | asdict(compare),
         suite=SimpleNamespace(
             headline=headline,

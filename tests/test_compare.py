@@ -264,7 +264,7 @@ def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, com
         ]
         assert [run["relearning_came_back"] for run in results[label]] == shares
         assert page["table"][label]["relearning_came_back"]["mean"] == pytest.approx(sum(shares) / 2)
-    assert set(page["attacks"]) == {f"{label}, seed 0" for label in ("random 0.1", "no mask", compare.RETRAINED)}
+    assert set(page["attacks"]) == {f"{label} (seed 0)" for label in ("random 0.1", "no mask", compare.RETRAINED)}
     assert "quantization_came_back" in results[compare.RETRAINED]
     assert "relearning_came_back" not in results["before"]
     assert page["columns"]["relearning_came_back"] == ["relearning", "came back"]

@@ -1,5 +1,6 @@
-"""Configurations that are handed out can be read by what they are for."""
+"""Configurations that are handed out can be read by what they are for; the quickstart, and attacks on its model."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wagle_trainer import WeightMask
+from wagle_trainer.data import load_tofu_evaluation
+from wagle_trainer.evaluation import load_results, run_attacks
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -33,3 +37,34 @@ def test_mask_without_training(make_llama, make_word_tokenizer, tmp_path):
     mask = WeightMask.from_pretrained(tmp_path / "mask", model=make_llama())
     assert mask.num_selected == int(0.1 * mask.num_weights)
     assert f"--mask_path {tmp_path / 'mask'}" in done.stdout
+
+
+@pytest.mark.slow
+def test_attacks_on_the_quickstart_model(one_thread, tmp_path, monkeypatch):
+    """The recipe without its controls, as its configuration says, and then relearning and quantisation."""
+    monkeypatch.syspath_prepend(RECIPES)
+    config, out = RECIPES / "configs" / "fictional_npo.yaml", tmp_path / "out"
+    command = (
+        f"tofu_npo.py --config {config} --output_dir {out} --use_cpu --controls wagle"  # no other than the method
+    )
+    monkeypatch.setattr(sys, "argv", command.split())
+    importlib.import_module("tofu_npo").main()
+    results = load_results(out / "results.json")
+    assert list(results) == ["before", "after, wagle mask 0.05", "retrained without the forget set"]
+    folders = (tmp_path / "models" / "small-llama-full-0", out / "wagle")
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in folders)
+    attacks = run_attacks(
+        before,
+        after,
+        AutoTokenizer.from_pretrained(out / "wagle"),
+        load_tofu_evaluation("fictional", "forget10")["forget"],
+        ["relearning", "quantization"],
+        options={"relearning": {"learning_rate": 1e-3, "steps": [5, 20]}},
+        progress=False,
+    )
+    for attack in attacks.values():
+        assert attack["before"] > 0.9
+        assert attack["baseline"] < 0.3
+    assert [point["x"] for point in attacks["relearning"]["points"]] == [0, 5, 20]
+    assert attacks["relearning"]["came_back"] > 0.2
+    assert attacks["quantization"]["came_back"] < 0.1

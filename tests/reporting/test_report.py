@@ -145,11 +145,11 @@ def test_each_row_names_its_reference_where_these_differ(write, several_seeds):
 
 
 def test_what_came_back_is_said(write, single_runs, attacks):
-    for given, labels in ((attacks, [""]), ({"wagle": attacks, "retrained": attacks}, ["wagle ", "retrained "])):
+    for given, labels in ((attacks, [""]), ({"wagle": attacks, "retrained": attacks}, ["wagle: ", "retrained: "])):
         page, numbers = write(single_runs, attacks=given)
         for name, attack in attacks.items():
-            said = ", ".join(f"{label}{attack['came_back']:.1%}" for label in labels)
-            sentence = f"{name.capitalize()} brought back at most, of what was forgotten: {said}."
+            said = "; ".join(f"{label}{attack['came_back']:.1%}" for label in labels)
+            sentence = f"{name.capitalize()} brought back of what was forgotten, at most: {said}."
             assert sentence in numbers["summary"]
             assert sentence in page.text
 

@@ -76,7 +76,7 @@ def _how(comparison: Comparison) -> str:
 
 
 def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What came back at most, by attack: "Relearning brought back at most, of what was forgotten: wagle 37.1%, ...".
+    """What came back at most, by attack: "Relearning brought back of what was forgotten, at most: wagle: 37.1%; ...".
 
     Args:
         attacks: label -> the attacks on that model.
@@ -84,9 +84,9 @@ def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list
     sentences = []
     for name in dict.fromkeys(attack["attack"] for found in attacks.values() for attack in found):
         shares = {label: a["came_back"] for label, found in attacks.items() for a in found if a["attack"] == name}
-        said = ", ".join(f"{label} {share:.1%}".strip() for label, share in shares.items())
+        said = "; ".join((f"{label}: " if label else "") + f"{share:.1%}" for label, share in shares.items())
         words = name.replace("_", " ").capitalize()
-        sentences.append(f"{words} brought back at most, of what was forgotten: {said}.")
+        sentences.append(f"{words} brought back of what was forgotten, at most: {said}.")
     return sentences
 
 
