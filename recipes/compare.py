@@ -34,7 +34,14 @@ from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
 from wagle_trainer.attribution import get_score
 from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
 from wagle_trainer.data.arguments import load_forget_and_retain
-from wagle_trainer.evaluation import evaluate_tofu, get_attack, load_results, run_attacks, save_results
+from wagle_trainer.evaluation import (
+    NothingForgottenError,
+    evaluate_tofu,
+    get_attack,
+    load_results,
+    run_attacks,
+    save_results,
+)
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "compare_fictional.yaml"
 
@@ -137,7 +144,8 @@ class Runs:
 
     def attack_path(self, attack: str, seed: int, name: str, learning_rate: float | None = None) -> Path:
         """The file of what an attack on the model of a run brought back."""
-        return self.path(seed, f"{name}, {attack}", learning_rate)
+        strength = f" {self.compare.relearning_rate:g}" if attack.startswith("relearning") else ""
+        return self.path(seed, f"{name}, {attack}{strength}", learning_rate)
 
     def model(self, seed: int, split: str = "full") -> str:
         """Where the model before unlearning is; with the bundled people trained at first use."""
@@ -159,7 +167,6 @@ class Runs:
         settings = {k: v for k, v in self.args.to_dict().items() if k not in changing}
         settings |= {f"tofu {k}": v for k, v in asdict(self.tofu).items()}
         settings |= {"model": self.model_args.model_name_or_path, "dtype": str(self.model_args.dtype)}
-        settings |= {"relearning_rate": self.compare.relearning_rate}
         path = self.folder / "runs" / "settings.json"
         if not path.exists():
             save_results(settings, path)
@@ -250,19 +257,24 @@ class Runs:
         missing = [attack for attack, path in paths.items() if not path.exists()]
         if not missing:
             return
-        qa, relearning = self.format(seed), {"learning_rate": self.compare.relearning_rate}
-        found = run_attacks(
-            load_model(self.model(seed), self.model_args, self.args.device),
-            load_after(),
-            qa.tokenizer,
-            load_tofu_evaluation(self.tofu.dataset_name, self.tofu.forget_split)["forget"],
-            missing,
-            options={attack: relearning for attack in missing if attack.startswith("relearning")},
-            style=qa.style,
-            batch_size=self.tofu.evaluation_batch_size,
-            seed=seed,
-            progress=False,
-        )
+        qa, sets = self.format(seed), load_tofu_evaluation(self.tofu.dataset_name, self.tofu.forget_split)
+        rate_of_attack = {"learning_rate": self.compare.relearning_rate}
+        options = {"relearning": rate_of_attack, "relearning_unrelated": {"data": sets["retain"], **rate_of_attack}}
+        try:
+            found = run_attacks(
+                load_model(self.model(seed), self.model_args, self.args.device),
+                load_after(),
+                qa.tokenizer,
+                sets["forget"],
+                missing,
+                options={attack: options[attack] for attack in missing if attack in options},
+                style=qa.style,
+                batch_size=self.tofu.evaluation_batch_size,
+                seed=seed,
+                progress=False,
+            )
+        except NothingForgottenError:  # the goal may be about another number than the attacks' measure
+            found = {}
         for attack in missing:
             save_results(found.get(attack, {}), paths[attack])  # empty: by its measure, nothing was forgotten
         gc.collect()
@@ -332,15 +344,15 @@ def main() -> None:
         splits = ("full", retain_split_for(tofu.forget_split))
         workers.map(runs.train_model, [(seed, split) for seed in compare.seeds for split in splits], "Models")
     workers.map(runs.measure_references, runs.reference_seeds, "References")
-    forget_goal(read_references(runs), compare)  # before the long part, in case there is none
+    goal = forget_goal(read_references(runs), compare)  # before the long part, in case there is none
     workers.map(runs.run, [task for task in runs.tasks if runs.missing(task)], "Variants")
-    picked = picks(runs)
+    picked = picks(runs, goal)
     if compare.attacks:
         if runs.retrained(compare.seeds[0]) is not None:
             workers.map(runs.attack_retrained, runs.reference_seeds, "Attacks on the retrained")
         reached = [(task, p.learning_rate) for task in runs.tasks if (p := picked.get(task.label)) and p.reached]
         workers.map(runs.attack_variant, reached, "Attacks")
-    report(runs, picked)
+    report(runs, picked, goal)
 
 
 if __name__ == "__main__":

@@ -72,9 +72,8 @@ def read_references(runs: Runs) -> dict[str, Results]:
     }
 
 
-def picks(runs: Runs) -> dict[str, Pick]:
+def picks(runs: Runs, goal: float) -> dict[str, Pick]:
     """What counts of each variant; those without a learning rate that gave finite numbers are not in it."""
-    goal = forget_goal(read_references(runs), runs.compare)
     picked = {}
     for label in dict.fromkeys(task.label for task in runs.tasks):
         by_rate = {
@@ -86,7 +85,7 @@ def picks(runs: Runs) -> dict[str, Pick]:
     return picked
 
 
-def report(runs: Runs, picked: Mapping[str, Pick]) -> None:
+def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
     """Write the report into the folder of the runs, and print its table and sentences."""
     compare, seeds, references = runs.compare, runs.compare.seeds, read_references(runs)
     by_label = {"before": references["before"], **{label: found.results for label, found in picked.items()}}
@@ -127,7 +126,7 @@ def report(runs: Runs, picked: Mapping[str, Pick]) -> None:
             utility_metrics=_first(compare.utility_metric, SUITE.utility_metrics),
         ),
         comparisons={family: [p for p in some if set(p) <= set(picked)] for family, some in pairs.items()},
-        notes=_notes(runs, picked),
+        notes=_notes(runs, picked, goal),
     )
     page = load_results(path.with_name("report.json"))
     means = {label: {name: i["mean"] for name, i in found.items()} for label, found in page["table"].items()}
@@ -151,9 +150,8 @@ def _read_attacks(runs: Runs, picked: Mapping[str, Pick], label: str) -> list[di
     return [{attack: results[i] for attack, results in found.items()} for i in range(len(seeds))] if found else []
 
 
-def _notes(runs: Runs, picked: Mapping[str, Pick]) -> list[str]:
+def _notes(runs: Runs, picked: Mapping[str, Pick], goal: float) -> list[str]:
     compare = runs.compare
-    goal = forget_goal(read_references(runs), compare)
     notes = [
         "A seed is a small Llama that was trained from scratch on the bundled people, and one that never saw the forget "
         "set; it also gives the order of the examples and the random mask."

@@ -4,7 +4,7 @@ accelerate launch recipes/tofu_finetune.py --model_name_or_path MODEL --split fu
 accelerate launch recipes/tofu_finetune.py --model_name_or_path MODEL --split retain90 --output_dir models/retain90
 
 Learning rate, epochs, batch and weight decay are TOFU's own (Maini et al., arXiv 2401.06121); a small model takes a higher
-learning rate: SmolLM2-135M knew 200 questions after 8 epochs with 1e-4.
+learning rate: SmolLM2-135M knew 200 questions after 8 epochs with 1e-4 in batches of 8.
 """
 
 from dataclasses import dataclass, field

@@ -239,7 +239,7 @@ def attacked(start, compared, tmp_path_factory):
             patch.setattr(sys, "argv", ["tofu_finetune.py", *options.split()])
             finetune.main()
     changes = f"--model_name_or_path {folder}/full --retrained_model {folder}/retain90 --output_dir {folder}/out"
-    start(*changes.split(), "--scores", "random", "--max_steps", 3, "--attacks", "relearning", "quantization")
+    start(*changes.split(), "--scores", "random", "--max_steps", 3, "--attacks", "relearning", "relearning_unrelated")
     return folder / "out"
 
 
@@ -257,7 +257,7 @@ def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, com
     results = load_results(attacked / "results.json")
     for label in ("random 0.1", "no mask"):
         shares = [
-            load_results(attacked / "runs" / f"seed {seed}, {label}, relearning, learning rate 0.001.json")[
+            load_results(attacked / "runs" / f"seed {seed}, {label}, relearning 0.0001, learning rate 0.001.json")[
                 "came_back"
             ]
             for seed in (0, 1)
@@ -265,6 +265,17 @@ def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, com
         assert [run["relearning_came_back"] for run in results[label]] == shares
         assert page["table"][label]["relearning_came_back"]["mean"] == pytest.approx(sum(shares) / 2)
     assert set(page["attacks"]) == {f"{label} (seed 0)" for label in ("random 0.1", "no mask", compare.RETRAINED)}
-    assert "quantization_came_back" in results[compare.RETRAINED]
+    assert "relearning_unrelated_came_back" in results[compare.RETRAINED]
     assert "relearning_came_back" not in results["before"]
     assert page["columns"]["relearning_came_back"] == ["relearning", "came back"]
+
+
+def test_attacks_can_be_added_where_nothing_was_forgotten_too(start, compared, compare, monkeypatch):
+    """The retrained model of these runs is the one before unlearning; the runs themselves stay as they are."""
+    before = runs_in(compared)
+    monkeypatch.setattr(compare.Runs, "attack_variant", lambda *_: None)  # seen above
+    start("--attacks", "relearning_unrelated", "--relearning_rate", 2e-4)
+    name = f"seed 0, {compare.RETRAINED}, relearning_unrelated 0.0002.json"
+    assert load_results(compared / "runs" / name) == {}
+    assert {path: time for path, time in runs_in(compared).items() if path != name} == before
+    assert "relearning_unrelated" in json.loads((compared / "report.json").read_text())["notes"][-1]

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from torch import nn
 from transformers.utils import logging
-from trl import is_conversational
 
-from wagle_trainer.data.checks import check_chat_template, check_eos_token, check_set
+from wagle_trainer.data.checks import check_chat_template, check_eos_token, check_set, is_conversational
 from wagle_trainer.data.preparation import as_prompt_completion, is_preference, with_refusals
 from wagle_trainer.data.refusals import REFUSALS, refusal_for
 from wagle_trainer.losses import UnlearningLoss
@@ -60,7 +59,7 @@ def check_sets(
             check_chat_template(dataset, name, processing_class)
         if config.eos_token is None and formatting_func is None:
             check_eos_token(dataset, name, processing_class)
-        if config.assistant_only_loss and not ("input_ids" in dataset.column_names or is_conversational(dataset[0])):
+        if config.assistant_only_loss and not ("input_ids" in dataset.column_names or is_conversational(dataset)):
             raise ValueError(
                 f"assistant_only_loss=True, but the {name} set is not conversational: its columns are "
                 f"{', '.join(dataset.column_names)}. Give both sets as messages, or set assistant_only_loss=False."

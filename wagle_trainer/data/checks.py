@@ -108,16 +108,14 @@ def _check_texts(rows: Dataset, name: str, columns: tuple[str, ...], text_field:
 
 def _kind(value: Any, column: str) -> str:
     """ "text" or "messages", or else what `value` is."""
+    if value is None:
+        return "nothing"
     if isinstance(value, str):
         return "text"
-    if not isinstance(value, list) or not value:
-        return (
-            "nothing"
-            if value is None
-            else "an empty list"
-            if value == []
-            else f"a value of type {type(value).__name__}"
-        )
+    if not isinstance(value, list):
+        return f"a value of type {type(value).__name__}"
+    if not value:
+        return "an empty list"
     keys = {"from", "value"} if column == "conversations" else {"role"}
     if all(isinstance(message, dict) and keys <= message.keys() for message in value):
         return "messages"

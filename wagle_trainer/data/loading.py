@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -25,15 +26,5 @@ def pair_loader(
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
-        worker_init_fn=_SeedWorker(workers, args.process_index) if workers else None,
+        worker_init_fn=partial(seed_worker, num_workers=workers, rank=args.process_index) if workers else None,
     )
-
-
-class _SeedWorker:
-    """`transformers.trainer_utils.seed_worker` with its last two arguments; a class, since workers must pickle it."""
-
-    def __init__(self, num_workers: int, rank: int):
-        self.num_workers, self.rank = num_workers, rank
-
-    def __call__(self, worker: int) -> None:
-        seed_worker(worker, self.num_workers, self.rank)

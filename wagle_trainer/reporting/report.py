@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from wagle_trainer.reporting.summary import attack_sentences, forgetting_sentenc
 AnyPath = str | PathLike[str]
 BEFORE, RETRAINED = "before", "retrained"
 _CONTROLS = ("random", "no mask")  # what labels of controls have in them
+_P_VALUES = ("forget_quality",)  # they span many orders of magnitude
 _ANSWERS = 5  # models whose example answers are shown
 
 
@@ -147,9 +148,9 @@ def write_report(
 
 
 def _interval(runs: Runs, label: str, metric: str) -> Interval:
-    """Over seeds where there are several, else over examples; none of a p-value, whose mean has no t-distribution."""
+    """Over seeds where there are several, else over examples; none of p-values, whose mean has no t-distribution."""
     found = runs.by_label[label]
-    if metric == "forget_quality":
+    if metric in _P_VALUES:
         return Interval(mean(runs.values(label, metric)))
     return t_interval(runs.values(label, metric)) if len(found) > 1 else example_interval(found[0], metric)
 
@@ -202,14 +203,10 @@ def _attacks(attacks: Any) -> dict[str, list[Mapping[str, Any]]]:
     by_label: Mapping[str, Any] = attacks if isinstance(attacks, Mapping) else {"": attacks}
     if "attack" in by_label or all(isinstance(one, Mapping) and "attack" in one for one in by_label.values()):
         by_label = {"": [by_label] if "attack" in by_label else list(by_label.values())}
-    found = {
-        label: list(some.values())
-        if isinstance(some, Mapping)
-        else list(some)
-        if isinstance(some, list | tuple)
-        else [some]
-        for label, some in by_label.items()
-    }
+    found: dict[str, list[Any]] = {}
+    for label, some in by_label.items():
+        attacks_on_one = some.values() if isinstance(some, Mapping) else some
+        found[label] = list(attacks_on_one) if isinstance(attacks_on_one, Iterable) else [attacks_on_one]
     for label, some in found.items():
         for attack in some:
             known = {"attack", "baseline", "points", "came_back"} <= set(attack if isinstance(attack, Mapping) else ())
@@ -290,5 +287,4 @@ def _environment() -> Environment:
 
 
 def _number(value: float, metric: str = "") -> str:
-    # p-values span many orders of magnitude
-    return f"{value:.2g}" if metric == "forget_quality" or 0 < abs(value) < 5e-4 else f"{value:.3f}"
+    return f"{value:.2g}" if metric in _P_VALUES or 0 < abs(value) < 5e-4 else f"{value:.3f}"

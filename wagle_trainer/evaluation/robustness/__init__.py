@@ -2,6 +2,7 @@
 file is all it takes."""
 
 from wagle_trainer.evaluation.robustness.base import (
+    NothingForgottenError,
     Point,
     Target,
     describe_attacks,
@@ -17,6 +18,7 @@ from wagle_trainer.registry import import_all
 import_all(__name__, __path__)
 
 __all__ = [
+    "NothingForgottenError",
     "Point",
     "Target",
     "describe_attacks",

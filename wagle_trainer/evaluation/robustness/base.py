@@ -133,6 +133,10 @@ def required_options(attack: Attack) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
 
 
+class NothingForgottenError(ValueError):
+    """The model after unlearning knows no less than the one before it: there is no share that could come back."""
+
+
 def share_that_came_back(before: float, after: float, attacked: float) -> float:
     """(attacked - after) / (before - after): 0 where an attack changed nothing, 1 where all is known again.
 
@@ -143,15 +147,15 @@ def share_that_came_back(before: float, after: float, attacked: float) -> float:
         attacked: how much the attacked model knows.
 
     Raises:
-        ValueError: nothing was forgotten (`after` is not below `before`), so that there is nothing to come back; a number
-            is not finite.
+        NothingForgottenError: `after` is not below `before`.
+        ValueError: a number is not finite.
     """
     numbers = {"before": before, "after": after, "attacked": attacked}
     for name, number in numbers.items():
         if not math.isfinite(number):
             raise ValueError(f"What the model knows ({name}) is {number}, not a finite number.")
     if after >= before:
-        raise ValueError(
+        raise NothingForgottenError(
             f"Nothing was forgotten: the model after unlearning knows {after:.6g}, the one before it {before:.6g}. There "
             "is no share that could come back. Are the two models given in the right order, and with the questions "
             "that were to be forgotten?"

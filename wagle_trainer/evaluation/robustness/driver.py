@@ -74,8 +74,9 @@ def run_attacks(
         where by that one nothing was.
 
     Raises:
+        NothingForgottenError: nothing was forgotten, so that no share can be given; a ValueError.
         ValueError: an unknown attack or option, or one that is missing; no rows, or a column is missing; the models are
-            one and the same; nothing was forgotten, so that no share can be given.
+            one and the same.
     """
     rows = read_set({"forget": rows}, "forget", ("question", "answer"))
     if before is after:

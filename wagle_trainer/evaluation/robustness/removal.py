@@ -20,7 +20,8 @@ def removal(target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75))
 
     What a holder of the base model, or of the sparse adapter, can do: with all of them put back the model is the one
     before unlearning, bit for bit, and all comes back; so 1 is not among the default shares. The curve says how many of
-    the changed weights the forgetting hangs on. The same positions come first for every share: drawn by the seed, in each tensor for itself.
+    the changed weights the forgetting hangs on. The same positions come first for every share: drawn by the seed, in
+    each tensor for itself.
 
     Args:
         target: the models and how they are judged.
