@@ -16,7 +16,7 @@ from workload import arguments, load
 
 from wagle_trainer import WeightMask, attribute
 from wagle_trainer.masking import MaskedUpdates
-from wagle_trainer.masking.optim import CompactAdamW
+from wagle_trainer.masking.compact_adamw import CompactAdamW
 
 FLOOR = "unmasked, AdamW"
 

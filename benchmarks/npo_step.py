@@ -18,7 +18,7 @@ from workload import arguments, load_model, load_questions, load_tokenizer, to_d
 
 from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.data import QAFormat
-from wagle_trainer.likelihood import concatenate
+from wagle_trainer.models.log_probs import concatenate
 
 ONE, TWO, NPO = "plain step, one forward", "plain step, two forwards", "NPO + retain step"
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.data import QAFormat, fictional_split
-from wagle_trainer.evaluation.likelihoods import score_answers
+from wagle_trainer.evaluation.answer_scores import score_answers
 from wagle_trainer.losses import get_loss, list_losses
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))

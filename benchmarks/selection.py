@@ -17,7 +17,7 @@ from measure import DEVICE, interleaved, peak_mib, report
 
 from wagle_trainer import WeightMask
 from wagle_trainer.attribution.selection import num_selected, select
-from wagle_trainer.masking.info import MaskInfo
+from wagle_trainer.masking.mask_info import MaskInfo
 
 
 def make_scores(weights: int, tensors: int) -> dict[str, torch.Tensor]:

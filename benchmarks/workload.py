@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.utils import logging
 
 from wagle_trainer.data import QAFormat, fictional_tokenizer, load_tofu
-from wagle_trainer.data.batching import LengthSortedBatches, make_collator
+from wagle_trainer.data.length_sorted_batches import LengthSortedBatches, make_collator
 
 SPLITS = {"forget": "forget10", "retain": "retain90"}
 # Shapes of randomly initialised Llamas: (dtype, vocabulary, tied embeddings, hidden, intermediate, layers, heads)

@@ -8,7 +8,7 @@ from tofu_common import load_format, load_model, parse_arguments
 from trl import get_peft_config
 
 from wagle_trainer import WagleTrainer
-from wagle_trainer.data.arguments import load_forget_and_retain
+from wagle_trainer.data.dataset_arguments import load_forget_and_retain
 
 
 def main() -> None:

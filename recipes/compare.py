@@ -33,7 +33,7 @@ from trl import ModelConfig, TrlParser
 from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
 from wagle_trainer.attribution import get_score
 from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
-from wagle_trainer.data.arguments import load_forget_and_retain
+from wagle_trainer.data.dataset_arguments import load_forget_and_retain
 from wagle_trainer.evaluation import (
     NothingForgottenError,
     evaluate_tofu,

@@ -13,7 +13,7 @@ from trl import ModelConfig, TrlParser
 
 from wagle_trainer import WagleConfig
 from wagle_trainer.data import QAFormat, load_tofu_evaluation, retain_split_for
-from wagle_trainer.data.arguments import DataArguments
+from wagle_trainer.data.dataset_arguments import DataArguments
 from wagle_trainer.evaluation import evaluate_tofu, results_table, save_results
 
 

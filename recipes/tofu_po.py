@@ -9,7 +9,7 @@ from trl import get_peft_config
 
 from wagle_trainer import WagleTrainer
 from wagle_trainer.data import REFUSALS
-from wagle_trainer.data.arguments import load_forget_and_retain
+from wagle_trainer.data.dataset_arguments import load_forget_and_retain
 
 
 def main() -> None:

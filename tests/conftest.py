@@ -252,7 +252,7 @@ def as_batches(pad_batches):
     """as_batches(examples, size, **share) -> LengthSortedBatches of `make_examples`."""
     from datasets import Dataset
 
-    from wagle_trainer.data.batching import LengthSortedBatches
+    from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
 
     def make(examples, size: int, **share):
         columns = {"input_ids": [ids for ids, _ in examples], "labels": [labels for _, labels in examples]}

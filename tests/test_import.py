@@ -52,7 +52,7 @@ def run(code):
         "import wagle_trainer",
         "from wagle_trainer import attribute, WeightMask",
         "import wagle_trainer.attribution, wagle_trainer.masking, wagle_trainer.losses",
-        "import wagle_trainer.likelihood, wagle_trainer.reference, wagle_trainer.data.pairing",
+        "import wagle_trainer.models.log_probs, wagle_trainer.models.reference_model, wagle_trainer.data.pairing",
     ],
 )
 def test_imports_nothing_heavy(statement):

@@ -13,8 +13,8 @@ from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
 
 from wagle_trainer import WagleTrainer, WeightMask
-from wagle_trainer.checkpoints import last_complete_checkpoint
-from wagle_trainer.model_before import REFERENCE_NAME
+from wagle_trainer.losses.reference_outputs import REFERENCE_NAME
+from wagle_trainer.utils.complete_checkpoints import last_complete_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,7 +157,7 @@ def test_resume_from_every_checkpoint(after, make_trainer, uninterrupted, interr
     """Steps 3 and 6 end an epoch: each of these lies differently to it. The mask is read, not computed."""
     output_dir = interrupted(after)
     trainer = make_trainer(output_dir)
-    monkeypatch.setattr("wagle_trainer.callback.attribute", None)
+    monkeypatch.setattr("wagle_trainer.attribution.attribution_callback.attribute", None)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == STEPS
     assert_same_bits(trainer.model, uninterrupted()[0])

@@ -48,8 +48,8 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
         ("trl.data_utils", "maybe_extract_prompt", "wagle_trainer/data/preparation.py"),
         ("trl", "get_training_chat_template", "wagle_trainer/data/preparation.py"),
         ("trl.chat_template_utils", "has_generation_markers", "wagle_trainer/data/preparation.py"),
-        ("transformers.trainer", "TRAINER_STATE_NAME", "wagle_trainer/checkpoints.py"),
-        ("transformers.trainer_utils", "PREFIX_CHECKPOINT_DIR", "wagle_trainer/checkpoints.py"),
+        ("transformers.trainer", "TRAINER_STATE_NAME", "wagle_trainer/utils/complete_checkpoints.py"),
+        ("transformers.trainer_utils", "PREFIX_CHECKPOINT_DIR", "wagle_trainer/utils/complete_checkpoints.py"),
         ("transformers.trainer", "TRAINING_ARGS_NAME", "wagle_trainer/trainer.py (_save)"),
         ("peft.mapping", "PEFT_TYPE_TO_CONFIG_MAPPING", "wagle_trainer/adapters/registration.py"),
         ("peft.utils", "register_peft_method", "wagle_trainer/adapters/registration.py"),
@@ -71,10 +71,10 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
         ("peft.tuners.tuners_utils", "BaseTunerLayer._disable_adapters", "wagle_trainer/adapters/layer.py"),
         ("peft.tuners.tuners_utils", "BaseTunerLayer._active_adapter", "wagle_trainer/adapters/layer.py"),
         ("peft.tuners.tuners_utils", "BaseTunerLayer.merged_adapters", "wagle_trainer/adapters/layer.py"),
-        ("accelerate.utils", "parse_flag_from_env", "wagle_trainer/lora.py (check_whole)"),
-        ("accelerate.state", "AcceleratorState._shared_state", "wagle_trainer/engines.py (engine)"),
-        ("accelerate.utils", "gather_object", "wagle_trainer/callback.py"),
-        ("trl.trainer.utils", "create_model_from_path", "wagle_trainer/lora.py (load_base)"),
+        ("accelerate.utils", "parse_flag_from_env", "wagle_trainer/adapters/lora.py (check_whole)"),
+        ("accelerate.state", "AcceleratorState._shared_state", "wagle_trainer/engines/engine.py (engine)"),
+        ("accelerate.utils", "gather_object", "wagle_trainer/attribution/attribution_callback.py"),
+        ("trl.trainer.utils", "create_model_from_path", "wagle_trainer/adapters/lora.py (load_base)"),
         ("trl", "SFTConfig._VALID_DICT_FIELDS", "wagle_trainer/config.py"),
         ("trl", "SFTTrainer._tag_names", "wagle_trainer/trainer.py"),
         ("trl", "SFTTrainer._name", "wagle_trainer/trainer.py"),
@@ -100,7 +100,9 @@ def test_masks_act_between_the_backward_pass_and_the_step():
         "on_optimizer_step(",
     ]
     places = [text.index(event) for event in events]
-    assert places == sorted(places), "Trainer._run_epoch has another order: mend wagle_trainer/callback.py"
+    assert places == sorted(places), (
+        "Trainer._run_epoch has another order: mend wagle_trainer/attribution/attribution_callback.py"
+    )
 
 
 def test_training_begins_after_the_checkpoint_is_read_and_the_optimizer_is_made():
@@ -121,7 +123,7 @@ def test_evaluation_batches_go_to_trls_loss():
 def test_configurations_hide_their_tokens():
     """`as_wagle_config` reads fields that end in _token from the object, since `to_dict` replaces their values."""
     assert 'endswith("_token")' in source(transformers.TrainingArguments.to_dict), (
-        "TrainingArguments.to_dict hides other values: mend as_wagle_config in wagle_trainer/arguments.py"
+        "TrainingArguments.to_dict hides other values: mend as_wagle_config in wagle_trainer/trainer_setup.py"
     )
 
 
@@ -138,7 +140,7 @@ def test_checkpoints_end_with_the_trainers_state():
     """`checkpoints.is_complete` takes trainer_state.json for the end of a checkpoint."""
     text = source(Trainer._save_checkpoint)
     assert text.index("save_model") < text.index("_save_optimizer_and_scheduler") < text.index("save_to_json"), (
-        "Trainer._save_checkpoint writes in another order: mend wagle_trainer/checkpoints.py"
+        "Trainer._save_checkpoint writes in another order: mend wagle_trainer/utils/complete_checkpoints.py"
     )
 
 
@@ -163,7 +165,9 @@ def test_trls_collator_is_where_we_import_it_from():
     batch = DataCollatorForLanguageModeling(pad_token_id=9)(
         [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [3], "labels": [3]}]
     )
-    assert batch["input_ids"].tolist() == [[1, 2], [3, 9]], "mend wagle_trainer/data/batching.py (make_collator)"
+    assert batch["input_ids"].tolist() == [[1, 2], [3, 9]], (
+        "mend wagle_trainer/data/length_sorted_batches.py (make_collator)"
+    )
     assert batch["labels"].tolist() == [[-100, 2], [3, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
 
@@ -182,15 +186,17 @@ def test_wrappers_have_the_names_that_we_take_away():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_WRAPPED_MODULE
     from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
 
-    from wagle_trainer.sharding import named_parameters
+    from wagle_trainer.engines.sharding import named_parameters
 
     linear = torch.nn.Linear(2, 2)
     compiled = torch.compile(linear, backend="eager")
-    assert compiled._orig_mod is linear, "mend wagle_trainer/likelihood.py (unwrap)"
-    assert list(named_parameters(compiled)) == ["weight", "bias"], "mend wagle_trainer/sharding.py (_WRAPPERS)"
+    assert compiled._orig_mod is linear, "mend wagle_trainer/models/log_probs.py (unwrap)"
+    assert list(named_parameters(compiled)) == ["weight", "bias"], "mend wagle_trainer/engines/sharding.py (_WRAPPERS)"
     for name in (_CHECKPOINT_WRAPPED_MODULE, FSDP_WRAPPED_MODULE):
         wrapper = torch.nn.ModuleDict({name: linear})
-        assert list(named_parameters(wrapper)) == ["weight", "bias"], "mend wagle_trainer/sharding.py (_WRAPPERS)"
+        assert list(named_parameters(wrapper)) == ["weight", "bias"], (
+            "mend wagle_trainer/engines/sharding.py (_WRAPPERS)"
+        )
 
 
 def test_deepspeed_is_where_we_look_for_it():

@@ -10,33 +10,25 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 from wagle_trainer._version import __version__
+from wagle_trainer.utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from wagle_trainer.attribution import attribute
-    from wagle_trainer.callback import WeightAttributionCallback
+    from wagle_trainer.attribution.attribution_callback import WeightAttributionCallback
     from wagle_trainer.config import WagleConfig
     from wagle_trainer.masking import WeightMask
     from wagle_trainer.trainer import WagleTrainer
 
 _HOMES = {
-    "WagleConfig": "wagle_trainer.config",
-    "WagleTrainer": "wagle_trainer.trainer",
-    "WeightAttributionCallback": "wagle_trainer.callback",
-    "WeightMask": "wagle_trainer.masking",
-    "attribute": "wagle_trainer.attribution",
+    "WagleConfig": "config",
+    "WagleTrainer": "trainer",
+    "WeightAttributionCallback": "attribution.attribution_callback",
+    "WeightMask": "masking",
+    "attribute": "attribution",
 }
 
 __all__ = ["WagleConfig", "WagleTrainer", "WeightAttributionCallback", "WeightMask", "__version__", "attribute"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 
 @when_imported("peft")  # now, if it is already

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from trl import SFTConfig
 
-from wagle_trainer.attribution.arguments import check_attribution_arguments
+from wagle_trainer.attribution.config import check_attribution_arguments
 from wagle_trainer.attribution.scores import list_scores, with_options
 from wagle_trainer.losses import get_loss, list_losses
 from wagle_trainer.losses.retain import check_retain_loss
@@ -54,7 +54,7 @@ class WagleConfig(SFTConfig):
         mask_path (`str`, *optional*): A saved mask (folder or Hub id) to use; then nothing is computed.
         lora_modules (`int`, *optional*): With `peft_config=LoraConfig(target_modules="wagle")` (or another score), the
             number of Linear modules to adapt; by default those that hold at least their part of the selected weights, see
-            `wagle_trainer.lora.lora_modules`. The score is computed as `attribution_gamma`, `density` and so on say.
+            `wagle_trainer.adapters.lora.lora_modules`. The score is computed as `attribution_gamma`, `density` and so on say.
         compact_optimizer (`bool`, *optional*): Keep AdamW's moments for the selected weights only; the weights come out
             the same. By default where it saves memory: up to density 0.5, with `optim` one of PyTorch's AdamW, on one
             process or with data parallelism. `True` insists on it, `False` turns it off.

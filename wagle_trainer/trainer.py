@@ -18,27 +18,13 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from trl import SFTTrainer
 
 from wagle_trainer.adapters.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
-from wagle_trainer.adapters.checkpoints import (
+from wagle_trainer.adapters.adapter_checkpoints import (
     BESIDE_MODEL,
     AdapterCheckpoints,
     adapter_in,
     check_adapter_can_be_saved,
 )
-from wagle_trainer.arguments import (
-    as_wagle_config,
-    attribution_callback,
-    check_trainer_arguments,
-    load_processing_class,
-)
-from wagle_trainer.checkpoints import checkpoint_to_resume
-from wagle_trainer.data.checks import pad_token_id
-from wagle_trainer.data.loading import pair_loader
-from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
-from wagle_trainer.data.preparation import in_one_format, prepare, prepare_by_its_own_format
-from wagle_trainer.engines import WHOLE, engine, is_deepspeed
-from wagle_trainer.evaluation.callback import EvaluationCallback
-from wagle_trainer.likelihood import TokenLogProbs, joint_token_log_probs
-from wagle_trainer.lora import (
+from wagle_trainer.adapters.lora import (
     check_no_mask,
     check_same_modules,
     choose_modules,
@@ -46,19 +32,33 @@ from wagle_trainer.lora import (
     score_that_chooses,
     with_modules,
 )
+from wagle_trainer.data.dataset_checks import pad_token_id
+from wagle_trainer.data.loading import pair_loader
+from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
+from wagle_trainer.data.preparation import in_one_format, prepare, prepare_by_its_own_format
+from wagle_trainer.data.splits import by_role, check_pairs, check_sets, check_vocabulary, forget_and_retain
+from wagle_trainer.engines.engine import WHOLE, engine, is_deepspeed
+from wagle_trainer.evaluation.evaluation_callback import EvaluationCallback
 from wagle_trainer.losses import Signals
+from wagle_trainer.losses.objective import check_engine_for, layers_for, make_objective, overrides
+from wagle_trainer.losses.reference_outputs import ModelBefore
 from wagle_trainer.losses.retain import embedding_difference, js_to_reference, kl_to_reference, nll
 from wagle_trainer.masking import WeightMask
-from wagle_trainer.masking.flat import FSDP1MaskedUpdates
-from wagle_trainer.masking.optim import CompactAdamW
-from wagle_trainer.model_before import ModelBefore
-from wagle_trainer.model_card import PAPER, add_adapter_section, add_unlearning_section
-from wagle_trainer.objective import check_engine_for, layers_for, make_objective, overrides
-from wagle_trainer.optimizer import use_compact_optimizer
-from wagle_trainer.reference import first_not_finite
-from wagle_trainer.running_means import RunningMeans
+from wagle_trainer.masking.compact_adamw import CompactAdamW
+from wagle_trainer.masking.flattened_updates import FSDP1MaskedUpdates
+from wagle_trainer.masking.optimizer_choice import use_compact_optimizer
+from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs
+from wagle_trainer.models.reference_model import first_not_finite
+from wagle_trainer.reporting.model_card import PAPER, add_adapter_section, add_unlearning_section
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, References, StepEnd
-from wagle_trainer.unlearning_sets import by_role, check_pairs, check_sets, check_vocabulary, forget_and_retain
+from wagle_trainer.trainer_setup import (
+    as_wagle_config,
+    attribution_callback,
+    check_trainer_arguments,
+    load_processing_class,
+)
+from wagle_trainer.utils.complete_checkpoints import checkpoint_to_resume
+from wagle_trainer.utils.running_means import RunningMeans
 
 
 class WagleTrainer(SFTTrainer):
@@ -84,7 +84,7 @@ class WagleTrainer(SFTTrainer):
             none; by default the bundled sentences.
         kwargs: Everything else that [`~trl.SFTTrainer`] takes, such as `peft_config`. With
             `LoraConfig(target_modules="wagle")`, or another score, the base weights are scored first, and the Linear
-            modules that hold most of the selected weights get the adapter (see [`~wagle_trainer.lora.lora_modules`]).
+            modules that hold most of the selected weights get the adapter (see [`~wagle_trainer.adapters.lora.lora_modules`]).
 
     Raises:
         ValueError, TypeError: a set that is missing, empty, in no known format, or whose answers `max_length` cuts off;

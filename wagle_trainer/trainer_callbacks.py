@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
-from wagle_trainer.adapters.checkpoints import AdapterCheckpoints
+from wagle_trainer.adapters.adapter_checkpoints import AdapterCheckpoints
 from wagle_trainer.data.pairing import PairSampler
 
 if TYPE_CHECKING:

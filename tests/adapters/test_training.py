@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import wagle_trainer.adapters.checkpoints
+import wagle_trainer.adapters.adapter_checkpoints
 from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.adapters import SparseAdapter, diff, export_supertuning, merge, verify
 from wagle_trainer.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME
@@ -189,7 +189,7 @@ def test_all_weights_are_trained(make_trainer):
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_sharded_weights(kind, make_trainer, monkeypatch):
-    monkeypatch.setattr(wagle_trainer.adapters.checkpoints, "engine", lambda: kind)
+    monkeypatch.setattr(wagle_trainer.adapters.adapter_checkpoints, "engine", lambda: kind)
     with pytest.raises(ValueError, match=f"save_adapter=True does not work with {kind.value}, which shards"):
         make_trainer()
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from wagle_trainer import attribute
 from wagle_trainer.attribution import get_score, list_scores
-from wagle_trainer.attribution.inputs import NotFiniteError, score_tensor
+from wagle_trainer.attribution.score_inputs import NotFiniteError, score_tensor
 from wagle_trainer.attribution.scores import arguments_of, with_options
 from wagle_trainer.attribution.selection import SCOPES
 

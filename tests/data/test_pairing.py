@@ -133,7 +133,7 @@ def test_every_epoch_pairs_anew_and_in_time_covers_a_large_retain_set():
 
 
 def test_with_trls_collator():
-    from wagle_trainer.data.batching import make_collator
+    from wagle_trainer.data.length_sorted_batches import make_collator
 
     dataset = PairedDataset(rows(10, (2, 5, 3)), rows(20, (4, 2)))
     batch = PairCollator(make_collator(pad_token_id=9))([dataset[2, 1], dataset[0, 0]])

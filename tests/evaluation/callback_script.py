@@ -1,4 +1,4 @@
-"""A training run with an `EvaluationCallback`, for tests/evaluation/test_callback.py:  FOLDER OUTPUT; writes rankR.json."""
+"""A training run with an `EvaluationCallback`, for tests/evaluation/test_evaluation_callback.py:  FOLDER OUTPUT; writes rankR.json."""
 
 import json
 import os

@@ -5,9 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wagle_trainer.likelihood import token_log_probs
 from wagle_trainer.losses import Signals
-from wagle_trainer.reference import ReferenceHead, ReferenceStates, align, decoder_layer, reference_log_probs
+from wagle_trainer.models.log_probs import token_log_probs
+from wagle_trainer.models.reference_model import (
+    ReferenceHead,
+    ReferenceStates,
+    align,
+    decoder_layer,
+    reference_log_probs,
+)
 
 CPU = torch.device("cpu")
 # Size and side: one batch, one with padding before, ragged ones, and none at all.

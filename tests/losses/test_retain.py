@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from wagle_trainer.likelihood import token_log_probs
 from wagle_trainer.losses.retain import (
     RETAIN_LOSSES,
     check_retain_loss,
@@ -14,6 +13,7 @@ from wagle_trainer.losses.retain import (
     kl_to_reference,
     nll,
 )
+from wagle_trainer.models.log_probs import token_log_probs
 
 CPU = torch.device("cpu")
 

@@ -288,7 +288,7 @@ def test_missing_argument(make_trainer, monkeypatch):
     ],
 )
 def test_sharded_engines_are_refused(loss_type, loss_kwargs, message, make_trainer, monkeypatch):
-    monkeypatch.setattr("wagle_trainer.objective.engine", lambda: DistributedType.FSDP)
+    monkeypatch.setattr("wagle_trainer.losses.objective.engine", lambda: DistributedType.FSDP)
     with pytest.raises(ValueError, match=f"{message}.*FSDP"):
         make_trainer(loss_type, loss_kwargs=loss_kwargs)
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from wagle_trainer.adapters.sparse import SparseValues, positions_layout, take, tensor_digest
-from wagle_trainer.files import write_atomically
-from wagle_trainer.hub import find_file, push
+from wagle_trainer.engines.sharding import named_parameters
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.bits import as_integers
 from wagle_trainer.masking.mask import POSITIONS_KEY
-from wagle_trainer.sharding import named_parameters
+from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.hub import find_file, push
 
 FORMAT_VERSION = 1
 PEFT_TYPE = "WAGLE"
@@ -321,7 +321,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
         Returns:
             the commit's address.
         """
-        from wagle_trainer.model_card import adapter_card
+        from wagle_trainer.reporting.model_card import adapter_card
 
         return push(
             self,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from wagle_trainer.adapters.adapter import AdapterInfo, AdapterMismatchError, SparseAdapter
 from wagle_trainer.adapters.sparse import SparseValues
+from wagle_trainer.engines.sharding import named_parameters
 from wagle_trainer.masking import bits
-from wagle_trainer.sharding import named_parameters
 
 COMBINATIONS = ("error", "sum", "last")
 

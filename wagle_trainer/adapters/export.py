@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from wagle_trainer.adapters.adapter import CONFIG_NAME, KEY_PREFIX, WEIGHTS_NAME, SparseAdapter
-from wagle_trainer.files import write_atomically
+from wagle_trainer.utils.atomic_files import write_atomically
 
 
 def export_supertuning(

@@ -17,9 +17,9 @@ from wagle_trainer.adapters.adapter import (
     SparseAdapter,
 )
 from wagle_trainer.adapters.sparse import SparseValues, put, tensor_digest
+from wagle_trainer.engines.sharding import named_parameters
 from wagle_trainer.masking.bits import as_integers
 from wagle_trainer.masking.mask import differences
-from wagle_trainer.sharding import named_parameters
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -10,27 +10,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wagle_trainer.attribution.arguments import (
-    as_list,
-    check_attribution_arguments,
-    check_not_quantised,
-    select_parameters,
-)
 from wagle_trainer.attribution.automatic import (
     CLEAR_GAIN,
     FALLBACK_DENSITY,
     DensityCurve,
     choose_gamma,
 )
+from wagle_trainer.attribution.config import (
+    as_list,
+    check_attribution_arguments,
+    check_not_quantised,
+    select_parameters,
+)
 from wagle_trainer.attribution.gradients import Batch, SetStatistics, attribution_mode, memory_advice, set_statistics
 from wagle_trainer.attribution.histogram import ScoreHistogram
-from wagle_trainer.attribution.inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
+from wagle_trainer.attribution.score_inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
 from wagle_trainer.attribution.scores import SETS, Score, arguments_of, name_of, needed_statistics, with_options
 from wagle_trainer.attribution.selection import ONE, Shards, leave_out, select
+from wagle_trainer.engines.sharding import device_of, gather, is_sharded, own, own_part
 from wagle_trainer.masking import bits
-from wagle_trainer.masking.info import MaskInfo
 from wagle_trainer.masking.mask import WeightMask
-from wagle_trainer.sharding import device_of, gather, is_sharded, own, own_part
+from wagle_trainer.masking.mask_info import MaskInfo
 
 # Above this effective density the mask freezes so little that training with it is training without it.
 EMPTY_TALK = 0.99

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wagle_trainer.likelihood import label_mask, token_log_probs
-from wagle_trainer.sharding import device_of, empty_batch, in_step, is_sharded, named_parameters, own
+from wagle_trainer.engines.sharding import device_of, empty_batch, in_step, is_sharded, named_parameters, own
+from wagle_trainer.models.log_probs import label_mask, token_log_probs
 
 Batch = Mapping[str, Any]
 

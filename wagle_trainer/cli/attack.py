@@ -21,7 +21,7 @@ EXAMPLES = """
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """See `wagle_trainer.cli`."""
-    from wagle_trainer.evaluation.robustness import describe_attacks, list_attacks
+    from wagle_trainer.evaluation.attacks import describe_attacks, list_attacks
 
     attacks = "\n".join(f"  {name:<21} {text}" for name, text in describe_attacks().items())
     parser = make_parser("wagle attack", f"{DESCRIPTION}\n\nattacks:\n{attacks}", EXAMPLES)
@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _load_sets(options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
     """What was to be forgotten, and other questions; the latter may be none."""
-    from wagle_trainer.data.arguments import read_rows
+    from wagle_trainer.data.dataset_arguments import read_rows
     from wagle_trainer.evaluation import get_suite
 
     if (options.dataset_name is None) == (options.forget_file is None):

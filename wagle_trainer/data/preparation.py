@@ -16,8 +16,8 @@ from trl import SFTTrainer, get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
 
-from wagle_trainer.data.checks import columns_of_format, name_rows
-from wagle_trainer.likelihood import IGNORE_INDEX
+from wagle_trainer.data.dataset_checks import columns_of_format, name_rows
+from wagle_trainer.models.log_probs import IGNORE_INDEX
 
 # What chat templates take besides the messages.
 OF_THE_TEMPLATE = ("tools", "chat_template_kwargs")

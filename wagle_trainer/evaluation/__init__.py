@@ -3,14 +3,13 @@
 Names load on first use, so that `metrics` and `results` come without torch.
 """
 
-from importlib import import_module
-from typing import Any
+from wagle_trainer.utils.lazy_names import lazy_names
 
-_HOME = {
-    "AnswerScore": "likelihoods",
-    "EvaluationCallback": "callback",
+_HOMES = {
+    "AnswerScore": "answer_scores",
+    "EvaluationCallback": "evaluation_callback",
     "HarnessTasks": "wmdp",
-    "NothingForgottenError": "robustness",
+    "NothingForgottenError": "attacks",
     "Suite": "suites",
     "answer_probability": "metrics",
     "evaluate_copyright": "copyright",
@@ -23,16 +22,16 @@ _HOME = {
     "forget_quality": "metrics",
     "generate_greedy": "generation",
     "generate_samples": "generation",
-    "get_attack": "robustness",
+    "get_attack": "attacks",
     "get_suite": "suites",
-    "gradient_norms": "membership",
-    "list_attacks": "robustness",
+    "gradient_norms": "membership_inference",
+    "list_attacks": "attacks",
     "list_metrics": "modules",
     "list_suites": "suites",
     "load_metric": "modules",
     "load_results": "results",
     "log_truth_ratio": "metrics",
-    "membership_scores": "membership",
+    "membership_scores": "membership_inference",
     "min_k": "metrics",
     "min_k_plus_plus": "metrics",
     "model_utility": "metrics",
@@ -41,28 +40,19 @@ _HOME = {
     "privacy_leakage": "metrics",
     "probability_with_options": "metrics",
     "reference_score": "metrics",
-    "register_attack": "robustness",
+    "register_attack": "attacks",
     "register_suite": "suites",
     "request_curve": "curves",
     "results_table": "results",
     "roc_auc": "metrics",
     "rouge_l_f1": "metrics",
     "rouge_l_recall": "metrics",
-    "run_attacks": "robustness",
+    "run_attacks": "attacks",
     "save_results": "results",
-    "score_answers": "likelihoods",
+    "score_answers": "answer_scores",
     "truth_ratio": "metrics",
     "zlib_score": "metrics",
 }
 
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

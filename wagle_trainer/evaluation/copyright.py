@@ -13,9 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from wagle_trainer.evaluation import metrics
+from wagle_trainer.evaluation.answer_scores import AnswerScore, score_answers
 from wagle_trainer.evaluation.generation import generate_greedy
-from wagle_trainer.evaluation.inputs import Row, continuation, describe_model, read_set, text_ids
-from wagle_trainer.evaluation.likelihoods import AnswerScore, score_answers
+from wagle_trainer.evaluation.suite_inputs import Row, continuation, describe_model, read_set, text_ids
 
 logger = logging.getLogger(__name__)
 _SETS = ("seen", "unseen")

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from wagle_trainer.evaluation.generation import generate_greedy
-from wagle_trainer.evaluation.inputs import Row, describe_model, read_set, text_ids
+from wagle_trainer.evaluation.suite_inputs import Row, describe_model, read_set, text_ids
 
 # What scores texts: a function, or a measurement as `evaluate.load` gives it.
 Toxicity = Callable[[list[str]], Sequence[float]] | Any

@@ -10,11 +10,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from wagle_trainer.engines import shards_forward
-from wagle_trainer.evaluation.batching import batches_by_length, pad
-from wagle_trainer.evaluation.mode import evaluation_mode, preserved_rng
+from wagle_trainer.engines.engine import shards_forward
+from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
-from wagle_trainer.likelihood import IGNORE_INDEX
+from wagle_trainer.models.log_probs import IGNORE_INDEX
+from wagle_trainer.models.modes import evaluation_mode, preserved_rng
 
 
 def generate_greedy(

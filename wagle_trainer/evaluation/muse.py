@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from wagle_trainer.evaluation import metrics
+from wagle_trainer.evaluation.answer_scores import score_answers
 from wagle_trainer.evaluation.generation import generate_greedy
-from wagle_trainer.evaluation.inputs import MAKE_REFERENCE, Row, continuation, describe_model, read_set, text_ids
-from wagle_trainer.evaluation.likelihoods import score_answers
 from wagle_trainer.evaluation.results import load_results
+from wagle_trainer.evaluation.suite_inputs import MAKE_REFERENCE, Row, continuation, describe_model, read_set, text_ids
 
 _COLUMNS = {
     "verbmem_forget": ("prompt", "gt"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wagle_trainer.evaluation.suites import get_suite
-from wagle_trainer.files import write_atomically
+from wagle_trainer.utils.atomic_files import write_atomically
 
 
 def save_results(results: Any, path: str | PathLike[str]) -> None:

@@ -7,11 +7,11 @@ from os import PathLike
 from typing import Any, Literal
 
 from wagle_trainer.data.formatting import QAFormat
+from wagle_trainer.evaluation.answer_scores import score_answers
 from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
-from wagle_trainer.evaluation.inputs import Row, describe_model, read_set
-from wagle_trainer.evaluation.likelihoods import score_answers
-from wagle_trainer.evaluation.membership import gradient_norms, membership_scores
+from wagle_trainer.evaluation.membership_inference import gradient_norms, membership_scores
 from wagle_trainer.evaluation.results import load_results
+from wagle_trainer.evaluation.suite_inputs import Row, describe_model, read_set
 from wagle_trainer.evaluation.tofu_metrics import (
     MAKE_HOLDOUT,
     PARAPHRASED_QUESTION,

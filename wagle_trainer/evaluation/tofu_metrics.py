@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.inputs import MAKE_REFERENCE, Row
-from wagle_trainer.evaluation.likelihoods import AnswerScore
+from wagle_trainer.evaluation.answer_scores import AnswerScore
+from wagle_trainer.evaluation.suite_inputs import MAKE_REFERENCE, Row
 
 Scores = dict[str, list[list[AnswerScore]]]
 Columns = dict[str, list[Any]]

@@ -16,9 +16,9 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather, gather_object
 
-from wagle_trainer.evaluation.inputs import describe_model
-from wagle_trainer.evaluation.mode import evaluation_mode
 from wagle_trainer.evaluation.processes import process_state, shows_progress
+from wagle_trainer.evaluation.suite_inputs import describe_model
+from wagle_trainer.models.modes import evaluation_mode
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""Unlearning objectives, one file each. Every module of this folder is imported, so a new file is all it takes."""
+"""Unlearning objectives: forget losses (`forget/`), retain losses, and what they need (`objective.py`)."""
 
-from wagle_trainer.losses.base import Signals, UnlearningLoss, describe_losses, get_loss, list_losses, register_loss
-from wagle_trainer.registry import import_all
-
-import_all(__name__, __path__)
+from wagle_trainer.losses import forget  # noqa: F401  (registers every loss)
+from wagle_trainer.losses.unlearning_loss import (
+    Signals,
+    UnlearningLoss,
+    describe_losses,
+    get_loss,
+    list_losses,
+    register_loss,
+)
 
 __all__ = ["Signals", "UnlearningLoss", "describe_losses", "get_loss", "list_losses", "register_loss"]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from wagle_trainer.likelihood import TokenLogProbs
+from wagle_trainer.models.log_probs import TokenLogProbs
 
 RETAIN_LOSSES = ("nll", "kl", "js", "embed_diff")
 

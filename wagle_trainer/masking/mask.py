@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from wagle_trainer.files import write_atomically
-from wagle_trainer.hub import find_file, push
+from wagle_trainer.engines.sharding import named_parameters, shape_of
 from wagle_trainer.masking import bits
-from wagle_trainer.masking.info import MaskInfo
-from wagle_trainer.sharding import named_parameters, shape_of
+from wagle_trainer.masking.mask_info import MaskInfo
+from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.hub import find_file, push
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "mask.safetensors"
@@ -297,7 +297,7 @@ class WeightMask(Mapping[str, Tensor]):
         Returns:
             the commit's address.
         """
-        from wagle_trainer.model_card import mask_card
+        from wagle_trainer.reporting.model_card import mask_card
 
         return push(
             self, mask_card, repo_id, evaluation, private=private, token=token, commit_message="Upload weight mask"

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from wagle_trainer.engines.sharding import is_sharded, named_parameters, own, own_part
 from wagle_trainer.masking import bits
+from wagle_trainer.masking.compact_adamw import CompactAdamW, refuse_compact_moments
 from wagle_trainer.masking.mask import WeightMask
-from wagle_trainer.masking.optim import CompactAdamW, refuse_compact_moments
-from wagle_trainer.sharding import is_sharded, named_parameters, own, own_part
 
 
 def innermost(optimizer: Any) -> Optimizer:

@@ -3,10 +3,9 @@
 Names load on first use.
 """
 
-from importlib import import_module
-from typing import Any
+from wagle_trainer.utils.lazy_names import lazy_names
 
-_HOME = {
+_HOMES = {
     "Comparison": "statistics",
     "Interval": "statistics",
     "compare": "statistics",
@@ -17,14 +16,5 @@ _HOME = {
     "write_report": "report",
 }
 
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

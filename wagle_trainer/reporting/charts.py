@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.reporting import plots
-from wagle_trainer.reporting.inputs import Metrics
+from wagle_trainer.reporting.report_inputs import Metrics
 from wagle_trainer.reporting.statistics import Interval
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wagle_trainer.reporting.inputs import Runs
+from wagle_trainer.reporting.report_inputs import Runs
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Sets with answers to show -> the column by which they are chosen: those of TOFU, MUSE and copyright.

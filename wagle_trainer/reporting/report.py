@@ -15,15 +15,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wagle_trainer.evaluation.results import load_results
 from wagle_trainer.evaluation.suites import get_suite
-from wagle_trainer.files import write_atomically
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.reporting.bootstrap import example_interval
 from wagle_trainer.reporting.charts import Chart, attack_charts, history_charts, mask_charts, trade_off_chart
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
-from wagle_trainer.reporting.inputs import Metrics, Results, Runs, check_finite, first_of
+from wagle_trainer.reporting.report_inputs import Metrics, Results, Runs, check_finite, first_of
 from wagle_trainer.reporting.statistics import Comparison, Interval, as_p_value, compare, mean, t_interval
 from wagle_trainer.reporting.summary import attack_sentences, forgetting_sentences, verdict_sentences
+from wagle_trainer.utils.atomic_files import write_atomically
 
 AnyPath = str | PathLike[str]
 BEFORE, RETRAINED = "before", "retrained"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wagle_trainer.reporting.inputs import Runs
+from wagle_trainer.reporting.report_inputs import Runs
 from wagle_trainer.reporting.statistics import LEVEL, Comparison, Interval
 
 _NARRATED = 3  # unlearned models that get a sentence of their own; the table has them all

@@ -1,6 +1,6 @@
 """Attribution scores, one file each. Every module of this folder is imported, so a new file is all it takes."""
 
-from wagle_trainer.attribution.scores.base import (
+from wagle_trainer.attribution.scores.score import (
     ARGUMENTS,
     SETS,
     Score,
@@ -13,7 +13,7 @@ from wagle_trainer.attribution.scores.base import (
     register_score,
     with_options,
 )
-from wagle_trainer.registry import import_all
+from wagle_trainer.utils.registry import import_all
 
 import_all(__name__, __path__)
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from wagle_trainer.attribution.scores.base import register_score
+from wagle_trainer.attribution.scores.score import register_score
 
 
 @register_score("fisher")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wagle_trainer.attribution.scores.base import register_score
+from wagle_trainer.attribution.scores.score import register_score
 
 
 @register_score("wanda")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from wagle_trainer.evaluation.metrics.checks import Floats, same_length, vector
+from wagle_trainer.evaluation.metrics.metric_checks import Floats, same_length, vector
 
 MIN_STD = 1e-3  # OpenUnlearning's floor of 1e-6 for the variance
 

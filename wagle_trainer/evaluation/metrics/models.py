@@ -5,7 +5,7 @@ from __future__ import annotations
 from numpy.typing import ArrayLike
 from scipy.stats import hmean, ks_2samp
 
-from wagle_trainer.evaluation.metrics.checks import vector
+from wagle_trainer.evaluation.metrics.metric_checks import vector
 
 
 def forget_quality(log_truth_ratios: ArrayLike, reference_log_truth_ratios: ArrayLike) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from wagle_trainer.evaluation.metrics.checks import Floats, same_length, vector
+from wagle_trainer.evaluation.metrics.metric_checks import Floats, same_length, vector
 
 Aggregation = Literal["closer_to_1_better", "true_better"]
 

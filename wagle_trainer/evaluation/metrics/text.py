@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wagle_trainer.evaluation.metrics.checks import Floats, same_length
+from wagle_trainer.evaluation.metrics.metric_checks import Floats, same_length
 
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Floats:

@@ -4,7 +4,7 @@ A file here says what a suite is called, where its data are and how its numbers 
 file of the same name one folder up, loaded on first use, so that suites can be listed without torch.
 """
 
-from wagle_trainer.evaluation.suites.base import (
+from wagle_trainer.evaluation.suites.suite import (
     Better,
     Suite,
     describe_suites,
@@ -12,7 +12,7 @@ from wagle_trainer.evaluation.suites.base import (
     list_suites,
     register_suite,
 )
-from wagle_trainer.registry import import_all
+from wagle_trainer.utils.registry import import_all
 
 import_all(__name__, __path__)
 

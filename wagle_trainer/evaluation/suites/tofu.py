@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from wagle_trainer.evaluation.suites.base import Suite, register_suite
+from wagle_trainer.evaluation.suites.suite import Suite, register_suite
 
 
 @register_suite("tofu")

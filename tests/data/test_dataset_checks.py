@@ -1,0 +1,117 @@
+"""Sets and tokenizers that cannot be worked with are refused, and the row is named."""
+
+import warnings
+
+import pytest
+from datasets import Dataset, load_dataset
+
+from wagle_trainer.data.dataset_checks import check_chat_template, check_eos_token, check_set
+
+FORMS = ["text", "messages", "prompt_completion", "conversational", "tokenized"]
+USER, ASSISTANT = [{"role": "user", "content": "w1"}], [{"role": "assistant", "content": "w2"}]
+
+
+@pytest.mark.parametrize("form", [*FORMS, "preference", "conversational_preference"])
+def test_known_formats_pass(form, make_set, chat_tokenizer):
+    check_set(make_set(2, form), "forget")
+    check_chat_template(make_set(2, form), "forget", chat_tokenizer)
+
+
+def test_own_text_column_and_formatting_function_pass(make_set):
+    own = Dataset.from_dict({"question": ["w1"]})
+    check_set(own, "forget", text_field="question")
+    check_set(own, "forget", formatting_func=lambda row: row["question"])
+    with pytest.raises(ValueError, match="columns question"):
+        check_set(own, "forget")
+
+
+@pytest.mark.parametrize("form", ["messages", "conversational", "conversational_preference"])
+def test_no_chat_template(form, make_set, word_tokenizer):
+    with pytest.raises(ValueError, match=r"retain set is conversational.*no chat template.*tokenizer\.chat_template"):
+        check_chat_template(make_set(2, form), "retain", word_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ({"text": "w1"}, {"text": None}, "holds nothing in the column 'text', not text as row 0"),
+        ({"text": 1}, {"text": 2}, "Row 0 .* holds a value of type int in the column 'text', not text"),
+        ({"prompt": "w1", "completion": "w2"}, {"prompt": "w1"}, "Row 1 .* nothing in the column 'completion'"),
+        (
+            {"prompt": USER, "completion": "w2"},
+            {},
+            "Row 0 .* text in .* 'completion', not messages as row 0 in 'prompt'",
+        ),
+        ({"messages": USER + ASSISTANT}, {"messages": None}, "Row 1 .* holds nothing in the column 'messages'"),
+        ({"messages": USER + ASSISTANT}, {"messages": []}, "Row 1 .* holds an empty list in the column 'messages'"),
+        ({"messages": [{"text": "w1"}]}, {}, "Row 0 .* a list of what are no messages with role"),
+        ({"conversations": USER}, {}, "Row 0 .* a list of what are no messages with from and value"),
+        ({"prompt": "w1", "chosen": "w2", "rejected": "w3"}, {"chosen": "w2", "rejected": "w3"}, "Row 1 .*'prompt'"),
+        ({"prompt": "w1", "chosen": "w2", "rejected": "w3"}, {"prompt": "w1", "chosen": "w2"}, "Row 1 .*'rejected'"),
+        ({"input_ids": [5, 6]}, {"input_ids": None}, "Row 1 .* does not hold lists .* in input_ids"),
+        (
+            {"input_ids": [5, 6], "labels": [5, 6]},
+            {"input_ids": [5, 6], "labels": [6]},
+            "Row 1 .* lists of the same length in input_ids, labels",
+        ),
+    ],
+)
+def test_rows_that_do_not_keep_to_the_format_are_named(good, bad, message):
+    """TRL ends in a bare AttributeError, KeyError or TypeError at these, or takes the wrong labels."""
+    with pytest.raises(ValueError, match=message):
+        check_set(Dataset.from_list([good, bad or good]), "forget")
+
+
+def test_text_and_messages_in_one_file(tmp_path):
+    (tmp_path / "mixed.jsonl").write_text(
+        '{"prompt": "w1", "completion": "w2"}\n'
+        '{"prompt": [{"role": "user", "content": "w1"}], "completion": [{"role": "assistant", "content": "w2"}]}\n'
+    )
+    mixed = load_dataset("json", data_files=str(tmp_path / "mixed.jsonl"), split="train")
+    with pytest.raises(ValueError, match="Row 1 .* holds messages in the column 'prompt', not text"):
+        check_set(mixed, "forget")
+
+
+@pytest.mark.parametrize("form", [*FORMS, "preference", "conversational_preference"])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_sets_in_another_output_format_pass(kind, form, make_set, chat_tokenizer):
+    check_set(make_set(2, form).with_format(kind), "forget")
+    check_chat_template(make_set(2, form).with_format(kind), "forget", chat_tokenizer)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"prompt": ["w1", "w1"], "completion": ["w2", " "]},
+        {"messages": [USER + ASSISTANT, [*USER, {"role": "assistant", "content": ""}]]},
+        {"prompt": ["w1", ""], "chosen": ["w2", "w2"], "rejected": ["w3", ""]},
+    ],
+)
+def test_empty_answers_are_counted(rows):
+    with pytest.warns(UserWarning, match=r"1 of 2 examples of the forget set have an empty answer .*\(rows 1\)"):
+        check_set(Dataset.from_dict(rows), "forget")
+
+
+def test_nothing_is_said_of_a_good_set(make_set):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for form in [*FORMS, "preference", "conversational_preference"]:
+            check_set(make_set(3, form), "forget")
+
+
+def test_conversation_in_other_words_needs_a_chat_template(word_tokenizer):
+    turns = [{"from": "user", "value": "w1"}, {"from": "assistant", "value": "w2"}]
+    with pytest.raises(ValueError, match="forget set is conversational"):
+        check_chat_template(Dataset.from_list([{"conversations": turns}]), "forget", word_tokenizer)
+
+
+@pytest.mark.parametrize("form", ["text", "prompt_completion", "preference"])
+def test_texts_need_an_end(form, make_set, chat_tokenizer):
+    check_eos_token(make_set(2, form), "forget", chat_tokenizer)
+    chat_tokenizer.eos_token = None
+    with pytest.raises(
+        ValueError, match="texts of the forget set end with .* end-of-sequence token.*set tokenizer.eos"
+    ):
+        check_eos_token(make_set(2, form), "forget", chat_tokenizer)
+    check_eos_token(make_set(2, "tokenized"), "forget", chat_tokenizer)
+    check_eos_token(make_set(2, "messages"), "forget", chat_tokenizer)

@@ -1,0 +1,120 @@
+"""Engines that weight masks do not work on are refused by name, before any work."""
+
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+
+from wagle_trainer.engines import engine as engines
+from wagle_trainer.engines.engine import WithoutHooks, check_engine, shards_forward
+from wagle_trainer.losses import get_loss
+from wagle_trainer.losses.objective import check_engine_for
+
+
+@pytest.fixture
+def set_up(monkeypatch):
+    """set_up(type, fsdp_version=..., use_orig_params=..., zero_stage=...): pretend that accelerate runs this engine."""
+
+    def pretend(kind: DistributedType, zero_stage: int | None = None, **fsdp):
+        state = SimpleNamespace(
+            distributed_type=kind,
+            fsdp_plugin=SimpleNamespace(**({"fsdp_version": 2, "use_orig_params": True} | fsdp)),
+            deepspeed_plugin=SimpleNamespace(zero_stage=zero_stage),
+        )
+
+        class State:
+            _shared_state: ClassVar = {"distributed_type": kind}
+
+            def __new__(cls):
+                return state
+
+        monkeypatch.setattr(engines, "AcceleratorState", State)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("engine", "has_mask", "masks_gradients"),
+    [
+        ({"kind": DistributedType.NO}, False, False),
+        ({"kind": DistributedType.MULTI_GPU}, False, False),
+        ({"kind": DistributedType.FSDP}, False, False),
+        ({"kind": DistributedType.FSDP, "fsdp_version": 1}, True, True),
+        ({"kind": DistributedType.DEEPSPEED, "zero_stage": 1}, False, False),
+        ({"kind": DistributedType.DEEPSPEED, "zero_stage": 2}, False, False),
+        ({"kind": DistributedType.DEEPSPEED, "zero_stage": 3}, True, False),
+    ],
+)
+def test_supported(engine, has_mask, masks_gradients, set_up):
+    set_up(**engine)
+    check_engine(has_mask=has_mask, masks_gradients=masks_gradients)
+
+
+@pytest.mark.parametrize(
+    ("engine", "has_mask", "masks_gradients", "message"),
+    [
+        ({"kind": DistributedType.FSDP, "fsdp_version": 1}, False, True, "FSDP1 .*cannot be scored.*cli attribute"),
+        ({"kind": DistributedType.FSDP, "fsdp_version": 1}, True, False, "FSDP1 .*callback alone.*WagleTrainer"),
+        (
+            {"kind": DistributedType.FSDP, "fsdp_version": 1, "use_orig_params": False},
+            True,
+            True,
+            "fsdp_use_orig_params: true",
+        ),
+        ({"kind": DistributedType.DEEPSPEED, "zero_stage": 0}, True, True, "not stage 0"),
+        ({"kind": DistributedType.DEEPSPEED, "zero_stage": 3}, False, True, "ZeRO-3 .*cli attribute.*mask_path"),
+        ({"kind": DistributedType.MEGATRON_LM}, True, True, "MEGATRON_LM"),
+        ({"kind": DistributedType.XLA}, True, True, "XLA"),
+    ],
+)
+def test_refused(engine, has_mask, masks_gradients, message, set_up):
+    set_up(**engine)
+    with pytest.raises(ValueError, match=message):
+        check_engine(has_mask=has_mask, masks_gradients=masks_gradients)
+
+
+def test_forward_passes_in_step(set_up):
+    for engine, together in [
+        ({"kind": DistributedType.MULTI_GPU}, False),
+        ({"kind": DistributedType.DEEPSPEED, "zero_stage": 2}, False),
+        ({"kind": DistributedType.DEEPSPEED, "zero_stage": 3}, True),
+        ({"kind": DistributedType.FSDP}, True),
+    ]:
+        set_up(**engine)
+        assert shards_forward() is together
+
+
+def test_kl_on_sharded_weights_is_refused(set_up):
+    set_up(kind=DistributedType.FSDP)
+    check_engine_for(get_loss("npo")(), "npo", "nll")
+    with pytest.raises(ValueError, match="retain_loss='kl'.*FSDP"):
+        check_engine_for(get_loss("npo")(), "npo", "kl")
+
+
+@pytest.mark.parametrize("make", ["make_llama", "make_gpt2"])  # the second has tied weights
+def test_gradients_without_hooks(make, request):
+    model = request.getfixturevalue(make)().eval()
+    fired = []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(fired.append)
+    ids = torch.randint(5, 50, (2, 6))
+    bare = WithoutHooks(model)
+    bare(input_ids=ids).logits.logsumexp(-1).sum().backward()
+    assert not fired
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model(input_ids=ids).logits.logsumexp(-1).sum().backward()
+    assert fired
+    found = dict(bare.named_parameters())
+    assert found.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name].grad, parameter.grad)
+        assert found[name].data_ptr() == parameter.data_ptr()  # the same weights, not a copy
+
+
+def test_without_hooks_keeps_what_is_frozen():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    assert [p.requires_grad for p in WithoutHooks(model).parameters()] == [False, False, True, True]

@@ -1,0 +1,205 @@
+"""LoRA where the attribution points: which Linear modules get an adapter."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from typing import Any
+
+from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+from trl.trainer.utils import create_model_from_path
+
+from wagle_trainer.attribution.config import select_parameters
+from wagle_trainer.attribution.scores import list_scores
+from wagle_trainer.config import WagleConfig
+from wagle_trainer.engines.sharding import named_parameters
+from wagle_trainer.losses import UnlearningLoss
+from wagle_trainer.masking import WeightMask
+from wagle_trainer.trainer_setup import attribution_callback
+
+logger = logging.get_logger(__name__)
+
+
+def linear_weights(model: nn.Module) -> dict[str, str]:
+    """Module name -> parameter name of the weights that LoRA can stand beside: those of all Linear and Conv1D modules
+    but the output embeddings, which TRL refuses. What PEFT's "all-linear" takes."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    known = named_parameters(model)
+    return {
+        name: f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and f"{name}.weight" in known
+    }
+
+
+def lora_modules(mask: WeightMask, model: nn.Module, number: int | None = None) -> list[str]:
+    """The Linear modules that a mask of the base weights points at, for `LoraConfig(target_modules=...)`.
+
+    The share of a module is the part of its weights that the mask selects. Taken are the modules whose share is at
+    least that of all these modules together: those which hold more of the selected weights than their size accounts
+    for. With `number`, it is the so many modules with the highest shares. Of equal shares, the module that comes first
+    in the model counts as higher.
+
+    Args:
+        mask: of the base weights, with the scope "global": the others give every module the same share.
+        model: the base model.
+        number: how many modules.
+
+    Returns:
+        Full module names, highest share first.
+
+    Raises:
+        ValueError: the mask is of another scope, holds none of the Linear weights, or has fewer modules than `number`.
+        MaskMismatchError: the mask belongs to another model.
+
+    Example:
+        >>> mask = WeightMask.from_pretrained("mask")                                        # doctest: +SKIP
+        >>> config = LoraConfig(target_modules=lora_modules(mask, model), task_type="CAUSAL_LM")   # doctest: +SKIP
+    """
+    if mask.info.scope in ("tensor", "row"):
+        raise ValueError(
+            f'A mask of scope "{mask.info.scope}" selects the same share of every module, so it points at none: '
+            'compute it with the scope "global".'
+        )
+    mask.check(model)
+    counts = {
+        module: (mask.num_selected_in(weight), math.prod(mask.shape(weight)))
+        for module, weight in linear_weights(model).items()
+        if weight in mask
+    }
+    if not counts:
+        raise ValueError("The mask holds no weight of a Linear module, so it points at none that LoRA could adapt.")
+    if number is not None and not 1 <= number <= len(counts):
+        raise ValueError(f"lora_modules={number}, but the mask scores {len(counts)} Linear modules.")
+    ranked = sorted(counts, key=lambda module: -counts[module][0] / counts[module][1])  # stable: ties stay in order
+    if number is not None:
+        return ranked[:number]
+    selected, total = (sum(column) for column in zip(*counts.values(), strict=True))
+    return [module for module in ranked if counts[module][0] * total >= selected * counts[module][1]]
+
+
+def score_that_chooses(peft_config: Any) -> str | None:
+    """The score that `LoraConfig(target_modules="wagle")` names; None where `target_modules` is PEFT's own business."""
+    wanted = getattr(peft_config, "target_modules", None)
+    return wanted if isinstance(wanted, str) and wanted in list_scores() else None
+
+
+def check_no_mask(score: str, mask: Any, config: WagleConfig) -> None:
+    """Raise ValueError if a run is to have a weight mask where `score` chooses modules for LoRA."""
+    if mask is not None or config.mask_path is not None or config.attribution is not None:
+        raise ValueError(
+            f"LoraConfig(target_modules={score!r}) scores the base weights to choose modules for LoRA; a weight mask "
+            "on top of it is not possible: set attribution=None and give no mask. To choose by a mask that you "
+            "have, use target_modules=wagle_trainer.adapters.lora.lora_modules(mask, model)."
+        )
+
+
+def choose_modules(
+    score: str,
+    model: nn.Module,
+    config: WagleConfig,
+    sets: dict[str, Dataset],
+    loss: UnlearningLoss,
+    processing_class: Any,
+) -> list[str]:
+    """Score the Linear weights of the base, before TRL puts the adapter around it, and choose by `lora_modules`.
+
+    Args:
+        score: what `score_that_chooses` found.
+        model: the base model; goes to `config.device`.
+        config: says how to score, and how many modules to choose.
+        sets, loss: see `attribution_callback`.
+
+    Returns:
+        Full module names, highest share first.
+
+    Raises:
+        ValueError: the scope is not "global", the engine is going to shard the model, or there are too few modules.
+    """
+    if config.attribution_scope != "global":
+        raise ValueError(
+            f"target_modules={score!r} compares modules with each other: attribution_scope must be 'global', not "
+            f"{config.attribution_scope!r}, which selects the same share of each."
+        )
+    check_whole(config)
+    names = select_parameters(model, config.attribution_include, config.attribution_exclude)
+    include = [f"^{re.escape(name)}$" for name in linear_weights(model).values() if name in names]
+    if len(include) < (config.lora_modules or 1):
+        raise ValueError(
+            f"There are {len(include)} Linear modules to choose from for LoRA (attribution_include and "
+            f"attribution_exclude count, the output embeddings are none); lora_modules={config.lora_modules}."
+        )
+    callback = attribution_callback(config, score, sets, loss, include=include, exclude=None)
+    callback.prepare(config, model, processing_class)
+    if not hasattr(model, "hf_device_map"):
+        model.to(config.device)
+    mask = callback.compute(config, model, processing_class)
+    modules = lora_modules(mask, model, config.lora_modules)
+    share = {name.removesuffix(".weight"): entry["density"] for name, entry in mask.summary()["tensor"].items()}
+    logger.info(
+        f"LoRA adapts {len(modules)} of {len(include)} Linear modules, chosen by the score {score!r}: "
+        + ", ".join(f"{module} ({share[module]:.4g})" for module in modules)
+        + f". In brackets the share of selected weights; it is {mask.density:.4g} over all of them."
+    )
+    return modules
+
+
+def with_modules(peft_config: Any, modules: list[str]) -> Any:
+    """A copy of `peft_config` that names these modules, and is saved with their names."""
+    named = copy.copy(peft_config)
+    named.target_modules = set(modules)
+    return named
+
+
+def load_base(model: Any, args: Any, quantization_config: Any) -> Any:
+    """The base model as SFTTrainer loads it, if it is given by name: it must be there before the adapter is.
+
+    Raises:
+        ValueError: it is to be quantised, so that its weights cannot be scored, or has an adapter already.
+    """
+    init_kwargs = dict(args.model_init_kwargs or {})
+    quantised = getattr(model, "is_quantized", False) or init_kwargs.get("quantization_config") is not None
+    if quantised or quantization_config is not None:
+        raise ValueError(
+            "Quantised weights cannot be scored, so they cannot choose the modules for LoRA. Score the unquantised model "
+            "first (`wagle attribute`), and name the modules: target_modules=wagle_trainer.adapters.lora.lora_modules(mask, model)."
+        )
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "The model has an adapter already: merge it (merge_and_unload) before modules are chosen for LoRA."
+        )
+    if not isinstance(model, str):
+        return model
+    if args.world_size > 1:
+        init_kwargs["device_map"] = None
+    return create_model_from_path(model, **{"trust_remote_code": args.trust_remote_code} | init_kwargs)
+
+
+def check_whole(args: Any) -> None:
+    """Raise ValueError if the engine is going to shard the base model: it is not set up yet when modules are chosen."""
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    if zero3 or args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise ValueError(
+            f"A score chooses the modules for LoRA from base weights in one piece, but {'ZeRO-3' if zero3 else 'FSDP'} shards "
+            "them. Choose on one process or with data parallelism: `wagle attribute`, then "
+            "target_modules=wagle_trainer.adapters.lora.lora_modules(mask, model)."
+        )
+
+
+def check_same_modules(checkpoint: str, model: Any) -> None:
+    """Raise ValueError unless the adapter in `checkpoint` stands beside the same modules as the one of `model`."""
+    saved, now = (
+        set(config.target_modules) for config in (PeftConfig.from_pretrained(checkpoint), model.peft_config["default"])
+    )
+    if saved != now:
+        raise ValueError(
+            f"The checkpoint in {checkpoint} adapts other modules than this run chose: the data, the model or the "
+            f"settings of the score differ. Resume with LoraConfig(target_modules={sorted(saved)})."
+        )

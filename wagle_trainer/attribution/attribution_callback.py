@@ -1,0 +1,295 @@
+"""`WeightAttributionCallback`: makes any Transformers or TRL trainer a masked one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import nn
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from wagle_trainer.attribution.attribute import attribute
+from wagle_trainer.attribution.config import (
+    as_list,
+    check_attribution_arguments,
+    check_maskable,
+    select_parameters,
+)
+from wagle_trainer.attribution.scores import Score, arguments_of, needed_statistics, with_options
+from wagle_trainer.data.dataset_checks import check_chat_template, check_eos_token, check_set, pad_token_id
+from wagle_trainer.data.fingerprint import fingerprint
+from wagle_trainer.data.length_sorted_batches import LengthSortedBatches, make_collator
+from wagle_trainer.data.preparation import DatasetPreparation, as_prompt_completion, is_preference
+from wagle_trainer.engines.engine import WithoutHooks, check_engine, is_deepspeed
+from wagle_trainer.masking import MaskedUpdates, WeightMask
+from wagle_trainer.masking.flattened_updates import masked_updates
+from wagle_trainer.masking.resumed_mask import resumed_mask
+
+logger = logging.get_logger(__name__)
+
+
+class WeightAttributionCallback(TrainerCallback):
+    """Before training, score every weight and select the `density` share with the highest scores; during training, let
+    only those change.
+
+    Add it to the callbacks of a `transformers.Trainer`, `trl.SFTTrainer`, `trl.DPOTrainer`, ...: nothing else changes
+    in the script. The mask is saved into every checkpoint, and read from there on resume.
+
+    Args:
+        forget_dataset, retain_dataset: sets in any TRL format, or tokenized.
+        score: a name of `list_scores()`, or a function.
+        score_kwargs: options of the score.
+        density: share of the weights that may change, in (0, 1], or "auto".
+        gamma: scale of the lower-level Hessian in the "wagle" score, > 0, or "auto" or "balanced".
+        scope: "global", "tensor" or "row".
+        include, exclude: regular expressions on parameter names; what is left out is frozen.
+        exclude_mask: a `WeightMask`, or where one is saved, of an earlier forget request: its weights stay frozen.
+        samples: use only the first so many examples of each set.
+        batch_size: of the attribution; the trainer's `per_device_train_batch_size` if None.
+        attribution_loss: on a preference set, "nll" scores by the rejected and "chosen_nll" by the chosen answers;
+            "auto" is "chosen_nll" there, and the answers themselves on other sets.
+        dtype, offload: of the gradients' accumulators, see `attribute`.
+        mask: a `WeightMask`, or where one is saved: then nothing is computed, and the sets may be None.
+        seed: of the "random" score.
+
+    Attributes:
+        mask: the `WeightMask` in force, None before training begins.
+        masks_gradients: whether the trainer calls `updates.mask_gradients()` after each backward pass (see `engines`).
+        saves_mask: whether the callback writes the mask into checkpoints; WagleTrainer does it by itself.
+
+    Example:
+        >>> SFTTrainer(model, args, train_dataset=data,                                         # doctest: +SKIP
+        ...            callbacks=[WeightAttributionCallback(forget_dataset=forget, retain_dataset=retain, density=0.05)])
+    """
+
+    def __init__(
+        self,
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        *,
+        score: str | Score = "wagle",
+        score_kwargs: dict[str, Any] | None = None,
+        density: float | str = 0.8,
+        gamma: float | str = 1e-6,
+        scope: str = "global",
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] | None = None,
+        exclude_mask: WeightMask | str | os.PathLike[str] | None = None,
+        samples: int | None = None,
+        batch_size: int | None = None,
+        attribution_loss: str = "auto",
+        dtype: torch.dtype | str = torch.float32,
+        offload: str | None = None,
+        mask: WeightMask | str | os.PathLike[str] | None = None,
+        seed: int = 42,
+    ):
+        check_attribution_arguments(gamma, density, scope, offload)
+        self.score, self.density, self.gamma, self.scope = score, density, gamma, scope
+        self.include, self.exclude, self.samples, self.batch_size = include, exclude, samples, batch_size
+        self.attribution_loss, self.offload, self.seed = attribution_loss, offload, seed
+        self.dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.score_kwargs = dict(score_kwargs or {}) or None
+        self.needs = list(needed_statistics(with_options(score, score_kwargs), gamma, density))
+        self.exclude_mask = _load(exclude_mask)
+        self.sets = {"forget": forget_dataset, "retain": retain_dataset}
+        self.given = _load(mask)
+        self.mask: WeightMask | None = None
+        self.masks_gradients = False
+        self.saves_mask = True
+        self.resume_from: str | None = None
+        self.updates: MaskedUpdates | None = None
+        self._prepared: dict[str, Dataset] | None = None
+        self._steps_before = 0
+
+    def prepare(self, args: Any, model: nn.Module, processing_class: Any) -> None:
+        """Tokenize the sets and refuse what cannot work, before any work is done. Called when the trainer is made.
+
+        Raises:
+            ValueError: a missing, empty or unknown set; a pattern without match; a model or an engine that weight
+                masks do not support; a mask for another model.
+        """
+        self.check_engine()
+        check_maskable(model)
+        if self.given is not None:
+            self.given.check(model)
+            return
+        select_parameters(model, self.include, self.exclude)
+        if self.exclude_mask is not None:
+            self.exclude_mask.check(model)
+        pad_token = pad_token_id(processing_class)
+        preparation = DatasetPreparation(
+            processing_class,
+            max_length=getattr(args, "max_length", None),
+            text_field=getattr(args, "dataset_text_field", "text"),
+            num_proc=getattr(args, "dataset_num_proc", None),
+            completion_only_loss=getattr(args, "completion_only_loss", None),
+            assistant_only_loss=getattr(args, "assistant_only_loss", False),
+            truncation_mode=getattr(args, "truncation_mode", "keep_start"),
+        )
+        prepared = {}
+        for name in self.needs:
+            dataset = self.sets[name]
+            check_set(dataset, name, preparation.args.dataset_text_field)
+            assert dataset is not None
+            if is_preference(dataset):
+                chosen = name == "retain" or self.attribution_loss != "nll"
+                dataset = as_prompt_completion(dataset, "chosen" if chosen else "rejected")
+            elif (
+                name == "forget" and self.attribution_loss == "chosen_nll" and "input_ids" not in dataset.column_names
+            ):
+                raise ValueError(
+                    'attribution_loss="chosen_nll" needs a forget set with a preferred answer: columns "prompt", '
+                    f'"chosen", "rejected"; it has {", ".join(dataset.column_names)}.'
+                )
+            check_chat_template(dataset, name, processing_class)
+            check_eos_token(dataset, name, processing_class)
+            prepared[name] = preparation(dataset, name)
+        self.collator = make_collator(pad_token)
+        self._prepared = prepared
+
+    def check_engine(self) -> None:
+        """Raise ValueError if masked training does not work on the engine at hand."""
+        check_engine(has_mask=self.given is not None, masks_gradients=self.masks_gradients)
+
+    def on_init_end(self, args, state, control, model=None, processing_class=None, **kwargs):
+        self.prepare(args, model, processing_class)
+
+    def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
+        self.detach()  # from a run that was broken off, or is tried again with a smaller batch
+        if state.global_step > 0 and self.mask is None:
+            self.mask = self._from_checkpoint(args, state)
+        elif self.mask is None:
+            self.mask = self.given or self.compute(args, model, processing_class)
+        _check_processes_agree("weight masks", self.mask.digest)
+        self.updates = masked_updates(model, self.mask, optimizer, skip_frozen=_may_skip_frozen(args))
+        info = self.mask.info
+        effective = info.effective_density
+        logger.info(
+            f"Weight mask {self.mask.digest[:12]}: {self.mask.num_selected:,} of {self.mask.num_weights:,} weights may "
+            f"change (density {self.mask.density:.4g}"
+            + (f", {effective:.4g} of those with a gradient)." if effective is not None else ").")
+            + (f" gamma={info.gamma_rule!r} is {info.gamma:.4g}." if info.gamma_rule else "")
+            + (f" density={info.density_rule!r} is {info.requested_density}." if info.density_rule else "")
+        )
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._steps_before = self.updates.steps if self.updates else 0
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if self.updates is None or self.updates.steps > self._steps_before:
+            return
+        if not getattr(optimizer, "step_was_skipped", False):  # as fp16 scaling does after an overflow
+            raise RuntimeError(
+                "An optimizer step ran without the weight mask: this training engine bypasses the optimizer's hooks, "
+                "and the run would have been silently unmasked."
+            )
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.saves_mask and self.mask is not None and args.should_save and folder.is_dir():
+            self.mask.save_pretrained(folder)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.detach()
+
+    def detach(self) -> None:
+        """Take the mask off the model and its optimizer. Called when training ends."""
+        if self.updates is not None:
+            self.updates.detach()
+            self.updates = None
+
+    def compute(self, args: Any, model: nn.Module, processing_class: Any) -> WeightMask:
+        """Score the weights of `model` as it is now, and select. Called when training begins.
+
+        Raises:
+            RuntimeError: the processes hold different data.
+        """
+        if self._prepared is None:  # the callback was added to a trainer that had been made before
+            self.prepare(args, model, processing_class)
+        assert self._prepared is not None
+        digests = {name: fingerprint(dataset) for name, dataset in self._prepared.items()}
+        for name, digest in digests.items():
+            _check_processes_agree(f"{name} sets", digest)
+        batches = {
+            name: LengthSortedBatches(
+                dataset,
+                self.batch_size or args.per_device_train_batch_size,
+                self.collator,
+                rows=None if self.samples is None else range(min(self.samples, len(dataset))),
+                process=args.process_index,
+                num_processes=args.world_size,
+            )
+            for name, dataset in self._prepared.items()
+        }
+        mask = attribute(
+            WithoutHooks(model) if is_deepspeed() else model,
+            batches.get("forget"),
+            batches.get("retain"),
+            score=self.score,
+            score_kwargs=self.score_kwargs,
+            gamma=self.gamma,
+            density=self.density,
+            scope=self.scope,
+            include=self.include,
+            exclude=self.exclude,
+            exclude_mask=self.exclude_mask,
+            seed=self.seed,
+            across_processes=args.world_size > 1,
+            dtype=self.dtype,
+            offload=self.offload,
+            progress=not args.disable_tqdm and args.process_index == 0,
+        )
+        mask.info = replace(mask.info, forget_digest=digests.get("forget"), retain_digest=digests.get("retain"))
+        return mask
+
+    def _from_checkpoint(self, args: Any, state: Any) -> WeightMask:
+        """The mask that the resumed run trained with. Trainers do not tell callbacks where they resume from."""
+        given = self.resume_from or args.resume_from_checkpoint
+        candidates = [given] if isinstance(given, str) else []
+        candidates.append(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"))
+        return resumed_mask(candidates, state.global_step, self.given, self._asked_for())
+
+    def _asked_for(self) -> dict[str, Any]:
+        """What `MaskInfo` says of a mask that was computed with these arguments, as far as that is known beforehand."""
+        asked: dict[str, Any] = {"scope": self.scope, "score_kwargs": self.score_kwargs}
+        asked |= {"score": self.score} if isinstance(self.score, str) else {}  # a function has no name to go by
+        asked |= {"include": as_list(self.include), "exclude": as_list(self.exclude)}
+        asked["exclude_mask"] = self.exclude_mask.digest if self.exclude_mask is not None else None
+        arguments = arguments_of(with_options(self.score, self.score_kwargs))
+        asked |= {"seed": self.seed} if "generator" in arguments else {}
+        given = {"requested_density": ("density_rule", self.density)}
+        given |= {"gamma": ("gamma_rule", self.gamma)} if "gamma" in arguments else {}
+        for number, (rule, value) in given.items():
+            asked |= {rule: value} if isinstance(value, str) else {number: value, rule: None}
+        return asked
+
+
+def _load(mask: WeightMask | str | os.PathLike[str] | None) -> WeightMask | None:
+    return mask if mask is None or isinstance(mask, WeightMask) else WeightMask.from_pretrained(mask)
+
+
+def _check_processes_agree(what: str, digest: str) -> None:
+    if PartialState().num_processes == 1:
+        return
+    digests = gather_object([digest])
+    if len(set(digests)) > 1:
+        raise RuntimeError(
+            f"The processes hold different {what} (digests {', '.join(d[:12] for d in digests)}): do they read the same "
+            "files, in the same order, and the same model?"
+        )
+
+
+def _may_skip_frozen(args: Any) -> bool:
+    """Whether frozen tensors may do without gradients: on one process, unless checkpointed blocks need inputs that
+    require some."""
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return alone and not (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)

@@ -1,0 +1,125 @@
+"""What a score is called with, one whole tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wagle_trainer.attribution.gradients import Batch, SetStatistics, first_batch_not_finite
+from wagle_trainer.attribution.scores import Score
+from wagle_trainer.engines.sharding import gather, is_sharded, own
+from wagle_trainer.masking import bits
+
+
+class ScoreInputs:
+    """The arguments of a score, parameter by parameter.
+
+    Args:
+        parameters: name -> parameter.
+        statistics: set -> what was asked for of it. Emptied on the way: each tensor is let go once it has been given.
+        gamma: a number by now.
+        seed: of the generators.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], statistics: Mapping[str, SetStatistics], gamma: Any, seed: int
+    ):
+        self.parameters, self.statistics, self.gamma, self.seed = parameters, statistics, gamma, seed
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for index, (key, parameter) in enumerate(self.parameters.items()):
+            place = own(parameter).device
+            available: dict[str, Any] = {}
+            for which, found in self.statistics.items():
+                for what, tensors in (("grad", found.grad), ("square", found.square)):
+                    if tensors:
+                        part = tensors.pop(key).to(place).float()
+                        available[f"{which}_{what}"] = gather(part, parameter)
+                activation = found.activation.pop(key, None)
+                available[f"{which}_activation"] = None if activation is None else activation.to(place)
+            available |= {"weight": gather(own(parameter.detach()), parameter), "name": key, "gamma": self.gamma}
+            available["generator"] = torch.Generator().manual_seed(_seed_of(self.seed, index))
+            yield key, available
+
+
+def score_tensor(function: Score, arguments: list[str], key: str, available: Mapping[str, Any]) -> Tensor:
+    """The score of one parameter, float32, checked.
+
+    Raises:
+        NotFiniteError: it is not finite, or an argument is not: a quotient would turn an infinite one into a zero.
+        ValueError: it has negative values or another shape.
+    """
+    weight = available["weight"]
+    for name in arguments:
+        if isinstance(available[name], Tensor) and not _is_finite(available[name]):
+            raise NotFiniteError(key, name)
+    score = function(**{name: available[name] for name in arguments}).float()
+    if score.shape != weight.shape:
+        raise ValueError(f"The score of {key!r} has shape {tuple(score.shape)}, the weight {tuple(weight.shape)}.")
+    lowest, highest = torch.aminmax(score)  # NaN if any is
+    if not bool(torch.isfinite(lowest) & torch.isfinite(highest)):
+        raise NotFiniteError(key, None)
+    if bool(lowest < 0):
+        raise ValueError(f"The score of {key!r} has negative values; return its absolute value or a rank of your own.")
+    if bool(lowest == 0) and bool(torch.signbit(score).any()):
+        score = score.abs()  # -0.0 would sort above all others by its bit pattern
+    return score.contiguous()
+
+
+def packed_nonzero(available: Mapping[str, Any]) -> Tensor | None:
+    """Which weights have a gradient, as packed bits; None if no gradient is known."""
+    known = [tensor for name, tensor in available.items() if name.endswith(("_grad", "_square"))]
+    if not known:
+        return None
+    flat = [tensor.reshape(-1) for tensor in known]
+    size = bits.chunk_of(flat[0])
+    packed = []
+    for start in range(0, max(len(flat[0]), 1), size):
+        nonzero = flat[0][start : start + size] != 0
+        for values in flat[1:]:
+            nonzero |= values[start : start + size] != 0
+        packed.append(bits.pack(nonzero))
+    return torch.cat(packed).cpu()
+
+
+class NotFiniteError(Exception):
+    """A score is not finite, because of the argument named or (None) by itself."""
+
+    def __init__(self, key: str, argument: str | None):
+        super().__init__(key)
+        self.key, self.argument = key, argument
+
+    def explain(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Mapping[str, Iterable[Batch] | None]
+    ) -> str:
+        """What is not finite and where; searches the batches again if they can be read twice."""
+        message = f"Attribution of {self.key!r}: "
+        if not bool(torch.isfinite(parameters[self.key]).all()):
+            return message + "the weight is not finite. Nothing was written."
+        if self.argument is None:
+            return message + "what the score reads is finite, but the score is not. Nothing was written."
+        name, _, what = self.argument.partition("_")
+        if what != "grad":
+            what = {"square": "squared gradient", "activation": "activation"}[what]
+            return message + f"the {name} {what} is not finite. Nothing was written."
+        # Sharded models run forward passes together, so one process cannot search alone.
+        sharded = is_sharded(parameters.values())
+        index = (
+            None if sharded else first_batch_not_finite(model, {self.key: parameters[self.key]}, batches[name] or ())
+        )
+        where = (
+            "in a batch that cannot be found again" if index is None else f"from batch {index} of the {name} set on"
+        )
+        return message + f"the {name} gradient is not finite {where}. Nothing was written."
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())  # without a tensor of the same size
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """A seed for each parameter. An odd factor, since PyTorch's generator on the CPU reads the lower 32 bits alone."""
+    return (seed + index * 0x9E3779B1) % 2**32

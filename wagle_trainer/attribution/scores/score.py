@@ -1,0 +1,137 @@
+"""What an attribution score is, and the table of all of them.
+
+A score is a function that says how much each weight matters for forgetting: higher means more important.
+
+It is called once per parameter with those of these arguments that it names:
+
+    weight              the parameter before unlearning
+    name                its name in `named_parameters()`
+    forget_grad         gradient of the forget loss, float32, same shape
+    retain_grad         gradient of the retain loss, float32, same shape
+    forget_square       mean over the forget examples of their own squared gradients, float32, same shape; costs one
+                        backward pass per example instead of one per batch, and cannot be had on FSDP2
+    retain_square       the same of the retain examples
+    forget_activation   root mean square over the forget set's tokens of each input feature of the `nn.Linear` that the
+                        weight belongs to, float32 (in_features,); None for every other parameter. Padding does not
+                        count; a head that only runs where there are labels sees those positions
+    retain_activation   the same over the retain set's tokens
+    gamma               the scale of the lower-level Hessian, > 0
+    generator           a seeded torch.Generator on the CPU, different for every parameter
+
+and returns a non-negative, finite tensor of the parameter's shape. Naming an argument is what makes it be computed.
+Other arguments need a default; `score_kwargs` (`attribution_kwargs` in `WagleConfig`) sets them.
+
+Module-wise scores give all weights of a tensor one value. Then the density cuts through the tensor at the threshold:
+its first weights are selected, as for all ties.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from wagle_trainer.utils.registry import Registry
+
+Score = Callable[..., Tensor]
+SETS = ("forget", "retain")
+STATISTICS = ("grad", "square", "activation")
+ARGUMENTS = ("weight", "name", *(f"{which}_{what}" for what in STATISTICS for which in SETS), "gamma", "generator")
+
+_scores: Registry[Score] = Registry("attribution score")
+
+
+def register_score(name: str) -> Callable[[Score], Score]:
+    """Decorator: enter a score function under `name`.
+
+    Example:
+        >>> @register_score("forget_over_weight")
+        ... def forget_over_weight(weight, forget_grad):
+        ...     return forget_grad.abs() / (weight.abs() + 1e-8)
+
+    Raises:
+        ValueError: the name is taken.
+        TypeError: the function has an argument that scores do not get.
+    """
+
+    def enter(score: Score) -> Score:
+        arguments_of(score)
+        return _scores.register(name)(score)
+
+    return enter
+
+
+def get_score(score: str | Score) -> Score:
+    """A score function by name; a function is returned as it is.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
+    return score if callable(score) else _scores.get(score)
+
+
+def list_scores() -> list[str]:
+    """Names of all registered scores."""
+    return _scores.names()
+
+
+def describe_scores() -> dict[str, str]:
+    """Name -> first paragraph of the docstring, of all registered scores: the table in the README."""
+    return _scores.describe()
+
+
+def with_options(score: str | Score, options: Mapping[str, Any] | None) -> Score:
+    """A score function by name, with its options set.
+
+    Raises:
+        ValueError: unknown score, or an option that the score does not have; the message lists those that it has.
+    """
+    function = get_score(score)
+    parameters = inspect.signature(function).parameters
+    known = [name for name, p in parameters.items() if name not in ARGUMENTS and p.kind is not p.VAR_KEYWORD]
+    for option in options or ():
+        if option not in known:
+            raise ValueError(
+                f"The score {name_of(score)!r} has no option {option!r}. "
+                + (f"It has: {', '.join(known)}." if known else "It has none.")
+            )
+    return functools.partial(function, **options) if options else function
+
+
+def name_of(score: str | Score) -> str:
+    """What a score is called in files and messages."""
+    return score if isinstance(score, str) else getattr(score, "__name__", type(score).__name__)
+
+
+def needed_statistics(score: Score, gamma: float | str, density: float | str) -> dict[str, set[str]]:
+    """Which of `STATISTICS` of which set are needed to score and select, by set; sets of which nothing is are left out.
+
+    A gamma chosen by rule needs the retain gradient, a density chosen by rule both.
+    """
+    arguments = arguments_of(score)
+    needs = {which: {what for what in STATISTICS if f"{which}_{what}" in arguments} for which in SETS}
+    if "gamma" in arguments and isinstance(gamma, str):
+        needs["retain"].add("grad")
+    if isinstance(density, str):
+        for which in SETS:
+            needs[which].add("grad")
+    return {which: what for which, what in needs.items() if what}
+
+
+def arguments_of(score: Score) -> list[str]:
+    """Which of `ARGUMENTS` a score takes.
+
+    Raises:
+        TypeError: it has another argument without a default.
+    """
+    parameters = inspect.signature(score).parameters
+    unknown = [name for name, p in parameters.items() if name not in ARGUMENTS and p.default is p.empty]
+    if unknown:
+        raise TypeError(
+            f"The score {name_of(score)!r} takes {', '.join(map(repr, unknown))}; "
+            f"a score can take {', '.join(ARGUMENTS)}."
+        )
+    return [name for name in parameters if name in ARGUMENTS]

@@ -1,0 +1,1 @@
+"""Training engines and the weights that they shard."""

@@ -1,0 +1,159 @@
+"""How likely a model finds given answers: one teacher-forced pass for every metric that needs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from wagle_trainer.evaluation.metrics import extraction_strength
+from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
+from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
+from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
+from wagle_trainer.models.modes import evaluation_mode
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What one teacher-forced pass tells about one answer.
+
+    Attributes:
+        mean_log_prob: mean log-probability per label token, the end-of-sequence token included; in nats.
+        num_tokens: label tokens, the end-of-sequence token included.
+        extraction_strength: of the answer without its end-of-sequence token, in [0, 1].
+        is_top1: for each token of the answer without its end-of-sequence token, whether it is the most likely one; what
+            `exact_memorization` takes.
+        token_log_probs: log-probability of each of these tokens, in nats; what `min_k` takes. None if not asked for.
+        vocabulary_mean, vocabulary_std: mean and standard deviation of the log-probability of the token at each of
+            these positions, if it were drawn from the model; what `min_k_plus_plus` takes. None if not asked for.
+    """
+
+    mean_log_prob: float
+    num_tokens: int
+    extraction_strength: float
+    is_top1: list[bool] | None = None
+    token_log_probs: list[float] | None = None
+    vocabulary_mean: list[float] | None = None
+    vocabulary_std: list[float] | None = None
+
+
+def score_answers(
+    model: nn.Module,
+    examples: Sequence[Mapping[str, Sequence[int]]],
+    names: Sequence[str],
+    *,
+    eos_token_id: int | None,
+    batch_size: int = 32,
+    tokens: bool = False,
+    vocabulary: bool = False,
+    across_processes: bool = False,
+    progress: bool = True,
+) -> list[AnswerScore]:
+    """Score question-answer pairs, in right-padded batches of similar length.
+
+    Args:
+        model: a causal language model; it runs in eval mode and is left in the mode it was in.
+        examples: tokens of question and answer, `input_ids` and `labels` of equal length (-100 on the question), as
+            `QAFormat.encode` gives them.
+        names: what to call each example in an error, such as "forget, row 3".
+        eos_token_id: the token that ends an answer; extraction strength leaves out the last one among the labels and
+            what a chat template puts after it. None: the answer is all of its labels.
+        batch_size: examples per forward pass.
+        tokens: also keep `is_top1` and `token_log_probs`.
+        vocabulary: also keep `vocabulary_mean` and `vocabulary_std`.
+        across_processes: deal the batches out over accelerate's processes. All have to call this with the same
+            arguments; all get all scores.
+        progress: show a progress bar.
+
+    Returns:
+        The scores, in the order of `examples`.
+
+    Raises:
+        ValueError: an answer has no tokens.
+        FloatingPointError: a log-probability is infinite or not a number.
+    """
+    lengths = answer_lengths(examples, names, eos_token_id)
+    device = next(model.parameters()).device
+    scores: dict[int, AnswerScore] = {}
+    batches = deal_out(batches_by_length([len(row["input_ids"]) for row in examples], batch_size), across_processes)
+    with (
+        evaluation_mode(model),
+        tqdm(
+            total=sum(map(len, batches)),
+            desc="Scoring answers",
+            unit="answer",
+            disable=not shows_progress(progress, across_processes),
+        ) as bar,
+    ):
+        for batch in batches:
+            rows = [examples[index] for index in batch]
+            result = token_log_probs(
+                model,
+                {
+                    "input_ids": pad([row["input_ids"] for row in rows], 0, "right").to(device),
+                    "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0, "right").to(device),
+                    "labels": pad([row["labels"] for row in rows], IGNORE_INDEX, "right").to(device),
+                },
+                top1=True,
+                keep_logits=vocabulary,
+            )
+            assert result.is_top1 is not None  # asked for above
+            means, counts = result.mean().tolist(), result.num_tokens().tolist()
+            mask, top1s, log_probs = result.mask.cpu(), result.is_top1.cpu(), result.log_probs.cpu()
+            moments = _vocabulary_moments(result.label_logits(), counts) if vocabulary else []
+            for position, index in enumerate(batch):
+                kept, length = mask[position], lengths[index]
+                top1 = top1s[position][kept][:length]
+                details: dict[str, list[Any]] = {}
+                if tokens:
+                    details["is_top1"] = top1.tolist()
+                    details["token_log_probs"] = log_probs[position][kept][:length].tolist()
+                if vocabulary:
+                    mean, std = moments[position]
+                    details |= {"vocabulary_mean": mean[:length].tolist(), "vocabulary_std": std[:length].tolist()}
+                scores[index] = AnswerScore(means[position], counts[position], extraction_strength(top1), **details)
+            bar.update(len(batch))
+    # Only now, on all processes alike: one that stopped earlier would leave the others waiting for it.
+    scores = bring_together(scores, across_processes)
+    for index, name in enumerate(names):
+        if not math.isfinite(scores[index].mean_log_prob):
+            raise FloatingPointError(f"{name}: the log-probability of the answer is {scores[index].mean_log_prob}.")
+    return [scores[index] for index in range(len(examples))]
+
+
+def _vocabulary_moments(logits: Tensor, counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """For each example mean and standard deviation of the log-probability of a token drawn from the model.
+
+    One example after the other: the float32 distributions of a whole batch would take several times its logits.
+    """
+    moments = []
+    for own in logits.split(list(counts)):
+        log_probs = own.log_softmax(-1)
+        probs = log_probs.exp()
+        log_probs = log_probs.masked_fill(probs == 0, 0)  # 0 * log 0 = 0, which floats do not know
+        mean = (probs * log_probs).sum(-1, keepdim=True)
+        std = (probs * (log_probs - mean).square()).sum(-1).sqrt()
+        moments.append((mean.squeeze(-1).cpu(), std.cpu()))
+    return moments
+
+
+def answer_lengths(
+    examples: Sequence[Mapping[str, Sequence[int]]], names: Sequence[str], eos_token_id: int | None
+) -> list[int]:
+    """Label tokens of each example before its last end-of-sequence token.
+
+    Raises:
+        ValueError: an answer has none; the message has its name.
+    """
+    lengths = []
+    for example, name in zip(examples, names, strict=True):
+        tokens = [label for label in example["labels"] if label != IGNORE_INDEX]
+        length = max((index for index, token in enumerate(tokens) if token == eos_token_id), default=len(tokens))
+        if length == 0:
+            raise ValueError(f"{name}: the answer has no tokens.")
+        lengths.append(length)
+    return lengths

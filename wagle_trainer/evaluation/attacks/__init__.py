@@ -1,0 +1,31 @@
+"""Does it come back? Attacks on an unlearned model, one file each. Every module of this folder is imported, so a new
+file is all it takes."""
+
+from wagle_trainer.evaluation.attacks.attack import (
+    NothingForgottenError,
+    Point,
+    Target,
+    describe_attacks,
+    get_attack,
+    list_attacks,
+    register_attack,
+    share_that_came_back,
+)
+from wagle_trainer.evaluation.attacks.knowledge import forget_knowledge
+from wagle_trainer.evaluation.attacks.runner import run_attacks
+from wagle_trainer.utils.registry import import_all
+
+import_all(__name__, __path__)
+
+__all__ = [
+    "NothingForgottenError",
+    "Point",
+    "Target",
+    "describe_attacks",
+    "forget_knowledge",
+    "get_attack",
+    "list_attacks",
+    "register_attack",
+    "run_attacks",
+    "share_that_came_back",
+]

@@ -1,0 +1,84 @@
+"""Quantisation: do coarser weights undo the small changes of unlearning?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from wagle_trainer.evaluation.attacks.attack import Point, Target, register_attack
+from wagle_trainer.models.modes import restored
+
+
+@register_attack("quantization", unit="bits")
+def quantization(target: Target, *, bits: Sequence[int] = (8, 4), group_size: int = 64) -> list[Point]:
+    """Round the weights to 8 and to 4 bits (Zhang et al. 2024, arXiv 2410.16454): updates smaller than the rounding step
+    vanish, and with them the forgetting.
+
+    Symmetric round-to-nearest with the absolute maximum as scale, which needs no data: per output row from 5 bits on, as
+    LLM.int8 stores weights; per group of consecutive inputs in each row below that, as 4-bit formats do. All linear
+    layers but the output head, as quantisers do by default. The rounded values are computed with in the model's own
+    dtype: this is the loss of precision of a quantised model, not its speed or its size.
+
+    Args:
+        target: the models and how they are judged.
+        bits: how many, each from 2 to 8.
+        group_size: inputs that share a scale below 5 bits.
+
+    Returns:
+        One point per entry of `bits`.
+
+    Raises:
+        ValueError: bits or group size out of range, or the model has no linear layers.
+    """
+    if any(not 2 <= number <= 8 for number in bits) or not bits:
+        raise ValueError(f"bits must be from 2 to 8, not {list(bits)}.")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, not {group_size}.")
+    before, after = target.baselines()
+    points = []
+    for number in bits:
+        with restored(target.after):
+            _quantize(target.after, number, None if number > 4 else group_size)
+            points.append(Point(number, target.knows(), before, after))
+    return points
+
+
+def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -> Tensor:
+    """The values that a symmetric absmax quantiser stores: s * round(w / s), s = max |w| / (2^(bits - 1) - 1).
+
+    Args:
+        weight: (outputs, inputs).
+        bits: from 2 on.
+        group_size: consecutive inputs of a row that share a scale, the last group may be shorter; None: the whole row.
+
+    Returns:
+        As `weight`, in its dtype; computed in float32.
+    """
+    rows, columns = weight.shape
+    size = columns if group_size is None else min(group_size, columns)
+    padded = nn.functional.pad(weight.detach().float(), (0, -columns % size))  # zeros change no maximum
+    groups = padded.reshape(rows, -1, size)
+    scale = groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    rounded = torch.where(scale > 0, (groups / scale).round() * scale, groups)
+    return rounded.reshape(rows, -1)[:, :columns].to(weight.dtype)
+
+
+@torch.no_grad()
+def _quantize(model: Any, bits: int, group_size: int | None) -> None:
+    for weight, transposed in _linear_weights(model):
+        values = round_to_nearest(weight.T if transposed else weight, bits, group_size)
+        weight.copy_(values.T if transposed else values)
+
+
+def _linear_weights(model: Any) -> Iterator[tuple[Tensor, bool]]:
+    """Weights of linear layers, and whether they are stored as (inputs, outputs)."""
+    head = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no linear layers that could be quantised.")
+    for layer in layers:
+        yield layer.weight, isinstance(layer, Conv1D)

@@ -1,0 +1,226 @@
+"""All attacks on one model, in one call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from wagle_trainer.data.formatting import QAFormat
+from wagle_trainer.evaluation.attacks.attack import (
+    Point,
+    Target,
+    get_attack,
+    list_attacks,
+    required_options,
+    share_that_came_back,
+)
+from wagle_trainer.evaluation.attacks.knowledge import forget_knowledge
+from wagle_trainer.evaluation.suite_inputs import Row, read_set
+
+logger = logging.get_logger(__name__)
+
+_LITTLE = 0.05  # of what was known: having forgotten less is warned of, since shares divide by it
+
+
+def run_attacks(
+    before: Any,
+    after: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    attacks: Sequence[str] | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    measure: Callable[[Any, Any, Sequence[Row]], Mapping[str, float] | float] | None = None,
+    style: Literal["auto", "chat", "plain"] = "auto",
+    batch_size: int = 32,
+    seed: int = 42,
+    progress: bool = True,
+    on_result: Callable[[dict[str, dict[str, Any]]], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Try to bring back what a model has forgotten, and say which share of it came back.
+
+    The share is (attacked - after) / (before - after), of whatever the measure measures: 0 where an attack brought
+    nothing back, 1 where the attacked model knows as much as the one before unlearning. A high share means that the
+    knowledge was hidden, not gone; a low one only that these attacks did not find it.
+
+    Args:
+        before, after: the models before and after unlearning, each on its device. Both are left as they were, bit for
+            bit. Attacks that change weights hold one more copy of those of `after` meanwhile.
+        tokenizer: their tokenizer.
+        rows: what was to be forgotten: rows with `question` and `answer`, as `load_tofu_evaluation(...)["forget"]`.
+        attacks: names out of `list_attacks()`; by default all those whose options and columns are there.
+        options: attack -> its options, see `help(get_attack(name))`.
+        measure: (model, tokenizer, rows) -> how much the model knows of the rows: a number, or several by name, of which
+            the first counts. By default the mean answer probability and, second, ROUGE-L recall: see `forget_knowledge`.
+            Attacks that look at generated answers (sampling, answer_prefix) use ROUGE-L recall whatever the measure.
+        style: how questions and answers become text, see `QAFormat`.
+        batch_size: examples per forward pass and prompts per generation batch.
+        seed: of everything random.
+        progress: show progress bars.
+        on_result: called after each attack with the results so far: save them, so that nothing is lost should a later
+            attack fail.
+
+    Returns:
+        attack -> a dict that JSON can hold: `attack`, its name; `before` and `baseline`, what the models before and after
+        unlearning know without it; `unit`, what `x` is; `points`, each with `x`, `forget` (what the attacked model
+        knows), `came_back` (the share, clipped to [0, 1]), `came_back_raw`, and both by `measures`; `came_back`, the
+        highest of the points; `settings`. Points at which nothing was forgotten are left out. Shares by further measures
+        are None where, by those, nothing was forgotten; an attack with a measure of its own is left out, with a warning,
+        where by that one nothing was.
+
+    Raises:
+        NothingForgottenError: nothing was forgotten, so that no share can be given; a ValueError.
+        ValueError: an unknown attack or option, or one that is missing; no rows, or a column is missing; the models are
+            one and the same.
+    """
+    rows = read_set({"forget": rows}, "forget", ("question", "answer"))
+    if before is after:
+        raise ValueError("The models before and after unlearning are one and the same: load the one before it again.")
+    given = {name: dict(values) for name, values in (options or {}).items()}
+    names = _default_attacks(rows, given) if attacks is None else list(dict.fromkeys(attacks))
+    for name in names:
+        _check_attack(name, rows, given.get(name, {}))
+    unused = sorted(set(given) - set(names))
+    if unused:
+        raise ValueError(f"There are options for {', '.join(unused)}, but the attacks are {', '.join(names)}.")
+    qa = QAFormat.for_tokenizer(tokenizer, style=style)
+    if measure is None:
+        measure = partial(forget_knowledge, style=style, batch_size=batch_size)
+    target = Target(before, after, tokenizer, rows, _by_name(measure), qa, batch_size, seed, progress)
+    known_before, known_after = target.baselines()
+    headline = next(iter(known_before), None)
+    if headline is None:
+        raise ValueError("The measure returned nothing: it must give a number, or several by name.")
+    # Raises where nothing was forgotten, before any attack is run.
+    share_that_came_back(known_before[headline], known_after[headline], attacked=0.0)
+    results: dict[str, dict[str, Any]] = {}
+    with tqdm(names, desc="Attacks", unit="attack", disable=not progress) as bar:
+        for name in bar:
+            bar.set_postfix_str(name)
+            chosen = given.get(name, {})
+            points = get_attack(name)(target, **chosen)
+            if not points:
+                logger.warning(
+                    f"The attack {name!r} is left out: there is nothing in these rows that it could be tried on."
+                )
+                continue
+            settings = {"seed": seed, "batch_size": batch_size, "style": qa.style, "examples": len(rows)}
+            result = _result(name, points, settings | {"options": _readable(_defaults(name) | chosen)})
+            if result["points"]:
+                results[name] = result
+                if on_result is not None:
+                    on_result(results)
+            else:
+                logger.warning(
+                    f"The attack {name!r} is left out: by its own measure, {result['settings']['measure']}, or in the rows "
+                    "that it measures on, nothing was forgotten, so there is no share that could come back."
+                )
+    little = [
+        name
+        for name, result in results.items()
+        if any(point["before"] - point["after"] < _LITTLE * abs(point["before"]) for point in result["points"])
+    ]
+    if little:
+        logger.warning(
+            f"By the measure of {', '.join(little)}, less than {_LITTLE:.0%} of what the model knew was forgotten. Shares "
+            "are of so little that chance or rounding alone can make them large: look at what the models know instead."
+        )
+    return results
+
+
+def _default_attacks(rows: Sequence[Row], given: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    def possible(name: str) -> bool:
+        attack = get_attack(name)
+        columns = attack.columns  # type: ignore[attr-defined]
+        has_columns = all(row.get(column) for row in rows for column in columns)
+        return has_columns and set(required_options(attack)) <= set(given.get(name, {}))
+
+    return [name for name in list_attacks() if possible(name)]
+
+
+def _check_attack(name: str, rows: Sequence[Row], chosen: Mapping[str, Any]) -> None:
+    attack = get_attack(name)
+    known = [p.name for p in inspect.signature(attack).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise ValueError(
+            f"The attack {name!r} has no option {', '.join(unknown)}. It has: {', '.join(known) or 'none'}."
+        )
+    missing = [option for option in required_options(attack) if option not in chosen]
+    if missing:
+        raise ValueError(
+            f"The attack {name!r} needs {', '.join(missing)}: pass options={{{name!r}: {{{missing[0]!r}: ...}}}}."
+        )
+    for column in attack.columns:  # type: ignore[attr-defined]
+        for index, row in enumerate(rows):
+            if not row.get(column):
+                raise ValueError(f"The attack {name!r} needs the column {column!r}, which row {index} does not have.")
+
+
+def _by_name(
+    measure: Callable[[Any, Any, Sequence[Row]], Mapping[str, float] | float],
+) -> Callable[[Any, Any, Sequence[Row]], dict[str, float]]:
+    def by_name(model: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
+        found = measure(model, tokenizer, rows)
+        values = found if isinstance(found, Mapping) else {getattr(measure, "__name__", "forget"): found}
+        return {name: float(value) for name, value in values.items()}
+
+    return by_name
+
+
+def _result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dict[str, Any]:
+    headline = next(iter(points[0].before))
+    kept = [(point, raw) for point in points if (raw := _share(point, headline)) is not None]
+    first = kept[0][0] if kept else points[0]
+    entries: list[dict[str, Any]] = [
+        {
+            "x": point.x,
+            "forget": point.values[headline],
+            "came_back": min(1.0, max(0.0, raw)),
+            "came_back_raw": raw,
+            "before": point.before[headline],
+            "after": point.after[headline],
+            "measures": dict(point.values),
+            "came_back_by_measure": {measure: _share(point, measure) for measure in point.values},
+        }
+        for point, raw in kept
+    ]
+    return {
+        "attack": name,
+        "unit": get_attack(name).unit,  # type: ignore[attr-defined]
+        "baseline": first.after[headline],
+        "before": first.before[headline],
+        "points": entries,
+        "came_back": max((entry["came_back"] for entry in entries), default=0.0),
+        "settings": settings | {"measure": headline},
+    }
+
+
+def _share(point: Point, measure: str) -> float | None:
+    """The share by one measure; None where, by this measure, nothing was forgotten."""
+    before, after = point.before[measure], point.after[measure]
+    return None if after >= before else share_that_came_back(before, after, point.values[measure])
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(get_attack(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def _readable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON can hold them: of sets of rows only how many there are, since settings are shared and rows not."""
+    return {
+        name: value if isinstance(value, str | int | float | bool | None) else _listed(value)
+        for name, value in options.items()
+    }
+
+
+def _listed(value: Any) -> Any:
+    items = list(value)
+    plain = all(isinstance(item, str | int | float | bool | None) for item in items)
+    return items if plain else f"{len(items)} rows"

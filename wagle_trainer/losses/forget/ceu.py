@@ -1,0 +1,44 @@
+"""Cross-entropy unlearning."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+
+
+@register_loss("ceu")
+class CEU(UnlearningLoss):
+    """Cross-entropy unlearning (CE-U; Yang 2025, arXiv 2503.01224): learn what the model says itself once the true
+    token is struck out.
+
+        L = -mean over tokens of sum_v q_t(v) * log p_t(v)    with q_t = softmax(logits_t, true token at -infinity), detached
+
+    The gradient is bounded and vanishes as the true token becomes unlikely. No retain loss unless one is asked for.
+
+    Data: forget and retain set in any TRL format.
+
+    Args:
+        ignore_first_tokens: answer tokens at the start that are left as they are; 1 in the paper, since the first
+            token says little and opens every answer. An answer with no more tokens than that adds nothing.
+
+    Example:
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="ceu")
+    """
+
+    needs = frozenset({"forget", "forget_logits"})
+    retain_loss = None
+
+    def __init__(self, ignore_first_tokens: int = 1):
+        if ignore_first_tokens < 0:
+            raise ValueError(f"CE-U's ignore_first_tokens must not be negative, got {ignore_first_tokens}.")
+        self.ignore_first_tokens = ignore_first_tokens
+
+    def forget_loss(self, signals: Signals) -> Tensor:
+        assert signals.forget is not None
+        mask = signals.forget.mask
+        forget = replace(signals.forget, mask=mask & (mask.cumsum(-1) > self.ignore_first_tokens))
+        logits = forget.label_logits()
+        struck_out = logits.detach().scatter(1, forget.label_tokens()[:, None], float("-inf"))
+        return forget.mean_of(-(struck_out.softmax(-1) * logits.log_softmax(-1)).sum(-1))

@@ -1,0 +1,23 @@
+"""Gradient ascent held by the KL divergence to the model before."""
+
+from wagle_trainer.losses.forget.grad_ascent import GradAscent
+from wagle_trainer.losses.unlearning_loss import register_loss
+
+
+@register_loss("kl_min")
+class KLMin(GradAscent):
+    """KL minimization as in TOFU (Maini et al. 2024, arXiv 2401.06121): gradient ascent on the forget set, KL divergence
+    to the model before unlearning on the retain set.
+
+        L = forget_weight * mean log p(forget answer) + retain_weight * mean KL(p_ref || p)
+
+    The divergence is that over the whole vocabulary at the answer tokens of the retain set.
+
+    Data: forget and retain set in any TRL format.
+
+    Example:
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="kl_min")
+    """
+
+    retain_loss = "kl"

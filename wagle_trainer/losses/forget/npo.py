@@ -1,0 +1,43 @@
+"""Negative preference optimization."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+
+
+@register_loss("npo")
+class NPO(UnlearningLoss):
+    """Negative preference optimization (Zhang et al. 2024, arXiv 2404.05868, eq. 3).
+
+        L = -2 / beta * log sigmoid(-beta * log(p(y | x) / p_ref(y | x)))
+
+    with the log-probabilities of whole answers (summed over tokens, as in the paper; several codebases take the mean).
+    `p_ref` is the model before unlearning; its values are computed once, so no second model is in memory. At the
+    start of training the gradient is that of the summed log-likelihood: gradient ascent, which fades as p falls.
+
+    Data: forget and retain set in any TRL format.
+
+    Args:
+        beta: inverse temperature; 0.1 in the paper. For beta -> 0 NPO becomes gradient ascent.
+        length_normalized: divide the log-ratio by the number of answer tokens.
+
+    Example:
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="npo", loss_kwargs={"beta": 0.1})
+    """
+
+    needs = frozenset({"forget", "reference"})
+
+    def __init__(self, beta: float = 0.1, length_normalized: bool = False):
+        if not beta > 0:
+            raise ValueError(f"NPO's beta must be positive, got {beta}.")
+        self.beta = beta
+        self.length_normalized = length_normalized
+
+    def forget_loss(self, signals: Signals) -> Tensor:
+        assert signals.forget is not None and signals.forget_reference is not None
+        log_ratio = signals.forget.sum() - signals.forget_reference
+        if self.length_normalized:
+            log_ratio = log_ratio / signals.forget.num_tokens().clamp(min=1)
+        return -2 / self.beta * F.logsigmoid(-self.beta * log_ratio)

@@ -1,0 +1,69 @@
+"""Primal-dual unlearning."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+
+
+@register_loss("pdu")
+class PDU(UnlearningLoss):
+    """Primal-dual unlearning (PDU; Entesari et al. 2025, arXiv 2506.05314): flatten the logits of the forget answers
+    under a constraint on the retain loss.
+
+        L = mean over tokens of (max_v logits_t(v) - mean_v logits_t(v))^2 + lambda * retain loss
+        after each step: lambda <- max(0, lambda + dual_step_size * (retain loss - retain_eps))
+
+    so that lambda grows for as long as the retain loss lies above `retain_eps`. It multiplies `retain_weight`, is logged
+    as `retain_factor`, and is saved in every checkpoint. The code of the paper averages the logits' term over prompts
+    and padding, too; here over answer tokens.
+
+    Data: forget and retain set in any TRL format.
+
+    Args:
+        retain_eps: the retain loss that is put up with. The paper suggests somewhat more than that of the model before
+            unlearning; there is no default.
+        dual_step_size: 1.0 in the paper's code.
+        dual_warmup_epochs: epochs before lambda moves for the first time; 5 of 10 in the paper's configuration.
+        initial_dual: lambda at the start.
+
+    Example:
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="pdu", loss_kwargs={"retain_eps": 0.3})
+    """
+
+    needs = frozenset({"forget", "forget_logits"})
+
+    def __init__(
+        self,
+        retain_eps: float,
+        dual_step_size: float = 1.0,
+        dual_warmup_epochs: float = 0.0,
+        initial_dual: float = 1.0,
+    ):
+        if dual_step_size < 0 or initial_dual < 0:
+            raise ValueError(
+                f"PDU's dual_step_size and initial_dual must not be negative, got {dual_step_size} and {initial_dual}."
+            )
+        self.retain_eps, self.dual_step_size = retain_eps, dual_step_size
+        self.dual_warmup_epochs, self.dual = dual_warmup_epochs, initial_dual
+
+    def forget_loss(self, signals: Signals) -> Tensor:
+        assert signals.forget is not None
+        logits = signals.forget.label_logits()
+        return signals.forget.mean_of((logits.amax(-1) - logits.mean(-1)).square())
+
+    def retain_factor(self) -> float:
+        return self.dual
+
+    def step_end(self, retain_loss: float, epoch: float) -> None:
+        if epoch > self.dual_warmup_epochs:
+            self.dual = max(0.0, self.dual + self.dual_step_size * (retain_loss - self.retain_eps))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"dual": torch.tensor(self.dual, dtype=torch.float64)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.dual = state["dual"].item()

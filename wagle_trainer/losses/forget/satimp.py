@@ -1,0 +1,36 @@
+"""Gradient ascent weighted by saturation and importance."""
+
+from torch import Tensor
+
+from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+
+
+@register_loss("satimp")
+class SatImp(UnlearningLoss):
+    """Saturation- and importance-weighted gradient ascent (SatImp; Yang et al. 2025, arXiv 2505.11953).
+
+        L = mean over tokens of w_t * log p_t    with p_t = p(y_t | x, y_<t), w_t = p_t^beta1 * (1 - p_t)^beta2, detached
+
+    The first factor spares tokens that are forgotten already, the second those that the model is sure of anyway.
+
+    Data: forget and retain set in any TRL format.
+
+    Args:
+        beta1, beta2: 5 and 1 in the paper, whose code weighs the retain loss by 0.1 (`retain_weight`). OpenUnlearning's
+            configuration weighs the forget loss by 0.1 instead.
+
+    Example:
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="satimp", retain_weight=0.1)
+    """
+
+    def __init__(self, beta1: float = 5.0, beta2: float = 1.0):
+        if beta1 < 0 or beta2 < 0:
+            raise ValueError(f"SatImp's beta1 and beta2 must not be negative, got {beta1} and {beta2}.")
+        self.beta1, self.beta2 = beta1, beta2
+
+    def forget_loss(self, signals: Signals) -> Tensor:
+        assert signals.forget is not None
+        log_probs = signals.forget.log_probs[signals.forget.mask]
+        p = log_probs.detach().exp().clamp(max=1)  # rounding may leave it just above, and a power of that is NaN
+        return signals.forget.mean_of(p**self.beta1 * (1 - p) ** self.beta2 * log_probs)

@@ -1,0 +1,38 @@
+"""Token-wise negative preference optimization."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+
+
+@register_loss("tnpo")
+class TNPO(UnlearningLoss):
+    """Token-wise negative preference optimization (TNPO; Wang et al. 2025, arXiv 2502.19301): NPO with a weight for each
+    token in place of each answer.
+
+        L = -2 / beta * mean over tokens of log sigmoid(-beta * log(p_t / p_ref,t))    with p_t = p(y_t | x, y_<t)
+
+    Its gradient is that of gradient ascent with the paper's weights w_t = 2 p_t^beta / (p_t^beta + p_ref,t^beta).
+
+    Data: forget and retain set in any TRL format.
+
+    Args:
+        beta: inverse temperature. The paper tunes it; for beta -> 0 TNPO becomes gradient ascent.
+
+    Example:
+        >>> from wagle_trainer import WagleConfig
+        >>> args = WagleConfig(output_dir="out", loss_type="tnpo", loss_kwargs={"beta": 1.0})
+    """
+
+    needs = frozenset({"forget", "reference"})
+
+    def __init__(self, beta: float = 1.0):
+        if not beta > 0:
+            raise ValueError(f"TNPO's beta must be positive, got {beta}.")
+        self.beta = beta
+
+    def forget_loss(self, signals: Signals) -> Tensor:
+        assert signals.forget is not None and signals.forget_reference_tokens is not None
+        log_ratios = (signals.forget.log_probs - signals.forget_reference_tokens)[signals.forget.mask]
+        return signals.forget.mean_of(-2 / self.beta * F.logsigmoid(-self.beta * log_ratios))

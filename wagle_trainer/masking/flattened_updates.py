@@ -1,0 +1,157 @@
+"""Masked updates on engines that flatten parameters: FSDP1 and DeepSpeed's ZeRO.
+
+Their optimizers hold slices of long vectors that only the engine can assign to parameters. So the mask takes the way of
+the weights: it is written into them, as zeros and ones, by the engine's own public means, read back from the slices,
+and the weights are put back. Nothing of the engine's bookkeeping needs to be known, but where ZeRO-3 keeps its slices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from wagle_trainer.engines.sharding import named_parameters
+from wagle_trainer.masking import bits
+from wagle_trainer.masking.mask import MaskMismatchError, WeightMask
+from wagle_trainer.masking.updates import MaskedUpdates
+
+
+def masked_updates(model: nn.Module, mask: WeightMask, optimizer: Any, *, skip_frozen: bool = False) -> MaskedUpdates:
+    """The `MaskedUpdates` for the engine that model and optimizer are prepared for."""
+    if zero_optimizer(optimizer) is not None:
+        return ZeroMaskedUpdates(model, mask, optimizer)
+    if isinstance(model, FullyShardedDataParallel):
+        return FSDP1MaskedUpdates(model, mask, optimizer)
+    return MaskedUpdates(model, mask, optimizer, skip_frozen=skip_frozen)
+
+
+class FSDP1MaskedUpdates(MaskedUpdates):
+    """For FSDP1 with `use_orig_params`: the optimizer holds this process's slice of each parameter.
+
+    No hook sees the gradients: `mask_gradients` is to be called after each backward pass.
+    """
+
+    def _attach(self, model: nn.Module, optimizer: Any) -> None:
+        parameters = named_parameters(model)
+        held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+        slices = {name: parameter for name, parameter in parameters.items() if parameter in held}
+        if not slices:
+            raise ValueError(
+                "Weight masks need FSDP1 to keep the parameters' names: set fsdp_use_orig_params to true."
+            )
+        for name, parameter in slices.items():
+            self._names[parameter] = name
+            # So it stays for what is not in the mask.
+            self._packed[parameter] = bits.pack(torch.zeros_like(parameter, dtype=torch.bool))
+        found: set[str] = set()
+        for unit in FullyShardedDataParallel.fsdp_modules(model):
+            with FullyShardedDataParallel.summon_full_params(unit, recurse=False):
+                whole = [
+                    name for name in slices if name in self.mask and _is_whole(slices[name], self.mask.shape(name))
+                ]
+                values = {name: slices[name].clone() for name in whole}
+                for name in whole:
+                    slices[name].copy_(self.mask[name])
+            for name in whole:
+                self._packed[slices[name]] = bits.pack(slices[name] != 0)
+            # Back the same way: the outermost unit may still hold its gathered weights from an evaluation.
+            with FullyShardedDataParallel.summon_full_params(unit, recurse=False):
+                for name in whole:
+                    slices[name].copy_(values[name])
+            found.update(whole)
+        if missing := [name for name in self.mask if name not in found]:
+            raise MaskMismatchError(
+                f"The mask does not belong to this model: {missing[0]!r} has another shape there, or does not exist "
+                f"({len(missing)} of {len(self.mask)} tensors)."
+            )
+
+    def mask_gradients(self) -> None:
+        """Zero the gradients of unselected weights, before they are clipped and used."""
+        for parameter in self._packed:
+            if parameter.grad is not None:
+                self._mask_gradient(parameter)
+
+
+class ZeroMaskedUpdates(MaskedUpdates):
+    """For DeepSpeed's ZeRO stages 1 to 3: the optimizer holds float32 slices of all parameters of a group in a row."""
+
+    def _attach(self, model: nn.Module, optimizer: Any) -> None:
+        self.mask.check(model)
+        zero = zero_optimizer(optimizer)
+        parameters = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
+        stage3 = any(hasattr(parameter, "ds_id") for parameter in parameters.values())
+        # Stage 3 shows a slice to its optimizer only while it steps.
+        slices = (
+            list(zero.fp32_partitioned_groups_flat)
+            if stage3
+            else [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+        )
+        with _borrowed(slices):
+            for name, parameter in parameters.items():
+                if name in self.mask:
+                    _write(parameter, self.mask[name].float(), stage3)
+            for index, tensor in enumerate(slices):
+                self._packed[tensor] = bits.pack(tensor != 0)
+                self._names[tensor] = f"the parameters of group {index}"
+        for name, parameter in parameters.items():
+            if name not in self.mask or self.mask.num_selected_in(name) < math.prod(self.mask.shape(name)):
+                # Not a hook on the accumulated gradient: ZeRO's own, which reduces it, comes before ours.
+                self._handles.append(parameter.register_hook(_Keep(self.mask, name, parameter.device)))
+
+
+def _is_whole(parameter: Tensor, shape: tuple[int, ...]) -> bool:
+    return tuple(parameter.shape) == shape
+
+
+class _Keep:
+    """Zeroes the unselected entries of one parameter's whole gradient."""
+
+    def __init__(self, mask: WeightMask, name: str, device: torch.device):
+        self.packed = mask.packed(name).to(device) if name in mask else None
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        if self.packed is None:
+            return torch.zeros_like(grad)
+        return grad.masked_fill(~bits.unpack(self.packed, grad.shape), 0)
+
+
+def zero_optimizer(optimizer: Any) -> Any:
+    """DeepSpeed's ZeRO optimizer among the wrappers of `optimizer`, or None."""
+    while optimizer is not None and not type(optimizer).__name__.startswith("DeepSpeedZeroOptimizer"):
+        optimizer = getattr(optimizer, "optimizer", None)
+    return optimizer
+
+
+@contextmanager
+def _borrowed(tensors: list[Any]) -> Iterator[None]:
+    """Zeros in place of the tensors' values, which come back at the end, bit for bit."""
+    values = [tensor.detach().clone() for tensor in tensors]
+    for tensor in tensors:
+        tensor.detach().zero_()
+    try:
+        yield
+    finally:
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.detach().copy_(value)
+
+
+def _write(parameter: nn.Parameter, value: Tensor, stage3: bool) -> None:
+    """Write a whole value into the float32 slices of a parameter, by DeepSpeed's public functions."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    if not stage3:
+        safe_set_full_fp32_param(parameter, value)
+        return
+    # The function for whole values fails if the parameter does not divide by the number of processes.
+    size = -(-value.numel() // dist.get_world_size())
+    start = size * dist.get_rank()
+    part = value.flatten()[start : start + size]
+    safe_set_local_fp32_param(parameter, F.pad(part, (0, size - part.numel())))
