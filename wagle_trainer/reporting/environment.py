@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
             machine["GPUs"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: found for name in _PACKAGES if (found := _version(name))},
         "machine": machine,
     }  # fmt: skip
