@@ -37,7 +37,7 @@ from wagle_trainer.data.loading import pair_loader
 from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
 from wagle_trainer.data.preparation import in_one_format, prepare, prepare_by_its_own_format
 from wagle_trainer.data.splits import by_role, check_pairs, check_sets, check_vocabulary, forget_and_retain
-from wagle_trainer.engines.engine import WHOLE, engine, is_deepspeed
+from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.evaluation_callback import EvaluationCallback
 from wagle_trainer.losses import Signals
 from wagle_trainer.losses.objective import check_engine_for, layers_for, make_objective, overrides
@@ -45,7 +45,6 @@ from wagle_trainer.losses.reference_outputs import ModelBefore
 from wagle_trainer.losses.retain import embedding_difference, js_to_reference, kl_to_reference, nll
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
-from wagle_trainer.masking.flattened_updates import FSDP1MaskedUpdates
 from wagle_trainer.masking.optimizer_choice import use_compact_optimizer
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs
 from wagle_trainer.models.reference_model import first_not_finite
@@ -216,9 +215,9 @@ class WagleTrainer(SFTTrainer):
         """
         if self._attribution is None:
             raise ValueError("There is no mask to compute: attribution=None trains all weights.")
-        if engine() not in WHOLE:
+        if not (engine := current_engine()).holds_full_weights:
             raise ValueError(
-                f"compute_mask needs whole models, but {engine().value} shards them: run it on one process or with "
+                f"compute_mask needs full models, but {engine.name} shards them: run it on one process or with "
                 "data parallelism."
             )
         if self.mask is None:
@@ -327,10 +326,10 @@ class WagleTrainer(SFTTrainer):
         return divergence(retain, self._before.heads["retain"].logits(rows, device))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward; with FSDP1, where no hook sees them, gradients are masked afterwards."""
+        """Forward and backward; gradients that no hook sees, as with FSDP1, are masked afterwards."""
         loss = super().training_step(*args, **kwargs)
         updates = self._attribution.updates if self._attribution is not None else None
-        if isinstance(updates, FSDP1MaskedUpdates) and self.accelerator.sync_gradients:
+        if updates is not None and self.accelerator.sync_gradients:
             updates.mask_gradients()
         return loss
 
@@ -387,7 +386,8 @@ class WagleTrainer(SFTTrainer):
     def compute_references(self) -> None:
         """Log-probabilities of the answers under the model as it is now, unless they are known. Called when training
         begins: the engine is ready, and no weight has changed."""
-        self._before.compute_log_probs(self.model_wrapped if is_deepspeed() else self.model, self.accelerator)
+        model = current_engine().forward_model(self.model, self.model_wrapped)
+        self._before.compute_log_probs(model, self.accelerator)
 
     def _save_checkpoint(self, model, trial):
         # Before all else, so that a checkpoint that is complete has them.

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from wagle_trainer import WagleTrainer, WeightMask, attribute
-from wagle_trainer.adapters.lora import check_whole, linear_weights, lora_modules
+from wagle_trainer.adapters.lora import check_full_weights, linear_weights, lora_modules
 from wagle_trainer.losses import get_loss, list_losses
 from wagle_trainer.masking import MaskInfo
 
@@ -270,17 +270,17 @@ def test_what_cannot_be_chosen(make_trainer, make_llama, tmp_path):
         make_trainer(target_modules="wagle", lora_modules=0)
 
 
-@pytest.mark.parametrize(("stage", "fsdp", "engine"), [(3, None, "ZeRO-3"), (None, "full_shard", "FSDP")])
+@pytest.mark.parametrize(("stage", "fsdp", "engine"), [(3, None, "DeepSpeed ZeRO-3"), (None, True, "FSDP2")])
 def test_sharded_bases_are_refused(stage, fsdp, engine):
     plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
-    with pytest.raises(ValueError, match=f"base weights in one piece, but {engine} shards them"):
-        check_whole(SimpleNamespace(deepspeed_plugin=plugin, fsdp=fsdp))
-    check_whole(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2), fsdp=None))
+    with pytest.raises(ValueError, match=f"full base weights, but {engine} shards them"):
+        check_full_weights(SimpleNamespace(deepspeed_plugin=plugin, fsdp=fsdp, fsdp_config={}))
+    check_full_weights(SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2), fsdp=None))
 
 
 def test_fsdp_of_accelerate_is_refused(make_trainer, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="but FSDP shards them"):
+    with pytest.raises(ValueError, match="but FSDP1 shards them"):
         make_trainer(target_modules="wagle")
 
 

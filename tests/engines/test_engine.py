@@ -1,5 +1,6 @@
-"""Engines that weight masks do not work on are refused by name, before any work."""
+"""Engines state what they can; those that weight masks do not work on are refused by name, before any work."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -9,7 +10,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from wagle_trainer.engines import engine as engines
-from wagle_trainer.engines.engine import WithoutHooks, check_engine, shards_forward
+from wagle_trainer.engines.engine import UnsupportedEngine, current_engine
+from wagle_trainer.engines.zero import WithoutHooks
 from wagle_trainer.losses import get_loss
 from wagle_trainer.losses.objective import check_engine_for
 
@@ -50,7 +52,7 @@ def set_up(monkeypatch):
 )
 def test_supported(engine, has_mask, masks_gradients, set_up):
     set_up(**engine)
-    check_engine(has_mask=has_mask, masks_gradients=masks_gradients)
+    current_engine().check(has_mask=has_mask, masks_gradients=masks_gradients)
 
 
 @pytest.mark.parametrize(
@@ -73,10 +75,10 @@ def test_supported(engine, has_mask, masks_gradients, set_up):
 def test_refused(engine, has_mask, masks_gradients, message, set_up):
     set_up(**engine)
     with pytest.raises(ValueError, match=message):
-        check_engine(has_mask=has_mask, masks_gradients=masks_gradients)
+        current_engine().check(has_mask=has_mask, masks_gradients=masks_gradients)
 
 
-def test_forward_passes_in_step(set_up):
+def test_forward_passes_that_gather_weights(set_up):
     for engine, together in [
         ({"kind": DistributedType.MULTI_GPU}, False),
         ({"kind": DistributedType.DEEPSPEED, "zero_stage": 2}, False),
@@ -84,7 +86,7 @@ def test_forward_passes_in_step(set_up):
         ({"kind": DistributedType.FSDP}, True),
     ]:
         set_up(**engine)
-        assert shards_forward() is together
+        assert current_engine().gathers_weights_in_forward is together
 
 
 def test_kl_on_sharded_weights_is_refused(set_up):
@@ -118,3 +120,30 @@ def test_without_hooks_keeps_what_is_frozen():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
     assert [p.requires_grad for p in WithoutHooks(model).parameters()] == [False, False, True, True]
+
+
+def test_every_engine_of_the_folder_is_known():
+    """A new engine is a file in the folder; nothing else lists it."""
+    names = {engine.__name__ for engine in engines._engines()}
+    assert names == {"SingleProcess", "DataParallel", "FSDP2", "FSDP1", "DeepSpeedZero"}
+
+
+def test_one_process_is_the_engine_before_accelerate_is_set_up(monkeypatch):
+    monkeypatch.setattr(engines, "AcceleratorState", SimpleNamespace(_shared_state={}))
+    assert current_engine().name == "one process"
+
+
+def test_unknown_engines_can_nothing(set_up):
+    set_up(kind=DistributedType.XLA)
+    engine = current_engine()
+    assert isinstance(engine, UnsupportedEngine)
+    assert not engine.holds_full_weights
+    assert not engine.supports_compact_optimizer
+
+
+def test_the_tests_that_watch_an_engine_exist():
+    tests = Path(__file__).parents[1]
+    texts = "".join((tests / name).read_text() for name in ("test_upstream.py", "test_distributed.py"))
+    for engine in engines._engines():
+        for name in engine.watched_by:
+            assert f"def {name}(" in texts, (engine, name)

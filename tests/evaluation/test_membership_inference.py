@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from wagle_trainer.engines.fsdp2 import FSDP2
 from wagle_trainer.evaluation import AnswerScore, gradient_norms, membership_scores
 
 EXAMPLES = [
@@ -49,7 +50,7 @@ def test_an_answer_without_tokens_and_a_broken_weight_are_named(llama):
 
 
 def test_sharded_weights_are_refused(llama, monkeypatch):
-    monkeypatch.setattr("wagle_trainer.evaluation.membership_inference.shards_forward", lambda: True)
+    monkeypatch.setattr("wagle_trainer.evaluation.membership_inference.current_engine", FSDP2)
     with pytest.raises(ValueError, match="which no process holds on FSDP or ZeRO-3"):
         norms(llama)
 

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 
 from wagle_trainer import WagleTrainer
+from wagle_trainer.engines.fsdp2 import FSDP2
 from wagle_trainer.losses import UnlearningLoss, get_loss, list_losses, register_loss
 
 BUILT_IN = [name for name in list_losses() if get_loss(name).__module__.startswith("wagle_trainer.")]
@@ -288,7 +288,7 @@ def test_missing_argument(make_trainer, monkeypatch):
     ],
 )
 def test_sharded_engines_are_refused(loss_type, loss_kwargs, message, make_trainer, monkeypatch):
-    monkeypatch.setattr("wagle_trainer.losses.objective.engine", lambda: DistributedType.FSDP)
+    monkeypatch.setattr("wagle_trainer.losses.objective.current_engine", FSDP2)
     with pytest.raises(ValueError, match=f"{message}.*FSDP"):
         make_trainer(loss_type, loss_kwargs=loss_kwargs)
 

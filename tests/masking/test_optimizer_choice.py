@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 
 import wagle_trainer.masking.optimizer_choice
 from wagle_trainer import WagleTrainer, WeightMask
+from wagle_trainer.engines.ddp import DataParallel
+from wagle_trainer.engines.fsdp2 import FSDP2
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,12 +65,10 @@ def test_the_density_of_a_given_mask_counts(make_trainer, make_llama):
         assert type(trainer.create_optimizer()) is expected
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [(DistributedType.MULTI_CPU, CompactAdamW), (DistributedType.FSDP, torch.optim.AdamW)]
-)
-def test_engines(kind, expected, make_trainer, monkeypatch):
+@pytest.mark.parametrize(("engine", "expected"), [(DataParallel, CompactAdamW), (FSDP2, torch.optim.AdamW)])
+def test_engines(engine, expected, make_trainer, monkeypatch):
     automatic, required = make_trainer(), make_trainer(compact_optimizer=True)
-    monkeypatch.setattr(wagle_trainer.masking.optimizer_choice, "engine", lambda: kind)
+    monkeypatch.setattr(wagle_trainer.masking.optimizer_choice, "current_engine", engine)
     assert type(automatic.create_optimizer()) is expected
     if expected is CompactAdamW:
         assert type(required.create_optimizer()) is expected

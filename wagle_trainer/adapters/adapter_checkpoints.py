@@ -19,7 +19,7 @@ from wagle_trainer.adapters.adapter import (
     touched,
 )
 from wagle_trainer.adapters.operations import write
-from wagle_trainer.engines.engine import WHOLE, engine
+from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.masking import WeightMask
 
 BESIDE_MODEL = "adapter"  # subfolder; transformers would put an adapter beside a model onto it once more
@@ -94,9 +94,9 @@ def check_adapter_can_be_saved(has_mask: bool) -> None:
             "save_adapter=True saves the weights that a mask selects, and attribution=None trains all of them. Save the "
             "model, and make an adapter of what has changed by wagle_trainer.adapters.diff(base, tuned)."
         )
-    if engine() not in WHOLE:
+    if not (engine := current_engine()).holds_full_weights:
         raise ValueError(
-            f"save_adapter=True does not work with {engine().value}, which shards the weights. Train on one process or "
+            f"save_adapter=True does not work with {engine.name}, which shards the weights. Train on one process or "
             "with data parallelism; or save the model, and make an adapter by wagle_trainer.adapters.diff(base, tuned)."
         )
 

@@ -7,7 +7,6 @@ import math
 import re
 from typing import Any
 
-from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -19,6 +18,7 @@ from trl.trainer.utils import create_model_from_path
 from wagle_trainer.attribution.config import select_parameters
 from wagle_trainer.attribution.scores import list_scores
 from wagle_trainer.config import WagleConfig
+from wagle_trainer.engines.engine import planned_engine
 from wagle_trainer.engines.sharding import named_parameters
 from wagle_trainer.losses import UnlearningLoss
 from wagle_trainer.masking import WeightMask
@@ -128,7 +128,7 @@ def choose_modules(
             f"target_modules={score!r} compares modules with each other: attribution_scope must be 'global', not "
             f"{config.attribution_scope!r}, which selects the same share of each."
         )
-    check_whole(config)
+    check_full_weights(config)
     names = select_parameters(model, config.attribution_include, config.attribution_exclude)
     include = [f"^{re.escape(name)}$" for name in linear_weights(model).values() if name in names]
     if len(include) < (config.lora_modules or 1):
@@ -182,13 +182,12 @@ def load_base(model: Any, args: Any, quantization_config: Any) -> Any:
     return create_model_from_path(model, **{"trust_remote_code": args.trust_remote_code} | init_kwargs)
 
 
-def check_whole(args: Any) -> None:
+def check_full_weights(args: Any) -> None:
     """Raise ValueError if the engine is going to shard the base model: it is not set up yet when modules are chosen."""
-    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-    if zero3 or args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+    if (engine := planned_engine(args)).gathers_weights_in_forward:
         raise ValueError(
-            f"A score chooses the modules for LoRA from base weights in one piece, but {'ZeRO-3' if zero3 else 'FSDP'} shards "
-            "them. Choose on one process or with data parallelism: `wagle attribute`, then "
+            f"A score chooses the modules for LoRA from full base weights, but {engine.name} shards them. Choose on one "
+            "process or with data parallelism: `wagle attribute`, then "
             "target_modules=wagle_trainer.adapters.lora.lora_modules(mask, model)."
         )
 

@@ -29,7 +29,7 @@ from wagle_trainer.data.dataset_checks import check_chat_template, check_eos_tok
 from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches, make_collator
 from wagle_trainer.data.preparation import DatasetPreparation, as_prompt_completion, is_preference
-from wagle_trainer.engines.engine import WithoutHooks, check_engine, is_deepspeed
+from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.masking import MaskedUpdates, WeightMask
 from wagle_trainer.masking.flattened_updates import masked_updates
 from wagle_trainer.masking.resumed_mask import resumed_mask
@@ -63,7 +63,7 @@ class WeightAttributionCallback(TrainerCallback):
 
     Attributes:
         mask: the `WeightMask` in force, None before training begins.
-        masks_gradients: whether the trainer calls `updates.mask_gradients()` after each backward pass (see `engines`).
+        masks_gradients: whether the trainer calls `updates.mask_gradients()` after each backward pass (see `Engine`).
         saves_mask: whether the callback writes the mask into checkpoints; WagleTrainer does it by itself.
 
     Example:
@@ -158,7 +158,7 @@ class WeightAttributionCallback(TrainerCallback):
 
     def check_engine(self) -> None:
         """Raise ValueError if masked training does not work on the engine at hand."""
-        check_engine(has_mask=self.given is not None, masks_gradients=self.masks_gradients)
+        current_engine().check(has_mask=self.given is not None, masks_gradients=self.masks_gradients)
 
     def on_init_end(self, args, state, control, model=None, processing_class=None, **kwargs):
         self.prepare(args, model, processing_class)
@@ -231,7 +231,7 @@ class WeightAttributionCallback(TrainerCallback):
             for name, dataset in self._prepared.items()
         }
         mask = attribute(
-            WithoutHooks(model) if is_deepspeed() else model,
+            current_engine().scoring_model(model),
             batches.get("forget"),
             batches.get("retain"),
             score=self.score,

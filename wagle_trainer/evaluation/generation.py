@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from wagle_trainer.engines.engine import shards_forward
+from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
 from wagle_trainer.models.log_probs import IGNORE_INDEX
@@ -140,7 +140,7 @@ def _continue(
     with (
         evaluation_mode(model),
         _without_max_length(model.generation_config),
-        _weights_of_the_root(model),
+        current_engine().gathered_root(model),
         tqdm(
             total=sum(map(len, batches)),
             desc="Generating answers",
@@ -159,7 +159,7 @@ def _continue(
                 attention_mask=attention_mask,
                 generation_config=config,
                 # Where weights are gathered from other processes, one whose answers have ended goes on with them.
-                synced_gpus=shards_forward(),
+                synced_gpus=current_engine().gathers_weights_in_forward,
             )
             for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 # What follows the end is filler, which need not be a special token that decoding would drop.
@@ -178,17 +178,6 @@ def _stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     of_model = model.generation_config.eos_token_id
     candidates = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return sorted({token for token in candidates if token is not None})
-
-
-def _weights_of_the_root(model: Any) -> AbstractContextManager[None]:
-    """Gather what FSDP1 gathers in the forward pass of the whole model, which `generate` passes by; no-op elsewhere."""
-    if not shards_forward():
-        return nullcontext()
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    if not isinstance(model, FullyShardedDataParallel):
-        return nullcontext()
-    return FullyShardedDataParallel.summon_full_params(model, writeback=False, recurse=False)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from wagle_trainer.engines.engine import shards_forward
+from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation import metrics
 from wagle_trainer.evaluation.answer_scores import AnswerScore, answer_lengths
 from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
@@ -67,7 +67,7 @@ def gradient_norms(
         ValueError: no weight is trainable; an answer has no tokens; or the engine shards the weights (FSDP, ZeRO-3).
         FloatingPointError: a norm is infinite or not a number.
     """
-    if shards_forward():
+    if current_engine().gathers_weights_in_forward:
         raise ValueError(
             "The gradient-norm attack needs the whole gradient of one example, which no process holds on FSDP or "
             "ZeRO-3: leave it out there, or evaluate on one GPU or with DDP."

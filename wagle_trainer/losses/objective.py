@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from wagle_trainer.engines.engine import WHOLE, engine
+from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.losses import UnlearningLoss, get_loss
 from wagle_trainer.losses.unlearning_loss import NEEDS, example_of
 from wagle_trainer.models.reference_model import decoder_layer
@@ -62,18 +62,19 @@ def overrides(loss: UnlearningLoss, method: str) -> bool:
 
 def check_engine_for(loss: UnlearningLoss, loss_type: str, retain_loss: str | None) -> None:
     """Raise ValueError if the losses need a model in one piece, and the engine shards it."""
-    if engine() in WHOLE:
+    engine = current_engine()
+    if engine.holds_full_weights:
         return
     if retain_loss in ("kl", "js", "embed_diff"):
         raise ValueError(
             f"retain_loss={retain_loss!r} needs the {'layers' if retain_loss == 'embed_diff' else 'head'} in "
-            f"one piece, but {engine().value} shards them. Use retain_loss='nll', or data parallelism."
+            f"one piece, but {engine.name} shards them. Use retain_loss='nll', or data parallelism."
         )
     whole = {"forget_reference_logits", "forget_states", "forget_reference_states"} & loss.needs
     if whole or overrides(loss, "penalty"):
         raise ValueError(
             f"loss_type={loss_type!r} needs {'hidden states or logits' if whole else 'the weights'} of a "
-            f"model in one piece, but {engine().value} shards it. Use another objective, or data parallelism."
+            f"model in one piece, but {engine.name} shards it. Use another objective, or data parallelism."
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
 from wagle_trainer.data.pairing import Collator, PairedDataset, PairSampler
-from wagle_trainer.engines.engine import shards_forward
+from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.losses import Signals, UnlearningLoss
 from wagle_trainer.models.log_probs import TokenLogProbs
 from wagle_trainer.models.reference_model import ReferenceHead, ReferenceStates, align, reference_log_probs
@@ -95,7 +95,7 @@ class ModelBefore:
             for role in self._roles_with_log_probs:
                 if role not in self.log_probs:
                     dataset, device = getattr(self.dataset, role), self.args.device
-                    batches, together = self._batches(dataset), shards_forward()
+                    batches, together = self._batches(dataset), current_engine().gathers_weights_in_forward
                     values = reference_log_probs(model, batches, len(dataset), device, together)
                     self.log_probs[role] = accelerator.reduce(values.to(device), "sum").cpu()
 

@@ -103,6 +103,9 @@ class MaskedUpdates:
         for parameter in self._frozen:
             self._handles.append(parameter.register_post_accumulate_grad_hook(_zero_gradient))
 
+    def mask_gradients(self) -> None:
+        """Zero the gradients of unselected weights that no hook has seen: none on this engine."""
+
     def detach(self) -> None:
         """Remove all hooks; the next step is an unmasked one."""
         for handle in self._handles:

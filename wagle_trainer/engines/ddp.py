@@ -1,0 +1,17 @@
+"""Data parallelism: every process holds the full model."""
+
+from __future__ import annotations
+
+from accelerate.utils import DistributedType
+
+from wagle_trainer.engines.engine import Engine
+
+
+class DataParallel(Engine):
+    """torch's DistributedDataParallel. It averages gradients before hooks on accumulated gradients run."""
+
+    name = "data parallelism"
+    kinds = frozenset(
+        {DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU, DistributedType.MULTI_NPU}
+    )
+    watched_by = ("test_data_parallel",)

@@ -1,0 +1,51 @@
+"""FSDP1: parameters are flattened and cut."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from accelerate.utils import DistributedType
+from torch import nn
+
+from wagle_trainer.engines.engine import Engine
+
+
+class FSDP1(Engine):
+    """torch's `FullyShardedDataParallel`. No hook sees a gradient, and slices of parameters cannot be scored."""
+
+    name = "FSDP1"
+    kinds = frozenset({DistributedType.FSDP})
+    holds_full_weights = False
+    scores_weights = False
+    masks_gradients_in_hooks = False
+    gathers_weights_in_forward = True
+    supports_compact_optimizer = False
+    resumes_on_other_process_counts = False
+    watched_by = ("test_wrappers_have_the_names_that_we_take_away", "test_fsdp1_trains_with_a_given_mask")
+
+    @classmethod
+    def runs(cls, kind: DistributedType, plugin: Any) -> bool:
+        """Whether accelerate runs FSDP version 1."""
+        return kind in cls.kinds and plugin.fsdp_version == 1
+
+    def check(self, *, has_mask: bool, masks_gradients: bool) -> None:
+        """See `Engine.check`; FSDP1 has to keep the parameters' names, too."""
+        if not self.plugin.use_orig_params:
+            raise ValueError(
+                "With FSDP1, weight masks need fsdp_use_orig_params: true; or use FSDP2 (fsdp_version: 2)."
+            )
+        super().check(has_mask=has_mask, masks_gradients=masks_gradients)
+
+    @property
+    def why_no_scores(self) -> str:
+        """Why weights cannot be scored, as a sentence."""
+        return "FSDP1 flattens and cuts parameters, so weights cannot be scored on it."
+
+    def gathered_root(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Gather the weights of the outermost unit, which `generate` does not run forward."""
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        if not isinstance(model, FullyShardedDataParallel):
+            return nullcontext()
+        return FullyShardedDataParallel.summon_full_params(model, writeback=False, recurse=False)
