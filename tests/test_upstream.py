@@ -78,7 +78,7 @@ def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters
         ("trl", "SFTConfig._VALID_DICT_FIELDS", "wagle_trainer/config.py"),
         ("trl", "SFTTrainer._tag_names", "wagle_trainer/trainer.py"),
         ("trl", "SFTTrainer._name", "wagle_trainer/trainer.py"),
-        ("trl", "SFTTrainer._paper", "wagle_trainer/trainer.py and model_card.py"),
+        ("trl", "SFTTrainer._paper", "wagle_trainer/trainer.py and reporting/model_card.py"),
         ("trl", "SFTTrainer.create_model_card", "wagle_trainer/trainer.py"),
     ],
 )

@@ -321,7 +321,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
         Returns:
             the commit's address.
         """
-        from wagle_trainer.reporting.model_card import adapter_card
+        from wagle_trainer.adapters.adapter_card import adapter_card
 
         return push(
             self,

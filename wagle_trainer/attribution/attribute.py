@@ -27,7 +27,7 @@ from wagle_trainer.attribution.histogram import ScoreHistogram
 from wagle_trainer.attribution.score_inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
 from wagle_trainer.attribution.scores import SETS, Score, arguments_of, name_of, needed_statistics, with_options
 from wagle_trainer.attribution.selection import ONE, Shards, leave_out, select
-from wagle_trainer.engines.sharding import device_of, gather, is_sharded, own, own_part
+from wagle_trainer.engines.sharding import device_of, gather, is_sharded, local_part, shard
 from wagle_trainer.masking import bits
 from wagle_trainer.masking.mask import WeightMask
 from wagle_trainer.masking.mask_info import MaskInfo
@@ -222,7 +222,7 @@ class _Selection:
             found = select({key: score}, self.density, self.scope, excluded=self.excluded, histogram=self.histogram)
             self._packed |= found
             return
-        part = own_part(score, parameter).clone() if self.shards is not ONE else score
+        part = shard(score, parameter).clone() if self.shards is not ONE else score
         room = next((value for name, value in available.items() if name.endswith("_grad")), None)
         if room is not None and self.shards is ONE and self.offload is None:
             # In the memory of a gradient, which is no longer needed: fresh memory takes longer than a copy.
@@ -239,7 +239,7 @@ class _Selection:
             )
         if self.scope == "global" and self.shards is not ONE:
             for key, parameter in self.parameters.items():
-                rows = bits.unpack(self._packed[key], own(parameter).shape)
+                rows = bits.unpack(self._packed[key], local_part(parameter).shape)
                 self._packed[key] = bits.pack(gather(rows.to(torch.uint8), parameter).bool())
         return {key: self._packed[key].cpu() for key in self.parameters}
 
@@ -268,7 +268,7 @@ class _Selection:
 def _own_pairs(parameters: Mapping[str, nn.Parameter], statistics: SetStatistics) -> Iterator[tuple[Tensor, Tensor]]:
     """Weight and gradient of each parameter, what of them lies on this process."""
     for key, parameter in parameters.items():
-        local = own(parameter.detach())
+        local = local_part(parameter.detach())
         yield local, statistics.grad[key].to(local.device).float()
 
 

@@ -13,34 +13,36 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wagle_trainer.engines.sharding import device_of, empty_batch, in_step, is_sharded, named_parameters, own
+from wagle_trainer.engines.sharding import (
+    device_of,
+    empty_batch,
+    is_sharded,
+    local_part,
+    named_parameters,
+    synchronised,
+)
 from wagle_trainer.models.log_probs import label_mask, token_log_probs
+from wagle_trainer.models.modes import unchanged
 
 Batch = Mapping[str, Any]
 
 
 @contextmanager
 def attribution_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Evaluation mode, gradients for `parameters` only and none from before; everything is put back as it was found:
-    the mode of every module, `requires_grad`, `.grad` and the random state."""
-    modes = {module: module.training for module in model.modules()}
-    found = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    """Eval mode, with gradients for `parameters` only; the model and the random state are restored on exit."""
+    found = list(model.parameters())
     # FSDP2 decided when it sharded the model which gradients it computes: there the others are thrown away instead.
     wanted = set(found if is_sharded(found) else parameters.values())
-    device = device_of(next(iter(found)))
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-            model.eval()
-            for parameter, (requires_grad, _) in found.items():
-                parameter.grad = None
-                parameter.requires_grad_(requires_grad and parameter in wanted)
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, (requires_grad, grad) in found.items():
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+    device = device_of(found[0])
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.enable_grad(),
+        unchanged(model),
+    ):
+        model.eval()
+        for parameter in found:
+            parameter.requires_grad_(parameter.requires_grad and parameter in wanted)
+        yield
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def set_statistics(
     examples = skipped = 0
     try:
         with memory_advice(f"computing the {name} gradient"):
-            steps = in_step(batches, device) if sharded else batches
+            steps = synchronised(batches, device) if sharded else batches
             total = len(batches) if isinstance(batches, Sized) else None
             what = "gradient" if backward else "activations"
             bar = tqdm(steps, desc=f"Attribution: {name} {what}", total=total, disable=not progress)
@@ -202,7 +204,7 @@ def _accumulators(
     squares: dict[str, Tensor] = {}
     for key, parameter in parameters.items():
         parameter.grad = None
-        local = own(parameter)
+        local = local_part(parameter)
         place = torch.device("cpu") if offload else local.device
         if "square" in wanted:
             squares[key] = torch.zeros_like(local, dtype=dtype, device=place)
@@ -216,7 +218,7 @@ def _take_gradients(parameters: Mapping[str, nn.Parameter], accumulators: dict[s
     for key, parameter in parameters.items():
         grad = accumulators.pop(key, None)
         if grad is None:
-            grad = torch.zeros_like(own(parameter)) if parameter.grad is None else own(parameter.grad)
+            grad = torch.zeros_like(local_part(parameter)) if parameter.grad is None else local_part(parameter.grad)
         gradients[key] = grad
         parameter.grad = None
     return gradients
@@ -314,7 +316,7 @@ def first_batch_not_finite(
 
 def _move_grad_into(accumulator: Tensor | None, square: Tensor | None) -> Any:
     def move(parameter: Tensor) -> None:
-        grad = own(parameter.grad)  # type: ignore[arg-type]
+        grad = local_part(parameter.grad)  # type: ignore[arg-type]
         if accumulator is not None:
             accumulator.add_(grad.to(accumulator.device))
         if square is not None:

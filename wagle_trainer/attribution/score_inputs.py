@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wagle_trainer.attribution.gradients import Batch, SetStatistics, first_batch_not_finite
 from wagle_trainer.attribution.scores import Score
-from wagle_trainer.engines.sharding import gather, is_sharded, own
+from wagle_trainer.engines.sharding import gather, is_sharded, local_part
 from wagle_trainer.masking import bits
 
 
@@ -31,7 +31,7 @@ class ScoreInputs:
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for index, (key, parameter) in enumerate(self.parameters.items()):
-            place = own(parameter).device
+            place = local_part(parameter).device
             available: dict[str, Any] = {}
             for which, found in self.statistics.items():
                 for what, tensors in (("grad", found.grad), ("square", found.square)):
@@ -40,7 +40,11 @@ class ScoreInputs:
                         available[f"{which}_{what}"] = gather(part, parameter)
                 activation = found.activation.pop(key, None)
                 available[f"{which}_activation"] = None if activation is None else activation.to(place)
-            available |= {"weight": gather(own(parameter.detach()), parameter), "name": key, "gamma": self.gamma}
+            available |= {
+                "weight": gather(local_part(parameter.detach()), parameter),
+                "name": key,
+                "gamma": self.gamma,
+            }
             available["generator"] = torch.Generator().manual_seed(_seed_of(self.seed, index))
             yield key, available
 

@@ -1,7 +1,7 @@
-"""Weights spread over processes: what of a tensor this process holds (FSDP2's `DTensor`s), and how to see all of it.
+"""Sharded tensors (FSDP2's `DTensor`s): local parts, and how to gather full tensors.
 
-Everywhere else a tensor is either *whole* (the parameter's full shape) or *own* (the rows of it that lie on this
-process; on an unsharded model the same thing).
+Everywhere else a tensor is either *full* (the parameter's shape) or *local* (the rows that lie on this process; on an
+unsharded model the full tensor).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_ori
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters by the names that they have in the unwrapped model, a tied one once; sharded where FSDP2 shards."""
+    """All parameters by their names in the unwrapped model, a tied one once; sharded under FSDP2."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward pass without a backward pass leaves some of them gathered
@@ -31,7 +31,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
-    """The whole parameter's shape; ZeRO-3 leaves an empty tensor in its place."""
+    """Shape of the full parameter; ZeRO-3 leaves an empty tensor in its place."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
@@ -39,7 +39,7 @@ def is_sharded(parameters: Iterable[Tensor]) -> bool:
     """Whether the parameters are sharded by FSDP2.
 
     Raises:
-        ValueError: in another way than by rows over one group of processes, or only some of them.
+        ValueError: they are sharded in another way than by rows over all processes, or only some of them are.
     """
     parameters = list(parameters)
     sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
@@ -60,28 +60,28 @@ def is_sharded(parameters: Iterable[Tensor]) -> bool:
     return bool(sharded)
 
 
-def own(tensor: Tensor) -> Tensor:
-    """What this process holds of a parameter or a gradient; shares its memory."""
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of a parameter or gradient on this process; shares its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def device_of(parameter: Tensor) -> torch.device:
-    """Where the parameter is computed with; with FSDP2's parameter offloading it lies elsewhere."""
+    """The device that computes with the parameter; offloaded parameters lie elsewhere."""
     return torch.device(parameter.device_mesh.device_type) if isinstance(parameter, DTensor) else parameter.device
 
 
-def own_part(whole: Tensor, parameter: Tensor) -> Tensor:
-    """The rows of `whole` that lie on this process, laid out as `parameter` is."""
+def shard(full: Tensor, parameter: Tensor) -> Tensor:
+    """The rows of `full` that belong on this process, laid out as `parameter` is."""
     if not isinstance(parameter, DTensor):
-        return whole
+        return full
     mesh, placements = parameter.device_mesh, parameter.placements
     # Without a source rank every process takes its part of what it has: nothing is sent.
-    part = distribute_tensor(whole.to(mesh.device_type), mesh, placements, src_data_rank=None).to_local()
-    return part.to(own(parameter).device)  # with parameter offloading that is the CPU
+    part = distribute_tensor(full.to(mesh.device_type), mesh, placements, src_data_rank=None).to_local()
+    return part.to(local_part(parameter).device)  # with parameter offloading that is the CPU
 
 
 def gather(part: Tensor, parameter: Tensor) -> Tensor:
-    """The inverse of `own_part`: the whole tensor, on every process."""
+    """The full tensor on every process, from local parts laid out as `parameter` is."""
     if not isinstance(parameter, DTensor):
         return part
     shape, stride = parameter.shape, parameter.stride()
@@ -90,9 +90,11 @@ def gather(part: Tensor, parameter: Tensor) -> Tensor:
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride).full_tensor()
 
 
-def in_step(batches: Iterable[T], device: torch.device) -> Iterator[T | None]:
-    """The batches, and then None until the slowest process is through: where weights are sharded, every process has to
-    run the same number of forward passes."""
+def synchronised(batches: Iterable[T], device: torch.device) -> Iterator[T | None]:
+    """Yield the batches, then None until the slowest process has no batch left.
+
+    Where weights are sharded, every process has to run the same number of forward passes.
+    """
     iterator = iter(batches)
     while True:
         batch = next(iterator, None)
@@ -104,6 +106,6 @@ def in_step(batches: Iterable[T], device: torch.device) -> Iterator[T | None]:
 
 
 def empty_batch(device: torch.device) -> dict[str, Tensor]:
-    """The least that a process can pass forward when it has nothing left: one example without a label."""
+    """The smallest batch for a process that has none left: one example without a target token."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)
     return {"input_ids": ids, "labels": torch.full_like(ids, -100)}

@@ -297,7 +297,7 @@ class WeightMask(Mapping[str, Tensor]):
         Returns:
             the commit's address.
         """
-        from wagle_trainer.reporting.model_card import mask_card
+        from wagle_trainer.masking.mask_card import mask_card
 
         return push(
             self, mask_card, repo_id, evaluation, private=private, token=token, commit_message="Upload weight mask"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from wagle_trainer.engines.sharding import is_sharded, named_parameters, own, own_part
+from wagle_trainer.engines.sharding import is_sharded, local_part, named_parameters, shard
 from wagle_trainer.masking import bits
 from wagle_trainer.masking.compact_adamw import CompactAdamW, refuse_compact_moments
 from wagle_trainer.masking.mask import WeightMask
@@ -91,7 +91,7 @@ class MaskedUpdates:
             if selected == 0:
                 self._frozen.append(parameter)
             elif selected < parameter.numel():
-                self._packed[parameter] = own_bits(self.mask, name, parameter)
+                self._packed[parameter] = local_bits(self.mask, name, parameter)
         held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         if held.isdisjoint(self._names):
             raise ValueError(
@@ -117,11 +117,11 @@ class MaskedUpdates:
 
     def _selected(self, parameter: Tensor) -> Tensor:
         """bool: which weights of what this process holds of a tensor may change."""
-        return bits.unpack(self._packed[parameter], own(parameter).shape)
+        return bits.unpack(self._packed[parameter], local_part(parameter).shape)
 
     @torch.no_grad()
     def _mask_gradient(self, parameter: Tensor) -> None:
-        for selected, grad in bits.beside(self._packed[parameter], own(parameter.grad)):  # type: ignore[arg-type]
+        for selected, grad in bits.beside(self._packed[parameter], local_part(parameter.grad)):  # type: ignore[arg-type]
             bits.zero_unselected(grad, selected)
 
     @torch.no_grad()
@@ -138,13 +138,13 @@ class MaskedUpdates:
                     self._apply_decay(group)
                     group["weight_decay"] = 0.0
         elif not isinstance(self.optimizer, CompactAdamW):
-            self._before = {parameter: own(parameter).clone() for parameter in self._stepping()}
+            self._before = {parameter: local_part(parameter).clone() for parameter in self._stepping()}
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         self._restore_decay()
         for parameter, before in self._before.items():
-            for selected, weight, value in bits.beside(self._packed[parameter], own(parameter), before):
+            for selected, weight, value in bits.beside(self._packed[parameter], local_part(parameter), before):
                 torch.where(selected, weight, value, out=weight)
         self._before = {}
         self.steps += 1
@@ -172,7 +172,7 @@ class MaskedUpdates:
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            weight, grad = own(parameter), own(parameter.grad)
+            weight, grad = local_part(parameter), local_part(parameter.grad)
             factor = group["weight_decay"] * (1.0 if scale is None else float(scale))
             if parameter not in self._packed:
                 weight.mul_(keep) if decoupled else grad.add_(weight, alpha=factor)
@@ -188,13 +188,13 @@ class MaskedUpdates:
         for parameter in self._packed:
             for value in self.optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    own(value).masked_fill_(~self._selected(parameter), 0)
+                    local_part(value).masked_fill_(~self._selected(parameter), 0)
 
     def _assert_gradients_masked(self) -> None:
         for parameter in (*self._stepping(), *self._frozen):
             if parameter.grad is None:
                 continue
-            grad = own(parameter.grad)
+            grad = local_part(parameter.grad)
             outside = grad[~self._selected(parameter)] if parameter in self._packed else grad
             if bool(outside.any()):
                 raise RuntimeError(
@@ -204,10 +204,10 @@ class MaskedUpdates:
                 )
 
 
-def own_bits(mask: WeightMask, name: str, parameter: Tensor) -> Tensor:
+def local_bits(mask: WeightMask, name: str, parameter: Tensor) -> Tensor:
     """Packed bits of what this process holds of a parameter, where it lies."""
     if isinstance(parameter, DTensor):
-        return bits.pack(own_part(mask[name].to(torch.uint8), parameter).bool())
+        return bits.pack(shard(mask[name].to(torch.uint8), parameter).bool())
     return mask.packed(name).to(parameter.device)
 
 

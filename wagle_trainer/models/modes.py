@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace."""
+"""Contexts that leave a model as they found it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,54 @@ from torch import nn
 
 
 @contextmanager
+def _kept_modes(model: nn.Module) -> Iterator[None]:
+    """Put every module back into train or eval mode on exit, one by one: frozen parts may have been in eval mode."""
+    found = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in found.items():
+            module.training = training
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every module is in train or eval mode as it was before.
+    """Eval mode without gradients; every module's mode is restored on exit.
 
     `no_grad` rather than `inference_mode`: buffers that a model makes on first use (rotary tables) would stay
     inference tensors, and a later training step on them would fail.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
+    with _kept_modes(model), torch.no_grad():
+        model.eval()
+        yield
+
+
+@contextmanager
+def unchanged(model: nn.Module, *, weights: bool = False) -> Iterator[None]:
+    """Begin without gradients; restore modes, `requires_grad` and gradients on exit.
+
+    Args:
+        model: the model to protect.
+        weights: restore the weights, too, bitwise identical. A second copy of them is held meanwhile.
+    """
+    found = [(p, p.requires_grad, p.grad, p.detach().clone() if weights else None) for p in model.parameters()]
+    with _kept_modes(model):
+        for parameter, *_ in found:
+            parameter.grad = None
+        try:
             yield
-    finally:
-        for module, was_training in training.items():  # one by one: frozen parts may have been in eval mode
-            module.training = was_training
+        finally:
+            with torch.no_grad():
+                for parameter, requires_grad, grad, value in found:
+                    if value is not None:
+                        parameter.copy_(value)
+                    parameter.requires_grad_(requires_grad)
+                    parameter.grad = grad
 
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Random numbers drawn inside (Python's, NumPy's, torch's on the CPU and the current GPU) change none drawn later."""
+    """Restore the random states of Python, NumPy, torch on the CPU and the current GPU on exit."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -39,25 +68,3 @@ def preserved_rng() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Whatever is done to the weights inside is undone: values bit for bit, gradients, what requires one, the mode.
-
-    It holds a second copy of the weights meanwhile.
-    """
-    before = [(p, p.detach().clone(), p.grad, p.requires_grad) for p in model.parameters()]
-    training = {module: module.training for module in model.modules()}
-    for parameter, *_ in before:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value, grad, requires_grad in before:
-                parameter.copy_(value)
-                parameter.requires_grad_(requires_grad)
-                parameter.grad = grad
-        for module, was_training in training.items():
-            module.training = was_training

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
-from wagle_trainer.engines.sharding import empty_batch, in_step
+from wagle_trainer.engines.sharding import empty_batch, synchronised
 from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs, unwrap
 from wagle_trainer.models.modes import evaluation_mode
 
@@ -37,7 +37,7 @@ def reference_log_probs(
     values = torch.zeros(size, max(1, longest))
     with evaluation_mode(model):
         pairs = zip(batches.rows, batches, strict=True)
-        for pair in in_step(pairs, device) if together else pairs:
+        for pair in synchronised(pairs, device) if together else pairs:
             if pair is None:
                 token_log_probs(model, empty_batch(device))
                 continue

@@ -60,7 +60,7 @@ def push(
     address.
 
     Args:
-        card: of `model_card.py`; called with `thing.describe()`, the repository's full id, and `evaluation`.
+        card: makes the card; called with `thing.describe()`, the repository's full id, and `evaluation`.
     """
     from huggingface_hub import HfApi
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from wagle_trainer.evaluation.attacks.attack import Point, Target, register_attack
-from wagle_trainer.models.modes import restored
+from wagle_trainer.models.modes import unchanged
 
 
 @register_attack("quantization", unit="bits")
@@ -41,7 +41,7 @@ def quantization(target: Target, *, bits: Sequence[int] = (8, 4), group_size: in
     before, after = target.baselines()
     points = []
     for number in bits:
-        with restored(target.after):
+        with unchanged(target.after, weights=True):
             _quantize(target.after, number, None if number > 4 else group_size)
             points.append(Point(number, target.knows(), before, after))
     return points

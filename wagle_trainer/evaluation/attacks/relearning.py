@@ -12,7 +12,7 @@ from transformers.utils import logging
 from wagle_trainer.evaluation.attacks.attack import Point, Row, Target, register_attack
 from wagle_trainer.evaluation.padded_batches import pad
 from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
-from wagle_trainer.models.modes import preserved_rng, restored
+from wagle_trainer.models.modes import preserved_rng, unchanged
 
 logger = logging.get_logger(__name__)
 
@@ -121,7 +121,7 @@ def _recovery(
     queue: list[int] = []
     with (
         preserved_rng(),
-        restored(model),
+        unchanged(model, weights=True),
         tqdm(total=stops[-1], desc="Relearning", unit="step", disable=not target.progress) as bar,
     ):
         torch.manual_seed(target.seed)  # of dropout

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from wagle_trainer.evaluation.attacks.attack import Point, Target, register_attack
 from wagle_trainer.masking.bits import as_integers
-from wagle_trainer.models.modes import restored
+from wagle_trainer.models.modes import unchanged
 
 
 @register_attack("removal", unit="share of the changed weights put back")
@@ -39,7 +39,10 @@ def removal(target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75))
     changes = _changes(target.before, target.after)
     before, after = target.baselines()
     points = []
-    with restored(target.after), tqdm(sorted(shares), desc="Removal", disable=not target.progress) as bar:
+    with (
+        unchanged(target.after, weights=True),
+        tqdm(sorted(shares), desc="Removal", disable=not target.progress) as bar,
+    ):
         for share in bar:
             # from small to large share of the same order: what is back stays back
             for seed, (weight, base, positions) in enumerate(changes, start=target.seed):
