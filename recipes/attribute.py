@@ -4,17 +4,16 @@ python recipes/attribute.py --config recipes/configs/llama_2_7b.yaml --output_di
 accelerate launch recipes/tofu_npo.py --config recipes/configs/llama_2_7b.yaml --mask_path masks/wagle
 """
 
-from tofu_common import load_format, load_model, parse_arguments
+from recipe import load_format, load_model, parse_arguments
 from trl import get_peft_config
 
 from wagle_trainer import WagleTrainer
-from wagle_trainer.data.dataset_arguments import load_forget_and_retain
 
 
 def main() -> None:
-    tofu, args, model_args = parse_arguments("npo")
-    qa = load_format(tofu, model_args)
-    forget, retain = load_forget_and_retain(tofu, qa)
+    task, args, model_args = parse_arguments("tofu", "npo")
+    qa = load_format(task, model_args)
+    forget, retain = task.training_sets(qa)
     args.attribution_samples = args.attribution_samples or len(forget)  # as in the training recipes
 
     trainer = WagleTrainer(

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from compare_runs import NO_MASK, CompareArguments, Runs
+from recipe import RETRAINED
 
 from wagle_trainer.evaluation import load_results, results_table
-from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.reporting import write_report
 from wagle_trainer.reporting.statistics import mean
-
-if TYPE_CHECKING:
-    from compare import CompareArguments, Runs
-
-SUITE = get_suite("tofu")
-NO_MASK = "no mask"
-RETRAINED = "retrained without the forget set"
 
 Results = Sequence[Mapping[str, Any]]  # one for each seed
 
@@ -34,7 +29,7 @@ def pick(by_rate: Mapping[float, Results], goal: float, compare: CompareArgument
     """Of the learning rates whose mean over seeds reaches the forget goal, the one with the best mean utility; if none
     does, the one that forgets most; the lower of two that are equal. Rates with a failed seed do not count: None if no
     rate is left."""
-    sign = 1 if SUITE.forget_metrics[compare.forget_metric] == "higher" else -1
+    sign = 1 if compare.suite.forget_metrics[compare.forget_metric] == "higher" else -1
     found = []
     for rate, results in by_rate.items():
         if not any("failed" in result for result in results):
@@ -56,7 +51,7 @@ def forget_goal(references: Mapping[str, Results], compare: CompareArguments) ->
     metric, ends = compare.forget_metric, [references.get("before", ()), references.get(RETRAINED, ())]
     if not all(end and metric in end[0] for end in ends):
         raise ValueError(
-            f"The forget goal is a share of the way of {metric} from before unlearning to a retrained model, but not "
+            f"The forget goal is a share of the distance of {metric} from the reference to a retrained model, but not "
             "both have that number: give --forget_goal, or a --retrained_model."
         )
     before, retrained = (mean([result[metric] for result in end]) for end in ends)
@@ -64,7 +59,7 @@ def forget_goal(references: Mapping[str, Results], compare: CompareArguments) ->
 
 
 def read_references(runs: Runs) -> dict[str, Results]:
-    """The measurements of the models that were not unlearned: one for each seed, or a single one for all."""
+    """The measurements of the reference and the retrained models: one for each seed, or a single one for all."""
     return {
         name: [load_results(runs.path(seed, name)) for seed in runs.reference_seeds]
         for name in ("before", RETRAINED)
@@ -75,7 +70,7 @@ def read_references(runs: Runs) -> dict[str, Results]:
 def picks(runs: Runs, goal: float) -> dict[str, Pick]:
     """What counts of each variant; those without a learning rate that gave finite numbers are not in it."""
     picked = {}
-    for label in dict.fromkeys(task.label for task in runs.tasks):
+    for label in dict.fromkeys(variant.label for variant in runs.variants):
         by_rate = {
             rate: [load_results(runs.path(seed, label, rate)) for seed in runs.compare.seeds]
             for rate in runs.learning_rates
@@ -92,7 +87,7 @@ def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
     by_label |= {RETRAINED: references[RETRAINED]} if RETRAINED in references else {}
     attacked = {label: found for label in by_label if (found := _read_attacks(runs, picked, label))}
     came_back = {f"{name}_came_back": (name.replace("_", " "), "came back") for name in compare.attacks}
-    headline = {**SUITE.headline, **came_back}
+    headline = {**runs.task.headline, **came_back}
     results: dict[str, Any] = {}
     for label, measured in by_label.items():
         seen = [
@@ -101,29 +96,29 @@ def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
         ]
         results[label] = seen if len(seen) == len(seeds) else seen[0]
 
-    masked = {task.label: task for task in runs.tasks if task.score is not None and task.label in picked}
+    masked = {v.label: v for v in runs.variants if v.score is not None and v.label in picked}
     pairs = {
         "a random mask of the same density": [
-            (n, f"random {t.density:g}") for n, t in masked.items() if t.score != "random"
+            (label, f"random {v.density:g}") for label, v in masked.items() if v.score != "random"
         ],
         NO_MASK: [(label, NO_MASK) for label in masked],
     }
     smallest = min(compare.densities)
-    drawn = [*(label for label, task in masked.items() if task.density == smallest), NO_MASK, RETRAINED]
+    drawn = [*(label for label, variant in masked.items() if variant.density == smallest), NO_MASK, RETRAINED]
     path = write_report(
         results,
         runs.folder,
         title=f"{runs.args.loss_type} with and without masks",
         mask={label: runs.folder / "masks" / label for label in drawn if label in masked},
         attacks={f"{label} (seed {seeds[0]})": attacked[label][0] for label in drawn if label in attacked},
-        config=runs.args.to_dict() | asdict(runs.tofu) | asdict(compare),
+        config=runs.args.to_dict() | asdict(runs.task.data) | asdict(compare),
         suite=SimpleNamespace(
             headline=headline,
             forget_metrics={
-                **_first(compare.forget_metric, SUITE.forget_metrics),
+                **_first(compare.forget_metric, compare.suite.forget_metrics),
                 **dict.fromkeys(came_back, "lower"),
             },
-            utility_metrics=_first(compare.utility_metric, SUITE.utility_metrics),
+            utility_metrics=_first(compare.utility_metric, compare.suite.utility_metrics),
         ),
         comparisons={family: [p for p in some if set(p) <= set(picked)] for family, some in pairs.items()},
         notes=_notes(runs, picked, goal),
@@ -138,7 +133,7 @@ def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
 
 
 def _read_attacks(runs: Runs, picked: Mapping[str, Pick], label: str) -> list[dict[str, Any]]:
-    """What came back under each attack, for each seed; nothing where the variant was not attacked."""
+    """What each attack recovered, for each seed; nothing where the variant was not attacked."""
     rate = picked[label].learning_rate if label in picked else None
     seeds = runs.compare.seeds if label in picked else runs.reference_seeds
     found = {}
@@ -153,7 +148,7 @@ def _read_attacks(runs: Runs, picked: Mapping[str, Pick], label: str) -> list[di
 def _notes(runs: Runs, picked: Mapping[str, Pick], goal: float) -> list[str]:
     compare = runs.compare
     notes = [
-        "A seed is a small Llama that was trained from scratch on the bundled people, and one that never saw the forget "
+        "A seed is a small Llama that was trained from scratch on the bundled example, and one that never saw the forget "
         "set; it also gives the order of the examples and the random mask."
         if runs.small
         else "All seeds start from the same model: a seed gives the order of the examples and the random mask, so that "
@@ -168,7 +163,7 @@ def _notes(runs: Runs, picked: Mapping[str, Pick], goal: float) -> list[str]:
     missed = [label for label, found in picked.items() if not found.reached]
     if missed:
         notes.append(f"No learning rate reached the forget goal: {', '.join(missed)}.")
-    failed = dict.fromkeys(task.label for task in runs.tasks if task.label not in picked)
+    failed = dict.fromkeys(variant.label for variant in runs.variants if variant.label not in picked)
     if failed:
         notes.append(f"Left out, since no learning rate gave finite numbers on every seed: {', '.join(failed)}.")
     if compare.attacks:

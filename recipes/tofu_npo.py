@@ -2,29 +2,30 @@
 
 accelerate launch recipes/tofu_npo.py                        # the bundled people, 2 minutes on 2 CPU cores
 accelerate launch recipes/tofu_npo.py --config recipes/configs/llama_3.2_1b.yaml
+
+The other recipes are this page with another task or objective.
 """
 
-from tofu_common import Report, load_format, load_model, parse_arguments, variants
+from recipe import Report, load_format, load_model, parse_arguments, variants
 from trl import get_peft_config
 
 from wagle_trainer import WagleTrainer
-from wagle_trainer.data.dataset_arguments import load_forget_and_retain
 
 
-def main() -> None:
-    # Parse, and load questions and answers as the model's tokenizer writes them.
-    tofu, args, model_args = parse_arguments("npo")
-    qa = load_format(tofu, model_args)
-    forget, retain = load_forget_and_retain(tofu, qa)
+def main(task_name: str = "tofu", loss_type: str = "npo") -> None:
+    # Parse, and load the forget and the retain set as the model's tokenizer writes them.
+    task, args, model_args = parse_arguments(task_name, loss_type)
+    qa = load_format(task, model_args)
+    forget, retain = task.training_sets(qa)
     args.attribution_samples = args.attribution_samples or len(forget)  # as many of each set, like the official code
 
     # Measure what the model knows.
-    report = Report(tofu, args, model_args, qa)
+    report = Report(task, args, model_args, qa)
     report.add("before", load_model(model_args.model_name_or_path, model_args, args.device))
 
-    # Unlearn: NPO away from the model before unlearning, NLL on the retain set; only selected weights change.
-    # First with the score that was asked for, then with each control, all from the same model.
-    for label, variant in variants(tofu, args).items():
+    # Unlearn: the objective on the forget set, NLL on the retain set; only selected weights change.
+    # First with the requested score, then with each control, all from the same model.
+    for label, variant in variants(task, args).items():
         trainer = WagleTrainer(
             model=load_model(model_args.model_name_or_path, model_args, args.device),
             args=variant,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wagle_trainer import WeightMask
-from wagle_trainer.evaluation import load_results
+from wagle_trainer.evaluation import get_suite, load_results
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -30,12 +30,21 @@ def compare(recipes):
 
 
 @pytest.fixture(scope="module")
+def compare_runs(recipes):
+    return importlib.import_module("compare_runs")
+
+
+@pytest.fixture(scope="module")
 def compare_report(recipes):
     return importlib.import_module("compare_report")
 
 
 RULE = SimpleNamespace(
-    forget_metric="forget_Q_A_Prob", utility_metric="model_utility", forget_goal=None, forget_share=0.9
+    suite=get_suite("tofu"),
+    forget_metric="forget_Q_A_Prob",
+    utility_metric="model_utility",
+    forget_goal=None,
+    forget_share=0.9,
 )
 
 
@@ -73,7 +82,7 @@ def test_the_learning_rate_that_counts(compare_report, by_rate, goal):
 
 
 def test_a_forget_metric_that_is_better_higher(compare_report):
-    rule = SimpleNamespace(forget_metric="forget_quality", utility_metric="model_utility")
+    rule = SimpleNamespace(**{**vars(RULE), "forget_metric": "forget_quality"})
     by_rate = {
         1e-3: [{"forget_quality": 0.9, "model_utility": 0.1}],
         1e-4: [{"forget_quality": 0.1, "model_utility": 0.9}],
@@ -101,11 +110,13 @@ def test_goal(compare_report):
         ({"densities": [0.5, 5.0]}, r"densities must be in \(0, 1\]"),
         ({"scores": ["wagle", "wangle"]}, "'wangle'.*wagle"),
         ({"attacks": ["relearn"]}, "'relearn'.*relearning"),
+        ({"task": "tofoo"}, "Unknown task 'tofoo'. Known: tofu"),
+        ({"forget_metric": "model_utility"}, "no metric 'model_utility' for this. It has: forget_Q_A_Prob"),
     ],
 )
-def test_arguments_that_make_no_comparison(compare, arguments, message):
+def test_arguments_that_make_no_comparison(compare_runs, arguments, message):
     with pytest.raises(ValueError, match=message):
-        compare.CompareArguments(**arguments)
+        compare_runs.CompareArguments(**arguments)
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +160,14 @@ def runs_in(folder):
     return {path.name: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
 
 
-def test_every_variant_and_seed_has_a_run(compared, compare):
+def test_every_variant_and_seed_has_a_run(compared, compare_runs):
     names = {
         f"seed {s}, {v}, learning rate 0.001.json" for s in (0, 1) for v in ("wagle 0.1", "random 0.1", "no mask")
     }
-    references = {"seed 0, before.json", f"seed 0, {compare.RETRAINED}.json"}
+    references = {"seed 0, before.json", f"seed 0, {compare_runs.RETRAINED}.json"}
     assert set(runs_in(compared)) == {*names, *references, "settings.json"}
     results = load_results(compared / "results.json")
-    assert list(results) == ["before", "wagle 0.1", "random 0.1", "no mask", compare.RETRAINED]
+    assert list(results) == ["before", "wagle 0.1", "random 0.1", "no mask", compare_runs.RETRAINED]
     assert [run["settings"]["seed"] for run in results["random 0.1"]] == [0, 1]
     masks = {label: [run["settings"].get("mask") for run in results[label]] for label in list(results)[1:4]}
     assert (
@@ -182,17 +193,17 @@ def test_its_report_says_what_was_compared(compared):
     assert "<img" in (compared / "report.html").read_text()
 
 
-def test_what_is_there_is_not_run_again(compared, start, compare, monkeypatch):
+def test_what_is_there_is_not_run_again(compared, start, compare_runs, monkeypatch):
     before = runs_in(compared)
     (compared / "runs" / "seed 1, no mask, learning rate 0.001.json").unlink()
     trained = []
 
-    class Counting(compare.WagleTrainer):
+    class Counting(compare_runs.WagleTrainer):
         def train(self, *arguments, **kwargs):
             trained.append((self.args.seed, self.args.attribution))
             return super().train(*arguments, **kwargs)
 
-    monkeypatch.setattr(compare, "WagleTrainer", Counting)
+    monkeypatch.setattr(compare_runs, "WagleTrainer", Counting)
     start()
     assert trained == [(1, None)]
     after = runs_in(compared)
@@ -200,11 +211,11 @@ def test_what_is_there_is_not_run_again(compared, start, compare, monkeypatch):
     assert [name for name in before if after[name] != before[name]] == ["seed 1, no mask, learning rate 0.001.json"]
 
 
-def test_no_goal_is_noticed_before_the_variants_run(compared, start, compare, monkeypatch):
+def test_no_goal_is_noticed_before_the_variants_run(compared, start, compare_runs, monkeypatch):
     """The retrained model has no forget quality, so there is no way to it to take a share of."""
-    monkeypatch.setattr(compare.Runs, "run", lambda *arguments: pytest.fail("a variant ran"))
-    monkeypatch.setattr(compare.Runs, "missing", lambda *arguments: [1e-3])
-    with pytest.raises(ValueError, match="share of the way of forget_quality"):
+    monkeypatch.setattr(compare_runs.Runs, "run", lambda *arguments: pytest.fail("a variant ran"))
+    monkeypatch.setattr(compare_runs.Runs, "missing", lambda *arguments: [1e-3])
+    with pytest.raises(ValueError, match="share of the distance of forget_quality"):
         start("--forget_metric", "forget_quality")
 
 
@@ -213,11 +224,11 @@ def test_other_settings_are_not_mixed_in(compared, start):
         start("--max_steps", 2)
 
 
-def test_a_learning_rate_that_breaks_the_model(compared, start, compare, monkeypatch):
+def test_a_learning_rate_that_breaks_the_model(compared, start, compare_runs, monkeypatch):
     def measure(self, model, seed, qa, **settings):
         raise FloatingPointError("set 'forget', row 0: not finite")
 
-    monkeypatch.setattr(compare.Runs, "measure", measure)
+    monkeypatch.setattr(compare_runs.Runs, "measure", measure)
     start("--learning_rates", 1e-3, 1.0, "--seeds", 0, "--scores", "wagle", "--no_dense")
     failed = load_results(compared / "runs" / "seed 0, wagle 0.1, learning rate 1.json")
     assert "row 0: not finite" in failed["failed"]
@@ -243,16 +254,16 @@ def attacked(start, compared, tmp_path_factory):
     return folder / "out"
 
 
-def test_finetuning_teaches_the_split_and_nothing_else(attacked, compare):
+def test_finetuning_teaches_the_split_and_nothing_else(attacked, compare_runs):
     full, retrained = (
-        load_results(attacked / "runs" / f"seed 0, {name}.json") for name in ("before", compare.RETRAINED)
+        load_results(attacked / "runs" / f"seed 0, {name}.json") for name in ("before", compare_runs.RETRAINED)
     )
     assert full["retain_Q_A_Prob"] > 0.3
     assert retrained["retain_Q_A_Prob"] > 0.3
     assert full["forget_Q_A_Prob"] > 2 * retrained["forget_Q_A_Prob"]
 
 
-def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, compare):
+def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, compare_runs):
     page = json.loads((attacked / "report.json").read_text())
     results = load_results(attacked / "results.json")
     for label in ("random 0.1", "no mask"):
@@ -264,18 +275,18 @@ def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, com
         ]
         assert [run["relearning_came_back"] for run in results[label]] == shares
         assert page["table"][label]["relearning_came_back"]["mean"] == pytest.approx(sum(shares) / 2)
-    assert set(page["attacks"]) == {f"{label} (seed 0)" for label in ("random 0.1", "no mask", compare.RETRAINED)}
-    assert "relearning_unrelated_came_back" in results[compare.RETRAINED]
+    assert set(page["attacks"]) == {f"{label} (seed 0)" for label in ("random 0.1", "no mask", compare_runs.RETRAINED)}
+    assert "relearning_unrelated_came_back" in results[compare_runs.RETRAINED]
     assert "relearning_came_back" not in results["before"]
     assert page["columns"]["relearning_came_back"] == ["relearning", "came back"]
 
 
-def test_attacks_can_be_added_where_nothing_was_forgotten_too(start, compared, compare, monkeypatch):
+def test_attacks_can_be_added_where_nothing_was_forgotten_too(start, compared, compare_runs, monkeypatch):
     """The retrained model of these runs is the one before unlearning; the runs themselves stay as they are."""
     before = runs_in(compared)
-    monkeypatch.setattr(compare.Runs, "attack_variant", lambda *_: None)  # seen above
+    monkeypatch.setattr(compare_runs.Runs, "attack_variant", lambda *_: None)  # seen above
     start("--attacks", "relearning_unrelated", "--relearning_rate", 2e-4)
-    name = f"seed 0, {compare.RETRAINED}, relearning_unrelated 0.0002.json"
+    name = f"seed 0, {compare_runs.RETRAINED}, relearning_unrelated 0.0002.json"
     assert load_results(compared / "runs" / name) == {}
     assert {path: time for path, time in runs_in(compared).items() if path != name} == before
     assert "relearning_unrelated" in json.loads((compared / "report.json").read_text())["notes"][-1]

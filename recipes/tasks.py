@@ -1,0 +1,138 @@
+"""What each application forgets, keeps and measures: one class a task, chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from small_llama import small_llama
+
+from wagle_trainer.data import QAFormat, retain_split_for
+from wagle_trainer.data.dataset_arguments import DataArguments, load_forget_and_retain
+from wagle_trainer.evaluation import get_suite
+
+
+@dataclass
+class RecipeArguments(DataArguments):
+    """Data, controls and evaluation of a recipe."""
+
+    controls: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Further scores to run for comparison, such as random; none for no mask at all."},
+    )
+    retrained_model: str | None = field(
+        default=None,
+        metadata={"help": "A model that never saw the forget set, to compare with."},
+    )
+    # With None in the union, the command line takes a string.
+    evaluation_samples: int | str | None = field(
+        default=20,
+        metadata={"help": "Rows of each evaluation set; published numbers need 'all'. By default 20."},
+    )
+    evaluation_batch_size: int = field(default=32, metadata={"help": "Batch size of the evaluation."})
+
+    def __post_init__(self) -> None:
+        _rows_or_all(self.evaluation_samples)
+        if self.dataset_name is None and self.forget_file is None and self.retain_file is None:
+            self.dataset_name = "fictional"
+
+
+def _rows_or_all(value: Any) -> int | None:
+    """A number of rows; None for all of them.
+
+    Raises:
+        ValueError: neither "all" nor a whole number of at least 1.
+    """
+    if value is None or str(value).lower() == "all":
+        return None
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"evaluation_samples must be a whole number of at least 1, or 'all'; got {value!r}.")
+    return int(value)
+
+
+class Task:
+    """One application: its forget and retain sets, its suite, and the small model that the bundled example needs.
+
+    Attributes:
+        name: what `--task` calls it.
+        suite: the evaluation suite of `wagle_trainer.evaluation`.
+        data: the arguments.
+        limit: rows of each evaluation set; None for all.
+        headline: the columns of the table.
+    """
+
+    name: ClassVar[str]
+    suite: ClassVar[str]
+
+    def __init__(self, data: RecipeArguments):
+        self.data = data
+        self.limit = _rows_or_all(data.evaluation_samples)
+        self.headline: Mapping[str, tuple[str, str]] = get_suite(self.suite).headline
+
+    def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
+        """Folder of a small Llama that knows the bundled example, or (`retrained`) all of it but the forget set."""
+        raise NotImplementedError
+
+    def training_sets(self, qa: QAFormat) -> tuple[Any, Any]:
+        """The forget and the retain set in a TRL format."""
+        return load_forget_and_retain(self.data, qa)
+
+    def evaluation_sets(self, limit: int | None) -> Any:
+        """What `evaluate` measures on: `limit` rows of each set, None for all."""
+        raise NotImplementedError
+
+    def evaluate(self, model: Any, qa: QAFormat, sets: Any, reference: Any = None, **passes: Any) -> dict[str, Any]:
+        """Measure a model with the task's suite.
+
+        Args:
+            model: on its device.
+            qa: how the model writes questions and answers.
+            sets: what `evaluation_sets` gave.
+            reference: results of the retrained model, or the path of their file, for suites that compare with them.
+            **passes: batch_size, across_processes and progress.
+        """
+        raise NotImplementedError
+
+    def attack_sets(self) -> Mapping[str, Any]:
+        """Rows with `question` and `answer` that attacks measure on ("forget") and relearn from ("retain")."""
+        raise ValueError(f"The task {self.name!r} has no questions and answers for attacks: leave out --attacks.")
+
+
+class Tofu(Task):
+    """Fictitious unlearning: forget some of the invented authors, keep the others."""
+
+    name = "tofu"
+    suite = "tofu"
+
+    def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
+        return small_llama(retain_split_for(self.data.forget_split) if retrained else "full", cache, seed)
+
+    def evaluation_sets(self, limit: int | None) -> Any:
+        if self.data.dataset_name is None:
+            raise ValueError(
+                "The TOFU recipes measure on TOFU's questions: give --dataset_name. For files of your own, "
+                "`wagle unlearn` trains and `wagle evaluate` measures."
+            )
+        return get_suite(self.suite).load(self.data.dataset_name, forget_split=self.data.forget_split, limit=limit)
+
+    def evaluate(self, model: Any, qa: QAFormat, sets: Any, reference: Any = None, **passes: Any) -> dict[str, Any]:
+        return get_suite(self.suite).evaluate(model, qa.tokenizer, sets, style=qa.style, reference=reference, **passes)
+
+    def attack_sets(self) -> Mapping[str, Any]:
+        return self.evaluation_sets(None)
+
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Tofu,)}
+
+
+def get_task(name: str, data: RecipeArguments) -> Task:
+    """The task of this name, for these arguments.
+
+    Raises:
+        ValueError: there is none; the message lists them.
+    """
+    if name not in TASKS:
+        raise ValueError(f"Unknown task {name!r}. Known: {', '.join(TASKS)}.")
+    return TASKS[name](data)
