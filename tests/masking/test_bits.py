@@ -62,11 +62,11 @@ def test_changes_in_place_leave_the_other_bits_alone(dtype):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_beside(transposed, monkeypatch):
+def test_unpacked_with(transposed, monkeypatch):
     monkeypatch.setattr(bits, "CPU_CHUNK", 16)
     values = torch.arange(35.0).reshape(5, 7)
     values = values.T if transposed else values
     mask = torch.rand(values.shape) < 0.5
-    for selected, part in bits.beside(bits.pack(mask), values):
+    for selected, part in bits.unpacked_with(bits.pack(mask), values):
         part[selected] = -1
     assert torch.equal(values == -1, mask)

@@ -1,7 +1,7 @@
-"""Which weights may change (`WeightMask`), and what keeps all others as they are (`MaskedUpdates`)."""
+"""The weight mask (`WeightMask`) and the updates that it allows (`MaskedUpdates`)."""
 
 from wagle_trainer.masking.mask import MaskMismatchError, WeightMask
 from wagle_trainer.masking.mask_info import MaskInfo
-from wagle_trainer.masking.updates import MaskedUpdates
+from wagle_trainer.masking.masked_updates import MaskedUpdates
 
 __all__ = ["MaskInfo", "MaskMismatchError", "MaskedUpdates", "WeightMask"]

@@ -1,4 +1,4 @@
-"""Eight weights to a byte: packing of boolean masks, on any device. Bit i of byte j is flat position 8 * j + i."""
+"""Boolean masks packed into bits, eight weights to a byte. Bit i of byte j is flat position 8 * j + i."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CPU_CHUNK = 1 << 18  # weights worked on at a time: what is made for them stays in the processor's cache
+CPU_CHUNK = 1 << 18  # weights processed at a time; their temporaries stay in the processor's cache
 DEVICE_CHUNK = 1 << 26  # few kernel launches
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether NumPy can work on it, which is several times faster there. What is done elsewhere works anywhere: tests
-    say no here."""
+    """Whether NumPy can process the tensor, which is several times faster.
+
+    The code for other devices runs everywhere; tests return False here to cover it.
+    """
     return tensor.device.type == "cpu"
 
 
 def chunk_of(tensor: Tensor) -> int:
-    """How many of a tensor's weights to work on at a time, a multiple of 8."""
+    """Number of weights to process at a time, a multiple of 8."""
     return CPU_CHUNK if on_cpu(tensor) else DEVICE_CHUNK
 
 
 def packed_size(numel: int) -> int:
-    """Bytes that `numel` packed bits take."""
+    """Size of `numel` packed bits in bytes."""
     return math.ceil(numel / 8)
 
 
 def pack(mask: Tensor) -> Tensor:
-    """bool tensor of any shape -> uint8 (ceil(numel / 8),) on the same device; the spare bits are zero."""
+    """Pack a bool tensor of any shape into uint8 (ceil(numel / 8),) on the same device.
+
+    The spare bits of the last byte are zero.
+    """
     flat = mask.reshape(-1)
     if on_cpu(flat):
         return torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
@@ -41,7 +46,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """The inverse of `pack`: bool tensor of `shape` on the device of `packed`."""
+    """Unpack bits to a bool tensor of `shape` on the device of `packed`; the inverse of `pack`."""
     numel = math.prod(shape)
     if on_cpu(packed):
         bits = np.unpackbits(packed.numpy(), count=numel, bitorder="little")
@@ -51,16 +56,17 @@ def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
 
 
 def from_index(index: Tensor, numel: int) -> Tensor:
-    """Packed bits, uint8 (ceil(numel / 8),), that are set at the flat positions `index`."""
+    """Packed bits, uint8 (ceil(numel / 8),), with ones at the flat positions `index`."""
     mask = torch.zeros(numel, dtype=torch.bool, device=index.device)
     mask[index.long()] = True
     return pack(mask)
 
 
-def beside(packed: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Unpacked bits beside the tensors that they belong to, a stretch at a time: (bool, part of each tensor), ...
+def unpacked_with(packed: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield unpacked bits with the matching parts of `tensors`, chunk by chunk.
 
-    The parts share the tensors' memory, so that they can be changed in place.
+    Yields:
+        (bool (chunk,), part of each tensor (chunk,)); the parts share the memory of the tensors.
     """
     if not all(tensor.is_contiguous() for tensor in tensors):
         yield unpack(packed, tensors[0].shape), *tensors
@@ -73,23 +79,25 @@ def beside(packed: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def as_integers(tensor: Tensor) -> Tensor:
-    """The same bits as integers, sharing memory: no NaN and no sign of zero gets lost in comparisons and copies."""
+    """View the bits as integers, so that comparisons tell NaNs and signed zeros apart."""
     return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def zero_unselected(values: Tensor, selected: Tensor) -> None:
-    """Set what is not selected to zero, in place. By the bits: infinity times zero is NaN, and `masked_fill_` is three
-    times slower on CPUs."""
+    """Set unselected entries to zero, in place.
+
+    By their bits: infinity times zero is NaN, and `masked_fill_` is three times slower on CPUs.
+    """
     integers = as_integers(values)
     integers.bitwise_and_(selected.view(torch.int8).neg().to(integers.dtype))
 
 
 def multiply_selected(values: Tensor, selected: Tensor, factor: float) -> None:
-    """Multiply what is selected by `factor`, in place."""
+    """Multiply selected entries by `factor`, in place."""
     if not on_cpu(values) or values.dtype != torch.float32:
         torch.where(selected, values * factor, values, out=values)
         return
-    # A number times one keeps its bits. The factors are put together from bits, since `where` is slow on CPUs.
+    # A number times one keeps its bits. The factors are composed from bits, since `where` is slow on CPUs.
     one, other = torch.tensor([1.0, factor]).view(torch.int32).tolist()
     factors = selected.view(torch.int8).neg().int().bitwise_and_(one ^ other).bitwise_xor_(one)
     values.mul_(factors.view(torch.float32))

@@ -1,8 +1,8 @@
-"""`CompactAdamW`: AdamW that keeps moments for the selected weights only.
+"""`CompactAdamW`: AdamW with moments for the selected weights only.
 
-The selected weights and their gradients are gathered, torch's own AdamW works on them, and the weights are put back.
-AdamW treats every weight by itself, so the trajectory is that of the dense optimizer with masked gradients and masked
-decay. Weights that are not selected are never written.
+It gathers the selected weights and their gradients, updates them with torch's AdamW, and scatters the weights back.
+AdamW is elementwise, so the trajectory equals that of dense AdamW with masked gradients and masked decay. Unselected
+weights are never written.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class CompactAdamW(AdamW):
     """`torch.optim.AdamW` with moments of shape (number of selected weights,); see there for the arguments.
 
-    It may be made, and its state loaded, before the mask is known; `MaskedUpdates` calls `set_masks`. The positions of
-    the selected weights are kept beside the state, four bytes each; they are not saved.
+    The mask may be set after the optimizer is created and its state is loaded; `MaskedUpdates` calls `set_masks`. The
+    optimizer keeps the positions of the selected weights, four bytes each, and does not save them.
 
     Raises:
         ValueError: `amsgrad` or `maximize` is set.
@@ -39,8 +39,8 @@ class CompactAdamW(AdamW):
         >>> MaskedUpdates(model, mask, optimizer)                   # doctest: +SKIP
     """
 
-    # Parameter -> positions of the selected weights in each of its chunks, or None as long as no masks are set. Here,
-    # since copies are made without __init__.
+    # Parameter -> positions of the selected weights in each of its chunks; None until masks are set. A class attribute,
+    # since copying skips __init__.
     _positions: dict[Tensor, list[Tensor]] | None = None
 
     def __init__(
@@ -64,7 +64,7 @@ class CompactAdamW(AdamW):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._check_options()
-        self._positions = None  # a state that is loaded belongs to masks that are set after it
+        self._positions = None  # a loaded state belongs to the masks that are set after it
 
     def _check_options(self) -> None:
         for group in self.param_groups:
@@ -73,11 +73,11 @@ class CompactAdamW(AdamW):
                     raise ValueError(f"CompactAdamW does not support {name}: use torch.optim.AdamW instead.")
 
     def set_masks(self, packed: Mapping[Any, Tensor]) -> None:
-        """Say which weights are selected. Moments of a plain AdamW that were loaded before are reduced to those.
+        """Set the selected weights, and reduce loaded moments of a plain AdamW to them.
 
         Args:
-            packed: parameter -> packed bits, uint8 (ceil(numel / 8),) (see `masking.bits`), for the parameters of which
-                only some weights are selected; all others are updated as a whole.
+            packed: parameter -> packed bits, uint8 (ceil(numel / 8),) (see `masking.bits`), of the partly selected
+                parameters; all weights of other parameters are updated.
 
         Raises:
             ValueError: the optimizer holds moments of other weights than these, or a parameter is sharded or not contiguous.
@@ -107,13 +107,13 @@ class CompactAdamW(AdamW):
             elif state[name].shape != shape or (index and before and not all(map(torch.equal, index, before))):
                 raise ValueError(
                     f"The optimizer holds moments of {state[name].numel():,} weights of a parameter of shape "
-                    f"{tuple(parameter.shape)}, but the mask selects {shape.numel():,}, or not the same ones: its state "
-                    "belongs to another mask. Use the mask of the run that the state comes from, or a new optimizer."
+                    f"{tuple(parameter.shape)}, but the mask selects {shape.numel():,}, or other ones: its state "
+                    "belongs to another mask. Use the mask of the run that saved the state, or a new optimizer."
                 )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of AdamW on the selected weights.
+        """Update the selected weights by one step of AdamW.
 
         Raises:
             RuntimeError: no masks were set, or a state was loaded since.
@@ -181,7 +181,7 @@ class CompactAdamW(AdamW):
 
 
 def refuse_compact_moments(optimizer: Optimizer) -> None:
-    """Raise ValueError if a plain AdamW was given the state of a `CompactAdamW`."""
+    """Raise ValueError if a plain AdamW holds the state of a `CompactAdamW`."""
     for parameter, state in optimizer.state.items():
         if type(optimizer) is AdamW and "exp_avg" in state and state["exp_avg"].numel() < parameter.numel():
             raise ValueError(
@@ -191,7 +191,7 @@ def refuse_compact_moments(optimizer: Optimizer) -> None:
 
 
 class _Piece(NamedTuple):
-    """A chunk of a parameter, flat; of its selected weights the moments and the int32 positions (None: all)."""
+    """A flat chunk of a parameter, with moments and int32 positions of its selected weights (None: all)."""
 
     weight: Tensor
     gradient: Tensor
@@ -211,7 +211,7 @@ def _take(flat: Tensor, index: Tensor | None) -> Tensor:
 
 
 def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces up to a chunk's number of weights together, of one device and dtype."""
+    """Group pieces of one device and dtype, up to a chunk's number of weights."""
     batch: list[_Piece] = []
     size, kind = 0, None
     for piece in pieces:
@@ -227,8 +227,7 @@ def _batches(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def _run(update: Callable[..., None], batches: list[tuple[dict[str, Any], list[_Piece]]]) -> None:
-    """Update the batches one after the other; on the CPU in as many threads as torch uses, since gathering and putting
-    back runs in a single one."""
+    """Update all batches; on the CPU in torch's number of threads, since gather and scatter use only one."""
     on_cpu = all(batch[0].weight.device.type == "cpu" for _, batch in batches)
     threads = torch.get_num_threads()
     if not on_cpu or min(threads, len(batches)) < 2:
@@ -239,10 +238,10 @@ def _run(update: Callable[..., None], batches: list[tuple[dict[str, Any], list[_
         with ThreadPoolExecutor(min(threads, len(batches)), initializer=_use_one_thread) as pool:
             list(pool.map(lambda arguments: update(*arguments), batches))
     finally:
-        torch.set_num_threads(threads)  # MKL has but one number for all threads
+        torch.set_num_threads(threads)  # MKL has one number for all threads
 
 
 def _use_one_thread() -> None:
-    """Within this thread: torch would start others for each operation."""
-    torch.get_num_threads()  # only after a thread's first look does it keep its own number
+    """Keep torch from starting further threads within this one."""
+    torch.get_num_threads()  # a thread keeps its own number only after reading it once
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from wagle_trainer.engines.sharding import named_parameters
 from wagle_trainer.masking import bits
 from wagle_trainer.masking.mask import MaskMismatchError, WeightMask
-from wagle_trainer.masking.updates import MaskedUpdates
+from wagle_trainer.masking.masked_updates import MaskedUpdates
 
 
 def masked_updates(model: nn.Module, mask: WeightMask, optimizer: Any, *, skip_frozen: bool = False) -> MaskedUpdates:

@@ -261,7 +261,7 @@ class WeightMask(Mapping[str, Tensor]):
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{config_file} has mask format version {version!r}; this wagle_trainer reads {FORMAT_VERSION}. "
-                "Update wagle-trainer, or compute the mask anew."
+                "Update wagle-trainer, or compute the mask again."
             )
         weights = find_file(path_or_repo_id, bits_in or WEIGHTS_NAME, revision, "mask")
         try:
@@ -275,7 +275,7 @@ class WeightMask(Mapping[str, Tensor]):
         if mask.digest != digest:
             raise MaskMismatchError(
                 f"The digest in {config_file} is {digest[:12]}..., that of the bits in {weights} is "
-                f"{mask.digest[:12]}...: a file was altered or replaced. Fetch it again or compute the mask anew."
+                f"{mask.digest[:12]}...: a file was altered or replaced. Fetch it again or compute the mask again."
             )
         if model is not None:
             mask.check(model)

@@ -1,4 +1,4 @@
-"""Which mask a resumed run goes on with."""
+"""The mask of a resumed run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from wagle_trainer.masking.mask import CONFIG_NAME, WeightMask
 
 
 def resumed_mask(
-    candidates: Sequence[str], step: int, given: WeightMask | None, asked_for: Mapping[str, Any]
+    candidates: Sequence[str], step: int, given: WeightMask | None, requested: Mapping[str, Any]
 ) -> WeightMask:
-    """The mask that the run was trained with so far.
+    """The mask that the run has been trained with.
 
     Args:
-        candidates: folders that may be the checkpoint, the likeliest first.
-        step: at which the run resumes.
+        candidates: folders that may be the checkpoint, the most likely first.
+        step: the step that the run resumes at.
         given: the mask that the resumed run was given, if any.
-        asked_for: what `MaskInfo` must say of a mask that is computed, where none is given.
+        requested: fields of `MaskInfo` that a computed mask must have, if no mask is given.
 
     Raises:
         FileNotFoundError: no candidate has a mask, and none is given.
-        ValueError: the mask of the checkpoint is another than the one that is given or asked for.
+        ValueError: the mask of the checkpoint differs from the given or requested one.
     """
     folder = next((c for c in candidates if os.path.isfile(os.path.join(c, CONFIG_NAME))), None)
     if folder is None and given is not None:
@@ -30,7 +30,7 @@ def resumed_mask(
     if folder is None:
         raise FileNotFoundError(
             f"The run resumes at step {step}, but there is no mask in {' or '.join(candidates)}. A new "
-            "one cannot be computed from trained weights: pass mask=, the folder of the mask that the run began "
+            "one cannot be computed from trained weights: pass mask=, the folder of the mask that the run started "
             "with, or set args.resume_from_checkpoint to the checkpoint's folder."
         )
     mask = WeightMask.from_pretrained(folder)
@@ -38,7 +38,7 @@ def resumed_mask(
         raise ValueError(f"The given mask is not the one that the checkpoint in {folder} was trained with.")
     changed = {
         name: (getattr(mask.info, name), value)
-        for name, value in asked_for.items()
+        for name, value in requested.items()
         if given is None and getattr(mask.info, name) != value
     }
     if changed:

@@ -121,7 +121,7 @@ class MaskedUpdates:
 
     @torch.no_grad()
     def _mask_gradient(self, parameter: Tensor) -> None:
-        for selected, grad in bits.beside(self._packed[parameter], local_part(parameter.grad)):  # type: ignore[arg-type]
+        for selected, grad in bits.unpacked_with(self._packed[parameter], local_part(parameter.grad)):  # type: ignore[arg-type]
             bits.zero_unselected(grad, selected)
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class MaskedUpdates:
     def _after_step(self, *_: Any) -> None:
         self._restore_decay()
         for parameter, before in self._before.items():
-            for selected, weight, value in bits.beside(self._packed[parameter], local_part(parameter), before):
+            for selected, weight, value in bits.unpacked_with(self._packed[parameter], local_part(parameter), before):
                 torch.where(selected, weight, value, out=weight)
         self._before = {}
         self.steps += 1
@@ -177,7 +177,7 @@ class MaskedUpdates:
             if parameter not in self._packed:
                 weight.mul_(keep) if decoupled else grad.add_(weight, alpha=factor)
                 continue
-            for selected, w, g in bits.beside(self._packed[parameter], weight, grad):
+            for selected, w, g in bits.unpacked_with(self._packed[parameter], weight, grad):
                 if decoupled:
                     bits.multiply_selected(w, selected, keep)
                 else:
