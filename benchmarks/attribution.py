@@ -18,8 +18,8 @@ from measure import interleaved, peak_mib, report
 from workload import arguments, load, load_model, load_questions, load_tokenizer, to_device
 
 from wagle_trainer import WeightMask, attribute
-from wagle_trainer.attribution.config import select_parameters
 from wagle_trainer.attribution.gradients import attribution_mode, mean_gradient
+from wagle_trainer.attribution.scored_parameters import select_parameters
 from wagle_trainer.data import QAFormat
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches, make_collator
 from wagle_trainer.data.preparation import DatasetPreparation

@@ -13,13 +13,14 @@ from wagle_trainer._version import __version__
 from wagle_trainer.utils.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from wagle_trainer.attribution import attribute
+    from wagle_trainer.attribution import AttributionConfig, attribute
     from wagle_trainer.attribution.attribution_callback import WeightAttributionCallback
     from wagle_trainer.config import WagleConfig
     from wagle_trainer.masking import WeightMask
     from wagle_trainer.trainer import WagleTrainer
 
 _HOMES = {
+    "AttributionConfig": "attribution",
     "WagleConfig": "config",
     "WagleTrainer": "trainer",
     "WeightAttributionCallback": "attribution.attribution_callback",
@@ -27,7 +28,15 @@ _HOMES = {
     "attribute": "attribution",
 }
 
-__all__ = ["WagleConfig", "WagleTrainer", "WeightAttributionCallback", "WeightMask", "__version__", "attribute"]
+__all__ = [
+    "AttributionConfig",
+    "WagleConfig",
+    "WagleTrainer",
+    "WeightAttributionCallback",
+    "WeightMask",
+    "__version__",
+    "attribute",
+]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 

@@ -1,20 +1,32 @@
 """`WagleConfig`: the arguments of an unlearning run."""
 
+# ruff: noqa: RUF009 (`_attribution_field` is `dataclasses.field`)
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
 from trl import SFTConfig
 
-from wagle_trainer.attribution.config import check_attribution_arguments
-from wagle_trainer.attribution.scores import list_scores, with_options
+from wagle_trainer.attribution.config import AttributionConfig
 from wagle_trainer.losses import get_loss, list_losses
 from wagle_trainer.losses.retain import check_retain_loss
 
-ATTRIBUTION_LOSSES = ("auto", "nll", "chosen_nll")
-ATTRIBUTION_DTYPES = ("float32", "bfloat16")
+# Where the flat name of an attribution's argument is not "attribution_" and its name.
+_FLAT_NAMES = {
+    "score_kwargs": "attribution_kwargs",
+    "density": "density",
+    "attribution_loss": "attribution_loss",
+    "seed": "seed",
+}
+_ARGUMENTS = {one.name: one for one in fields(AttributionConfig)}
+
+
+def _attribution_field(name: str, more: str = "") -> Any:
+    """The field of `AttributionConfig` with its default, help text and choices."""
+    argument = _ARGUMENTS[name]
+    return field(default=argument.default, metadata={**argument.metadata, "help": argument.metadata["help"] + more})
 
 
 @dataclass
@@ -32,25 +44,9 @@ class WagleConfig(SFTConfig):
         retain_weight (`float`, defaults to `1.0`): Factor of the retain loss (lambda).
         attribution (`str`, *optional*, defaults to `"wagle"`): Score that chooses the weights, one of
             `wagle_trainer.attribution.list_scores()`; `None` (on the command line: `none`) trains all of them.
-        attribution_kwargs (`dict`, *optional*): Options of the score, such as `{"patterns": ["o_proj", "mlp"]}` of
-            `"module"`.
-        attribution_gamma (`float` or `str`, defaults to `1e-6`): Scale of the lower-level Hessian (arXiv 2410.17509,
-            eq. 7); `"auto"`: the root mean square of the retain gradient; `"balanced"`: both terms of the score weigh
-            the same in the median.
-        attribution_loss (`str`, defaults to `"auto"`): Loss of the forget gradient: `"nll"` of the forget answers,
-            `"chosen_nll"` of the preferred answers, or `"auto"`, which is what the objective learns from.
-        attribution_scope (`str`, defaults to `"global"`): `"global"`, `"tensor"` or `"row"`.
-        attribution_samples (`int`, *optional*): Use only the first so many examples of each set for the attribution.
-        attribution_batch_size (`int`, *optional*): Defaults to `per_device_train_batch_size`.
-        attribution_dtype (`str`, defaults to `"float32"`): Number format of the gradients' accumulators; `"bfloat16"`
-            halves the memory and is less exact.
-        attribution_offload (`str`, *optional*): `"cpu"` keeps the gradients' accumulators in host memory.
-        attribution_include, attribution_exclude (`list[str]`, *optional*): Regular expressions on parameter names; what
-            is left out is frozen.
-        attribution_exclude_mask (`str`, *optional*): A saved mask (folder or Hub id) of an earlier forget request: its
-            weights stay frozen, and the density is of the others.
-        density (`float` or `str`, defaults to `0.8`): Share of the weights that may change; `"auto"`: where the selected
-            share of the forget gradient is furthest above that of the retain gradient.
+        attribution_kwargs, density, attribution_gamma, attribution_scope, ...: The fields of
+            [`~wagle_trainer.AttributionConfig`], which documents them: `attribution_kwargs` is its `score_kwargs`,
+            `density` its `density`, and `attribution_<name>` its `<name>`.
         mask_path (`str`, *optional*): A saved mask (folder or Hub id) to use; then nothing is computed.
         lora_modules (`int`, *optional*): With `peft_config=LoraConfig(target_modules="wagle")` (or another score), the
             number of Linear modules to adapt; by default those that hold at least their part of the selected weights, see
@@ -76,71 +72,21 @@ class WagleConfig(SFTConfig):
     )
     forget_weight: float = field(default=1.0, metadata={"help": "Factor of the forget loss."})
     retain_weight: float = field(default=1.0, metadata={"help": "Factor of the retain loss (lambda)."})
-    attribution: str | None = field(
-        default="wagle",
-        metadata={
-            "help": f"Score that chooses the weights that may change: {', '.join(list_scores())}, one that you "
-            "registered, or none to train all weights."
-        },
-    )
-    attribution_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Options of the score as JSON, such as \'{"patterns": ["o_proj", "mlp"]}\' of module.'},
-    )
+    # Flat, for the command line and YAML; `attribution_config` puts them together.
+    attribution: str | None = _attribution_field("score", " None ('none') trains all weights.")
+    attribution_kwargs: dict[str, Any] | str | None = _attribution_field("score_kwargs")
     # With None in the union, the command line takes a string: a number or the name of a rule.
-    attribution_gamma: float | str | None = field(
-        default=1e-6,
-        metadata={
-            "help": "Scale of the lower-level Hessian: small where the retain set looks like the training data; 'auto' "
-            "or 'balanced' take it from the retain gradient."
-        },
-    )
-    attribution_loss: str = field(
-        default="auto",
-        metadata={
-            "help": "Loss whose gradient scores the weights on the forget set: 'nll' of the forget answers, "
-            "'chosen_nll' of the preferred ones, or 'auto', which is what the objective learns from.",
-            "choices": list(ATTRIBUTION_LOSSES),
-        },
-    )
-    attribution_scope: str = field(
-        default="global",
-        metadata={
-            "help": "Weights that compete with each other: 'global' (all), 'tensor' or 'row'.",
-            "choices": ["global", "tensor", "row"],
-        },
-    )
-    attribution_samples: int | None = field(
-        default=None, metadata={"help": "Use only the first so many examples of each set for the attribution."}
-    )
-    attribution_batch_size: int | None = field(
-        default=None, metadata={"help": "Batch size of the attribution; per_device_train_batch_size if not given."}
-    )
-    attribution_dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "Number format of the gradients' accumulators; bfloat16 halves the memory and is less exact.",
-            "choices": list(ATTRIBUTION_DTYPES),
-        },
-    )
-    attribution_offload: str | None = field(
-        default=None,
-        metadata={"help": "'cpu' keeps the gradients' accumulators in host memory, where they do not fit elsewhere."},
-    )
-    attribution_include: list[str] | None = field(
-        default=None, metadata={"help": "Regular expressions: only parameters whose names match one are scored."}
-    )
-    attribution_exclude: list[str] | None = field(
-        default=None, metadata={"help": "Regular expressions: parameters whose names match one are frozen."}
-    )
-    attribution_exclude_mask: str | None = field(
-        default=None,
-        metadata={"help": "A saved mask (folder or Hub id) of an earlier forget request: its weights stay frozen."},
-    )
-    density: float | str | None = field(
-        default=0.8,
-        metadata={"help": "Share of the weights that may change, in (0, 1], or 'auto': chosen from the gradients."},
-    )
+    attribution_gamma: float | str | None = _attribution_field("gamma")
+    attribution_loss: str = _attribution_field("attribution_loss")
+    attribution_scope: str = _attribution_field("scope")
+    attribution_samples: int | None = _attribution_field("samples")
+    attribution_batch_size: int | None = _attribution_field("batch_size")
+    attribution_dtype: str = _attribution_field("dtype")
+    attribution_offload: str | None = _attribution_field("offload")
+    attribution_include: list[str] | None = _attribution_field("include")
+    attribution_exclude: list[str] | None = _attribution_field("exclude")
+    attribution_exclude_mask: str | None = _attribution_field("exclude_mask")
+    density: float | str | None = _attribution_field("density")
     mask_path: str | None = field(
         default=None, metadata={"help": "A saved mask (folder or Hub id) to use; then nothing is computed."}
     )
@@ -181,25 +127,10 @@ class WagleConfig(SFTConfig):
         self.loss_kwargs = dict(self.loss_kwargs or {})
         get_loss(self.loss_type)
         check_retain_loss(self.loss_kwargs.get("retain_loss"))
-        if not isinstance(self.attribution_kwargs, dict | None):
-            raise ValueError(
-                'attribution_kwargs must be a dict, or JSON such as \'{"patterns": ["mlp"]}\', got '
-                f"{self.attribution_kwargs!r}."
-            )
-        if self.attribution is not None:
-            with_options(self.attribution, self.attribution_kwargs)
         self.attribution_gamma, self.density = _number_or_rule(self.attribution_gamma), _number_or_rule(self.density)
-        check_attribution_arguments(
-            self.attribution_gamma, self.density, self.attribution_scope, self.attribution_offload
-        )
-        for name, known in (("loss", ATTRIBUTION_LOSSES), ("dtype", ATTRIBUTION_DTYPES)):
-            value = getattr(self, f"attribution_{name}")
-            if value not in known:
-                raise ValueError(f"Unknown attribution_{name} {value!r}. Known: {', '.join(known)}.")
-        for name in ("attribution_samples", "attribution_batch_size", "lora_modules"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        self.attribution_config()
+        if self.lora_modules is not None and self.lora_modules < 1:
+            raise ValueError(f"lora_modules must be at least 1, got {self.lora_modules}.")
         for name in ("packing", "padding_free"):
             if getattr(self, name):
                 raise ValueError(
@@ -213,10 +144,25 @@ class WagleConfig(SFTConfig):
                     f"losses of its own: leave it at {used!r}."
                 )
 
+    def attribution_config(self, score: str | None = None, **changes: Any) -> AttributionConfig:
+        """The flat fields as an `AttributionConfig`.
 
-def _number_or_rule(value: float | str | None) -> float | str:
-    """What the command line gave, as a number if it is one."""
+        Args:
+            score: in place of `attribution`; without either, the default.
+            changes: fields of `AttributionConfig` that take other values.
+
+        Raises:
+            ValueError: an argument is out of range or unknown.
+        """
+        names = _ARGUMENTS.keys() - {"score"}
+        values = {name: getattr(self, _FLAT_NAMES.get(name, f"attribution_{name}")) for name in names}
+        chosen = score or self.attribution
+        return AttributionConfig(**values | ({"score": chosen} if chosen else {}) | changes)
+
+
+def _number_or_rule(value: Any) -> Any:
+    """A number that the command line gave as text; anything else as it is."""
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return str(value)
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

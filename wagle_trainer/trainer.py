@@ -47,7 +47,7 @@ from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.optimizer_choice import use_compact_optimizer
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs
-from wagle_trainer.models.reference_model import first_not_finite
+from wagle_trainer.models.not_finite import cause_of_not_finite
 from wagle_trainer.reporting.model_card import PAPER, add_adapter_section, add_unlearning_section
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, References, StepEnd
 from wagle_trainer.trainer_setup import (
@@ -312,7 +312,7 @@ class WagleTrainer(SFTTrainer):
         half = "retain" if forget_loss is None or bool(torch.isfinite(forget_loss.detach()).all()) else "forget"
         return (
             f"The {half} loss of step {self.state.global_step + 1} is not finite (rows "
-            f"{inputs[half]['index'].tolist()} of the {half} set): {first_not_finite(model)}. Training stops before the "
+            f"{inputs[half]['index'].tolist()} of the {half} set): {cause_of_not_finite(model)}. Training stops before the "
             "weights are changed; the last checkpoint is intact. A lower learning rate or float32 may help."
         )
 

@@ -65,32 +65,23 @@ def load_processing_class(model: Any, config: WagleConfig) -> Any:
 
 
 def attribution_callback(
-    config: WagleConfig, score: str, sets: dict[str, Dataset], loss: UnlearningLoss, **changes: Any
+    config: WagleConfig, score: str, sets: dict[str, Dataset], loss: UnlearningLoss, mask: Any = None, **changes: Any
 ) -> WeightAttributionCallback:
-    """The attribution that the configuration asks for.
+    """The callback that scores weights as the configuration says.
 
     Args:
         score: its score, whatever `config.attribution` says.
-        sets: "forget", "retain" and maybe "preferred".
+        sets: "forget", "retain" and, for objectives with chosen answers, "preferred".
         loss: the objective, whose forget term says which answers "auto" scores by.
-        changes: arguments of `WeightAttributionCallback` that are to be others.
+        mask: a mask to use, or where one is saved; then nothing is computed.
+        changes: fields of `AttributionConfig` that take other values.
     """
     chosen = config.attribution_loss == "chosen_nll" or (
         config.attribution_loss == "auto" and "preferred" in loss.needs and "forget" not in loss.needs
     )
-    settings = {
-        "score": score,
-        "score_kwargs": config.attribution_kwargs,
-        "density": config.density,
-        "gamma": config.attribution_gamma,
-        "scope": config.attribution_scope,
-        "include": config.attribution_include,
-        "exclude": config.attribution_exclude,
-        "exclude_mask": config.attribution_exclude_mask,
-        "samples": config.attribution_samples,
-        "batch_size": config.attribution_batch_size,
-        "dtype": config.attribution_dtype,
-        "offload": config.attribution_offload,
-        "seed": config.seed,
-    }
-    return WeightAttributionCallback(sets["preferred" if chosen else "forget"], sets["retain"], **(settings | changes))
+    return WeightAttributionCallback(
+        sets["preferred" if chosen else "forget"],
+        sets["retain"],
+        config.attribution_config(score, **changes),
+        mask=mask,
+    )

@@ -238,7 +238,7 @@ def test_examples_without_label_are_skipped(build, sets, pad_batches):
     model = build()
     expected = scored(model, *(pad_batches(examples, 4) for examples in sets))
     forget = [sets[0][0], ([5, 6], [-100, -100]), *sets[0][1:]]
-    with pytest.warns(UserWarning, match="1 of 10 examples of the forget set have no label token"):
+    with pytest.warns(UserWarning, match="1 of 10 examples of the forget set have no target token"):
         mask = scored(model, pad_batches(forget, 4), pad_batches(sets[1], 4))
     assert mask.info.forget_examples == 9
     assert_agree(mask, expected, 0.3)
@@ -439,7 +439,7 @@ def test_missing_and_empty_sets(build, batches, missing):
     with pytest.raises(ValueError, match=f"'wagle' needs the {name} gradient: pass {name}_batches"):
         scored(build(), *given)
     given[missing] = []
-    with pytest.raises(ValueError, match=f"The {name} set has no example with a label token"):
+    with pytest.raises(ValueError, match=f"The {name} set has no example with a target token"):
         scored(build(), *given)
 
 

@@ -315,18 +315,27 @@ def test_optimizer_of_another_model_is_an_error(make_llama):
         MaskedUpdates(model, mask, torch.optim.SGD(other.parameters(), lr=0.1))
 
 
-def test_resume_in_an_unchanged_script(make_sft, callback, tmp_path, weights_of, assert_only_selected_moved):
-    """In a second script, `train(resume_from_checkpoint=True)` reads the mask: nothing is computed anew."""
+def test_resume_in_an_unchanged_script(
+    make_sft, callback, tmp_path, weights_of, assert_only_selected_moved, monkeypatch
+):
+    """In a second script, `train(resume_from_checkpoint=True)` reads the mask: nothing is computed again."""
     first = callback()
     make_sft(first).train()
     shutil.rmtree(tmp_path / "out" / "checkpoint-3")
+    computed = []
+    monkeypatch.setattr(
+        "wagle_trainer.attribution.attribution_callback.attribute",
+        lambda *args, **kwargs: computed.append(args) or first.mask,
+    )
     second = callback()
     trainer = make_sft(second)
     before = weights_of(trainer.model)
-    second._attribute = None  # would fail if called
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 3
     assert second.mask == first.mask
+    assert not computed
+    make_sft(callback(), max_steps=1).train()
+    assert len(computed) == 1  # a new run computes: the line above proves something
     assert_only_selected_moved(before, trainer.model, first.mask)
 
 

@@ -118,7 +118,7 @@ def test_examples_without_label_are_skipped_and_counted(build, make_examples, pa
     first_only = ([5, 6, 7], [5, -100, -100])  # nothing predicts the first token
     mixed = [without, *examples[:3], first_only, *examples[3:]]
     for size, side in ((1, "right"), (3, "left"), (7, "right"), (7, "left")):
-        with pytest.warns(UserWarning, match="2 of 7 examples of the retain set have no label token"):
+        with pytest.warns(UserWarning, match="2 of 7 examples of the retain set have no target token"):
             found, number = gradient(model, pad_batches(mixed, size, side), name="retain")
         assert number == 5
         assert_close(found, expected)
@@ -131,9 +131,9 @@ def test_no_warning_when_every_example_has_labels(build, make_examples, pad_batc
 
 
 @pytest.mark.parametrize("examples", [[], [([5, 6], [-100, -100])]], ids=["empty", "no labels"])
-@pytest.mark.filterwarnings("ignore:.*have no label token")
-def test_a_set_without_label_tokens_is_refused(build, pad_batches, examples):
-    with pytest.raises(ValueError, match="The forget set has no example with a label token"):
+@pytest.mark.filterwarnings("ignore:.*have no target token")
+def test_a_set_without_target_tokens_is_refused(build, pad_batches, examples):
+    with pytest.raises(ValueError, match="The forget set has no example with a target token"):
         gradient(build("llama"), pad_batches(examples))
 
 
@@ -158,7 +158,7 @@ def test_overflow_with_finite_weights_names_the_batch(pad_batches):
         model.table.weight[4] = torch.tensor([3e38, -3e38, 0, 0, 0, 0, 0])
         model.table.weight[4, 0] = 3.4e38
     fine, overflowing = ([1, 2], [-100, 2]), ([4, 1], [-100, 1])
-    with pytest.raises(FloatingPointError, match="batch 2 of the forget set is inf, though all weights are finite"):
+    with pytest.raises(FloatingPointError, match="batch 2 of the forget set is inf: all weights are finite"):
         gradient(model, pad_batches([fine, fine, overflowing]))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.losses.retain import kl_to_reference
 from wagle_trainer.models.log_probs import token_log_probs
-from wagle_trainer.models.reference_model import ReferenceHead, first_not_finite, reference_log_probs
+from wagle_trainer.models.reference_model import ReferenceHead, reference_log_probs
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,6 @@ def test_shares_of_processes_add_up(model, examples, sums, as_batches):
 
 def test_values_that_are_not_finite_name_rows_and_weights(make_llama, examples, as_batches):
     model = make_llama()
-    assert first_not_finite(model).startswith("all weights are finite")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
     longest = sorted(range(7), key=lambda row: -len(examples[row][0]))[:3]

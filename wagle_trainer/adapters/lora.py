@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
-from wagle_trainer.attribution.config import select_parameters
+from wagle_trainer.attribution.scored_parameters import select_parameters
 from wagle_trainer.attribution.scores import list_scores
 from wagle_trainer.config import WagleConfig
 from wagle_trainer.engines.engine import planned_engine

@@ -1,6 +1,7 @@
-"""Which weights matter for forgetting: gradients -> scores -> selection."""
+"""Attribution: which weights matter for forgetting. Gradients -> scores -> selection."""
 
 from wagle_trainer.attribution.attribute import attribute
+from wagle_trainer.attribution.config import AttributionConfig
 from wagle_trainer.attribution.scores import describe_scores, get_score, list_scores, register_score
 
-__all__ = ["attribute", "describe_scores", "get_score", "list_scores", "register_score"]
+__all__ = ["AttributionConfig", "attribute", "describe_scores", "get_score", "list_scores", "register_score"]

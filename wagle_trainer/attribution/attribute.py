@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,152 +16,121 @@ from wagle_trainer.attribution.automatic import (
     DensityCurve,
     choose_gamma,
 )
-from wagle_trainer.attribution.config import (
-    as_list,
-    check_attribution_arguments,
-    check_not_quantised,
-    select_parameters,
-)
+from wagle_trainer.attribution.config import AttributionConfig, as_attribution_config
 from wagle_trainer.attribution.gradients import Batch, SetStatistics, attribution_mode, memory_advice, set_statistics
-from wagle_trainer.attribution.histogram import ScoreHistogram
+from wagle_trainer.attribution.score_histogram import ScoreHistogram
 from wagle_trainer.attribution.score_inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
-from wagle_trainer.attribution.scores import SETS, Score, arguments_of, name_of, needed_statistics, with_options
+from wagle_trainer.attribution.scored_parameters import check_not_quantised, select_parameters
+from wagle_trainer.attribution.scores import SETS, name_of
 from wagle_trainer.attribution.selection import ONE, Shards, leave_out, select
 from wagle_trainer.engines.sharding import device_of, gather, is_sharded, local_part, shard
 from wagle_trainer.masking import bits
 from wagle_trainer.masking.mask import WeightMask
 from wagle_trainer.masking.mask_info import MaskInfo
 
-# Above this effective density the mask freezes so little that training with it is training without it.
-EMPTY_TALK = 0.99
+# Above this effective density a mask is vacuous: training with it is training without it.
+VACUOUS = 0.99
+# Fields of `AttributionConfig` that say how sets become batches.
+_NOT_FOR_BATCHES = {"attribution_loss", "samples", "batch_size"}
 
 
 def attribute(
     model: nn.Module,
     forget_batches: Iterable[Batch] | None,
     retain_batches: Iterable[Batch] | None,
+    config: AttributionConfig | None = None,
     *,
-    score: str | Score = "wagle",
-    score_kwargs: Mapping[str, Any] | None = None,
-    gamma: float | str = 1e-6,
-    density: float | str = 0.8,
-    scope: str = "global",
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
-    exclude_mask: WeightMask | None = None,
-    seed: int = 42,
     across_processes: bool = False,
-    dtype: torch.dtype = torch.float32,
-    offload: str | None = None,
     progress: bool = True,
+    **arguments: Any,
 ) -> WeightMask:
     """Score every weight of a model and select the `density` share with the highest scores (arXiv 2410.17509, eq. 7).
 
     The model is left as found: weights, train/eval mode, `requires_grad`, gradients and random state. Memory: one
     number in `dtype` per scored weight for each gradient that the score needs, one of which is the gradient that a
     plain backward pass needs too. A model sharded by FSDP2 is scored as it is: every process keeps its rows only, sees
-    one whole tensor at a time, and ends with the same mask.
+    one full tensor at a time, and ends with the same mask.
 
     Args:
         model: a causal language model; all trainable entries of `named_parameters()` are scored.
         forget_batches, retain_batches: iterables of dicts of tensors with `input_ids`, `labels` (-100 = no loss) and,
-            when padded, `attention_mask`. May be None where the score needs nothing of them.
-        score: a name of `list_scores()`, or a function (see `wagle_trainer.attribution.scores`).
-        score_kwargs: options of the score, such as {"patterns": ["o_proj"]} of "module".
-        gamma: scale of the lower-level Hessian, > 0. Small where the retain set looks like the training data (1e-6 on
-            TOFU and WMDP), large where it does not (1e4 to 1e6); the limits are |g_r * g_f| and |theta * g_f|. "auto"
-            and "balanced" take it from the retain gradient (see `automatic.choose_gamma`).
-        density: share of the weights to select, in (0, 1]; exactly floor(density * N) are. "auto" takes the density
-            where the curves of forget and retain gradient are furthest apart (see `automatic.DensityCurve`), or 0.8,
-            with a warning, where they are nowhere clearly apart.
-        scope: "global", "tensor" (the same density in every tensor) or "row" (in every row of every matrix).
-        include, exclude: regular expressions searched for in parameter names. What is left out is frozen.
-        exclude_mask: the mask of an earlier forget request: its weights are no candidates, and the density is of the
-            others.
-        seed: of the "random" score.
-        across_processes: the batches are this process's share; gradients are summed over all processes. Always so
-            where FSDP2 shards the model.
-        dtype: of the gradients' accumulators, float32 or the model's own.
-        offload: "cpu" keeps accumulators and scores in host memory, for models whose gradients do not fit elsewhere.
+            when padded, `attention_mask`; each (batch, length). May be None where the score needs nothing of them.
+        config: how to score and select.
+        across_processes: each process has its own shard of the batches; gradients are summed over all processes.
+            Always so where FSDP2 shards the model.
         progress: show progress bars.
+        arguments: the keyword form: the fields of `AttributionConfig`, in place of `config`.
 
     Returns:
         The mask, on the CPU; `mask.info` says how it came about.
 
     Raises:
-        ValueError: quantised weights, an argument out of range, an unknown score, a pattern that matches no parameter, a set without
-            label tokens, a score that is zero everywhere, a density that selects nothing, a model that is sharded in
-            another way than FSDP2's.
+        ValueError: quantised weights, an argument out of range, an unknown score, a pattern that matches no parameter,
+            a set without target tokens, a score that is zero everywhere, a density that selects nothing, a model that
+            is sharded in another way than FSDP2's.
+        TypeError: both forms of arguments are given, or a keyword is unknown.
         FloatingPointError: a loss, gradient or score is not finite; names the parameter.
         OutOfMemoryError: says which options help.
 
     Example:
-        >>> mask = attribute(model, forget_batches, retain_batches, density=0.05)   # doctest: +SKIP
-        >>> mask.save_pretrained("mask")                                            # doctest: +SKIP
+        >>> mask = attribute(model, forget_batches, retain_batches, density=0.05)       # doctest: +SKIP
+        >>> config = AttributionConfig(score="snip", density=0.05)
+        >>> mask = attribute(model, forget_batches, None, config)                       # doctest: +SKIP
+        >>> mask.save_pretrained("mask")                                                # doctest: +SKIP
     """
-    function = with_options(score, score_kwargs)
-    arguments = arguments_of(function)
-    check_attribution_arguments(gamma, density, scope, offload)
+    config = as_attribution_config(config, arguments)
+    for unused in _NOT_FOR_BATCHES & arguments.keys():
+        raise TypeError(f"{unused} has no effect here: attribute uses its batches as they are.")
     check_not_quantised(model)
-    parameters = select_parameters(model, include, exclude)
-    if exclude_mask is not None:
-        exclude_mask.check(model)
+    parameters = select_parameters(model, config.include, config.exclude)
+    if config.earlier_mask is not None:
+        config.earlier_mask.check(model)
     batches = {"forget": forget_batches, "retain": retain_batches}
-    needs = needed_statistics(function, gamma, density)
-    for name, wanted in needs.items():
-        if batches[name] is None:
+    name = name_of(config.score)
+    for which, wanted in config.needs.items():
+        if batches[which] is None:
             what = "activations" if wanted == {"activation"} else "gradient"
-            raise ValueError(f"The score {name_of(score)!r} needs the {name} {what}: pass {name}_batches.")
+            raise ValueError(f"The score {name!r} needs the {which} {what}: pass {which}_batches.")
 
     shards = _shards(next(iter(parameters.values()))) if is_sharded(parameters.values()) else ONE
     with attribution_mode(model, parameters):
         statistics = {
-            name: set_statistics(
+            which: set_statistics(
                 model,
                 parameters,
-                batches[name],  # type: ignore[arg-type]
-                name=name,
+                batches[which],  # type: ignore[arg-type]
+                name=which,
                 wanted=wanted,
                 across_processes=across_processes,
-                dtype=dtype,
-                offload=offload is not None,
+                dtype=config.dtype,  # type: ignore[arg-type]
+                offload=config.offload is not None,
                 progress=progress,
             )
-            for name, wanted in needs.items()
+            for which, wanted in config.needs.items()
         }
-        examples = {name: found.examples for name, found in statistics.items()}
+        examples = {which: found.examples for which, found in statistics.items()}
         with torch.no_grad(), memory_advice("computing the scores"):
-            used_gamma = gamma
-            if isinstance(gamma, str) and "gamma" in arguments:
-                used_gamma = choose_gamma(gamma, lambda: _own_pairs(parameters, statistics["retain"]), shards.reduce)
-            selection = _Selection(parameters, density, scope, shards, exclude_mask, offload)
+            gamma = config.gamma
+            if isinstance(gamma, str) and "gamma" in config.score_arguments:
+                gamma = choose_gamma(gamma, lambda: _local_pairs(parameters, statistics["retain"]), shards.reduce)
+            selection = _Selection(parameters, config, shards)
             try:
-                for key, available in ScoreInputs(parameters, statistics, used_gamma, seed):
-                    selection.add(key, score_tensor(function, arguments, key, available), available)
+                for key, available in ScoreInputs(parameters, statistics, gamma, config.seed):
+                    score = score_tensor(config.score_function, config.score_arguments, key, available)
+                    selection.add(key, score, available)
             except NotFiniteError as error:
                 raise FloatingPointError(error.explain(model, parameters, batches)) from None
     if not selection.any_positive:
-        raise ValueError(f"The score {name_of(score)!r} is zero for every weight: it ranks nothing.")
+        raise ValueError(f"The score {name!r} is zero for every weight: it ranks nothing.")
     with memory_advice("selecting by the scores"):
         packed = selection.packed()
-    effective = selection.effective_density(packed)
     mask = WeightMask(
         packed,
         {key: tuple(parameter.shape) for key, parameter in parameters.items()},
         MaskInfo(
-            score=name_of(score),
-            score_kwargs=dict(score_kwargs) if score_kwargs else None,
-            gamma=used_gamma if "gamma" in arguments else None,  # type: ignore[arg-type]
-            gamma_rule=gamma if "gamma" in arguments and isinstance(gamma, str) else None,
-            requested_density=selection.density,
-            density_rule=density if isinstance(density, str) else None,
-            scope=scope,
-            include=as_list(include),
-            exclude=as_list(exclude),
-            exclude_mask=exclude_mask.digest if exclude_mask is not None else None,
-            seed=seed if "generator" in arguments else None,
+            **config.mask_info(gamma, selection.density),
             base_model=getattr(getattr(model, "config", None), "name_or_path", None) or None,
-            effective_density=effective,
+            effective_density=selection.effective_density(packed),
             forget_examples=examples.get("forget"),
             retain_examples=examples.get("retain"),
             score_histogram=selection.histogram.as_dict(),
@@ -169,32 +138,31 @@ def attribute(
     )
     if mask.num_selected == 0:
         raise ValueError(
-            f"A density of {selection.density} selects none of the {selection.num_candidates:,} weights ({scope} scope)."
+            f"A density of {selection.density} selects none of the {selection.num_candidates:,} weights "
+            f"({config.scope} scope)."
         )
-    if effective is not None and effective > EMPTY_TALK > selection.density:
+    _warn_of_vacuous_mask(mask, selection.density)
+    return mask
+
+
+def _warn_of_vacuous_mask(mask: WeightMask, density: float) -> None:
+    effective = mask.info.effective_density
+    if effective is not None and effective > VACUOUS > density:
         warnings.warn(
             f"The mask freezes {mask.num_weights - mask.num_selected:,} weights, but nearly all of them have no "
-            f"gradient and would not have moved: of those that would, {effective:.2%} are selected. Mostly these are "
-            "embedding rows of tokens that do not occur. Leave them out with "
+            f"gradient and would not have moved: {effective:.2%} of those with a gradient are selected. Most frozen "
+            "weights are embedding rows of tokens that do not occur. Leave them out with "
             'exclude=["embed_tokens"] (attribution_exclude), or choose a lower density.',
-            stacklevel=2,
+            stacklevel=3,
         )
-    return mask
 
 
 class _Selection:
     """Takes scores tensor by tensor and selects: at the end with the global scope, else as they come."""
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        density: float | str,
-        scope: str,
-        shards: Shards,
-        exclude_mask: WeightMask | None,
-        offload: str | None,
-    ):
-        self.parameters, self.scope, self.shards, self.offload = parameters, scope, shards, offload
+    def __init__(self, parameters: Mapping[str, nn.Parameter], config: AttributionConfig, shards: Shards):
+        self.parameters, self.scope, self.shards, self.offload = parameters, config.scope, shards, config.offload
+        density, exclude_mask = config.density, config.earlier_mask
         self.exclude_mask = exclude_mask
         self.excluded: dict[str, int] = {}
         if exclude_mask is not None:
@@ -230,7 +198,7 @@ class _Selection:
         self._scores[key] = part if self.offload is None else part.to(self.offload)
 
     def packed(self) -> dict[str, Tensor]:
-        """The packed bits of whole parameters, on the CPU; the same on all processes."""
+        """The packed bits of full parameters, on the CPU; the same on all processes."""
         if self.curve is not None:
             self._choose_density(self.curve)
         if self.scope == "global":
@@ -250,7 +218,7 @@ class _Selection:
             return
         warnings.warn(
             f'density="auto" found no clear knee: at best, at {density:.2f}, the selected share of the forget gradient '
-            f"is {gain:.3f} above that of the retain gradient (at least {CLEAR_GAIN} is asked for). The density is "
+            f"is {gain:.3f} above that of the retain gradient (at least {CLEAR_GAIN} is required). The density is "
             f"{FALLBACK_DENSITY}.",
             stacklevel=4,
         )
@@ -265,8 +233,8 @@ class _Selection:
         return both / max(would_move, 1)
 
 
-def _own_pairs(parameters: Mapping[str, nn.Parameter], statistics: SetStatistics) -> Iterator[tuple[Tensor, Tensor]]:
-    """Weight and gradient of each parameter, what of them lies on this process."""
+def _local_pairs(parameters: Mapping[str, nn.Parameter], statistics: SetStatistics) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weight and retain gradient of each parameter; of sharded ones, the rows on this process."""
     for key, parameter in parameters.items():
         local = local_part(parameter.detach())
         yield local, statistics.grad[key].to(local.device).float()

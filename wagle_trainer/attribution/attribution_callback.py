@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
@@ -18,13 +16,8 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from wagle_trainer.attribution.attribute import attribute
-from wagle_trainer.attribution.config import (
-    as_list,
-    check_attribution_arguments,
-    check_maskable,
-    select_parameters,
-)
-from wagle_trainer.attribution.scores import Score, arguments_of, needed_statistics, with_options
+from wagle_trainer.attribution.config import AttributionConfig, as_attribution_config, load_mask
+from wagle_trainer.attribution.scored_parameters import check_maskable, select_parameters
 from wagle_trainer.data.dataset_checks import check_chat_template, check_eos_token, check_set, pad_token_id
 from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches, make_collator
@@ -45,21 +38,11 @@ class WeightAttributionCallback(TrainerCallback):
     in the script. The mask is saved into every checkpoint, and read from there on resume.
 
     Args:
-        forget_dataset, retain_dataset: sets in any TRL format, or tokenized.
-        score: a name of `list_scores()`, or a function.
-        score_kwargs: options of the score.
-        density: share of the weights that may change, in (0, 1], or "auto".
-        gamma: scale of the lower-level Hessian in the "wagle" score, > 0, or "auto" or "balanced".
-        scope: "global", "tensor" or "row".
-        include, exclude: regular expressions on parameter names; what is left out is frozen.
-        exclude_mask: a `WeightMask`, or where one is saved, of an earlier forget request: its weights stay frozen.
-        samples: use only the first so many examples of each set.
-        batch_size: of the attribution; the trainer's `per_device_train_batch_size` if None.
-        attribution_loss: on a preference set, "nll" scores by the rejected and "chosen_nll" by the chosen answers;
-            "auto" is "chosen_nll" there, and the answers themselves on other sets.
-        dtype, offload: of the gradients' accumulators, see `attribute`.
+        forget_dataset, retain_dataset: sets in any TRL format, or tokenized. May be None where the score needs nothing
+            of them.
+        config: how to score and select.
         mask: a `WeightMask`, or where one is saved: then nothing is computed, and the sets may be None.
-        seed: of the "random" score.
+        arguments: the keyword form: the fields of `AttributionConfig`, in place of `config`.
 
     Attributes:
         mask: the `WeightMask` in force, None before training begins.
@@ -69,39 +52,22 @@ class WeightAttributionCallback(TrainerCallback):
     Example:
         >>> SFTTrainer(model, args, train_dataset=data,                                         # doctest: +SKIP
         ...            callbacks=[WeightAttributionCallback(forget_dataset=forget, retain_dataset=retain, density=0.05)])
+        >>> config = AttributionConfig(score="snip", density=0.05)
+        >>> callback = WeightAttributionCallback(forget, config=config)                         # doctest: +SKIP
     """
 
     def __init__(
         self,
         forget_dataset: Dataset | None = None,
         retain_dataset: Dataset | None = None,
+        config: AttributionConfig | None = None,
         *,
-        score: str | Score = "wagle",
-        score_kwargs: dict[str, Any] | None = None,
-        density: float | str = 0.8,
-        gamma: float | str = 1e-6,
-        scope: str = "global",
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] | None = None,
-        exclude_mask: WeightMask | str | os.PathLike[str] | None = None,
-        samples: int | None = None,
-        batch_size: int | None = None,
-        attribution_loss: str = "auto",
-        dtype: torch.dtype | str = torch.float32,
-        offload: str | None = None,
         mask: WeightMask | str | os.PathLike[str] | None = None,
-        seed: int = 42,
+        **arguments: Any,
     ):
-        check_attribution_arguments(gamma, density, scope, offload)
-        self.score, self.density, self.gamma, self.scope = score, density, gamma, scope
-        self.include, self.exclude, self.samples, self.batch_size = include, exclude, samples, batch_size
-        self.attribution_loss, self.offload, self.seed = attribution_loss, offload, seed
-        self.dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        self.score_kwargs = dict(score_kwargs or {}) or None
-        self.needs = list(needed_statistics(with_options(score, score_kwargs), gamma, density))
-        self.exclude_mask = _load(exclude_mask)
+        self.config = as_attribution_config(config, arguments)
         self.sets = {"forget": forget_dataset, "retain": retain_dataset}
-        self.given = _load(mask)
+        self.given = load_mask(mask)
         self.mask: WeightMask | None = None
         self.masks_gradients = False
         self.saves_mask = True
@@ -122,9 +88,9 @@ class WeightAttributionCallback(TrainerCallback):
         if self.given is not None:
             self.given.check(model)
             return
-        select_parameters(model, self.include, self.exclude)
-        if self.exclude_mask is not None:
-            self.exclude_mask.check(model)
+        select_parameters(model, self.config.include, self.config.exclude)
+        if self.config.earlier_mask is not None:
+            self.config.earlier_mask.check(model)
         pad_token = pad_token_id(processing_class)
         preparation = DatasetPreparation(
             processing_class,
@@ -136,18 +102,20 @@ class WeightAttributionCallback(TrainerCallback):
             truncation_mode=getattr(args, "truncation_mode", "keep_start"),
         )
         prepared = {}
-        for name in self.needs:
+        for name in self.config.needs:
             dataset = self.sets[name]
             check_set(dataset, name, preparation.args.dataset_text_field)
             assert dataset is not None
             if is_preference(dataset):
-                chosen = name == "retain" or self.attribution_loss != "nll"
+                chosen = name == "retain" or self.config.attribution_loss != "nll"
                 dataset = as_prompt_completion(dataset, "chosen" if chosen else "rejected")
             elif (
-                name == "forget" and self.attribution_loss == "chosen_nll" and "input_ids" not in dataset.column_names
+                name == "forget"
+                and self.config.attribution_loss == "chosen_nll"
+                and "input_ids" not in dataset.column_names
             ):
                 raise ValueError(
-                    'attribution_loss="chosen_nll" needs a forget set with a preferred answer: columns "prompt", '
+                    'attribution_loss="chosen_nll" needs a forget set with a chosen answer: columns "prompt", '
                     f'"chosen", "rejected"; it has {", ".join(dataset.column_names)}.'
                 )
             check_chat_template(dataset, name, processing_class)
@@ -216,15 +184,16 @@ class WeightAttributionCallback(TrainerCallback):
         if self._prepared is None:  # the callback was added to a trainer that had been made before
             self.prepare(args, model, processing_class)
         assert self._prepared is not None
+        samples = self.config.samples
         digests = {name: fingerprint(dataset) for name, dataset in self._prepared.items()}
         for name, digest in digests.items():
             _check_processes_agree(f"{name} sets", digest)
         batches = {
             name: LengthSortedBatches(
                 dataset,
-                self.batch_size or args.per_device_train_batch_size,
+                self.config.batch_size or args.per_device_train_batch_size,
                 self.collator,
-                rows=None if self.samples is None else range(min(self.samples, len(dataset))),
+                rows=None if samples is None else range(min(samples, len(dataset))),
                 process=args.process_index,
                 num_processes=args.world_size,
             )
@@ -234,18 +203,8 @@ class WeightAttributionCallback(TrainerCallback):
             current_engine().scoring_model(model),
             batches.get("forget"),
             batches.get("retain"),
-            score=self.score,
-            score_kwargs=self.score_kwargs,
-            gamma=self.gamma,
-            density=self.density,
-            scope=self.scope,
-            include=self.include,
-            exclude=self.exclude,
-            exclude_mask=self.exclude_mask,
-            seed=self.seed,
+            self.config,
             across_processes=args.world_size > 1,
-            dtype=self.dtype,
-            offload=self.offload,
             progress=not args.disable_tqdm and args.process_index == 0,
         )
         mask.info = replace(mask.info, forget_digest=digests.get("forget"), retain_digest=digests.get("retain"))
@@ -256,25 +215,7 @@ class WeightAttributionCallback(TrainerCallback):
         given = self.resume_from or args.resume_from_checkpoint
         candidates = [given] if isinstance(given, str) else []
         candidates.append(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"))
-        return resumed_mask(candidates, state.global_step, self.given, self._asked_for())
-
-    def _asked_for(self) -> dict[str, Any]:
-        """What `MaskInfo` says of a mask that was computed with these arguments, as far as that is known beforehand."""
-        asked: dict[str, Any] = {"scope": self.scope, "score_kwargs": self.score_kwargs}
-        asked |= {"score": self.score} if isinstance(self.score, str) else {}  # a function has no name to go by
-        asked |= {"include": as_list(self.include), "exclude": as_list(self.exclude)}
-        asked["exclude_mask"] = self.exclude_mask.digest if self.exclude_mask is not None else None
-        arguments = arguments_of(with_options(self.score, self.score_kwargs))
-        asked |= {"seed": self.seed} if "generator" in arguments else {}
-        given = {"requested_density": ("density_rule", self.density)}
-        given |= {"gamma": ("gamma_rule", self.gamma)} if "gamma" in arguments else {}
-        for number, (rule, value) in given.items():
-            asked |= {rule: value} if isinstance(value, str) else {number: value, rule: None}
-        return asked
-
-
-def _load(mask: WeightMask | str | os.PathLike[str] | None) -> WeightMask | None:
-    return mask if mask is None or isinstance(mask, WeightMask) else WeightMask.from_pretrained(mask)
+        return resumed_mask(candidates, state.global_step, self.given, self.config.requested_info())
 
 
 def _check_processes_agree(what: str, digest: str) -> None:

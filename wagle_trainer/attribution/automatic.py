@@ -1,4 +1,4 @@
-"""Numbers that the attribution can choose by itself: gamma and the density. Each rule looks at one pass over the sets."""
+"""gamma and density by rule: "auto" and "balanced". Each rule reads one pass over the sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pairs = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 def choose_gamma(rule: str, pairs: Pairs, reduce: Reduce) -> float:
-    """gamma from the retain gradient's own scale, over the weights with a retain gradient other than zero.
+    """gamma from the scale of the retain gradient, over the weights where it is not zero.
 
     "auto"      gamma = sqrt(mean(g_r^2)). Quasi-Newton methods of the AdaGrad family put the root of the gradient's
                 second moment in the place of the Hessian's diagonal; its mean over weights is the multiple of the
@@ -72,7 +72,7 @@ def choose_gamma(rule: str, pairs: Pairs, reduce: Reduce) -> float:
 
 
 class _Repeatable:
-    """An iterable that starts anew each time."""
+    """An iterable that starts again each time."""
 
     def __init__(self, start: Callable[[], Iterator[Tensor]]):
         self.start = start
@@ -82,7 +82,7 @@ class _Repeatable:
 
 
 class DensityCurve:
-    """What selecting more weights gains and costs, and the density where that turns.
+    """Gain and cost of a higher density, and the density where the difference is largest.
 
     With the weights ordered by their scores, highest first, let F(d) be the share of sum |g_f| and R(d) that of
     sum |g_r| that the first share d of them holds. An Adam step moves every weight by about the learning rate, so to

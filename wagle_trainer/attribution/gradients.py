@@ -1,4 +1,4 @@
-"""What scores need to know of a data set: gradients, their squares, activations; one tensor per parameter."""
+"""Statistics of a data set that scores need: gradients, their squares, activations; one tensor per parameter."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from wagle_trainer.attribution.linear_inputs import LinearInputs
 from wagle_trainer.engines.sharding import (
     device_of,
     empty_batch,
@@ -23,6 +24,7 @@ from wagle_trainer.engines.sharding import (
 )
 from wagle_trainer.models.log_probs import label_mask, token_log_probs
 from wagle_trainer.models.modes import unchanged
+from wagle_trainer.models.not_finite import cause_of_not_finite
 
 Batch = Mapping[str, Any]
 
@@ -47,7 +49,7 @@ def attribution_mode(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -
 
 @contextmanager
 def memory_advice(what: str) -> Iterator[None]:
-    """Says in an OutOfMemoryError what helps."""
+    """Add to an OutOfMemoryError what helps."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -60,13 +62,13 @@ def memory_advice(what: str) -> Iterator[None]:
 
 @dataclass
 class SetStatistics:
-    """What scores may ask for of one set, by parameter; empty where it was not asked for.
+    """Statistics of one set, by parameter; empty where they were not requested.
 
     Attributes:
         grad: gradient of the mean loss (zeros where no gradient arrived).
         square: mean over examples of their squared gradients.
-        activation: root mean square over tokens of the inputs of the Linear that owns the weight, (in_features,).
-        examples: number of examples with a label token, of all processes.
+        activation: root mean square over tokens of the inputs of the Linear that has the weight, (in_features,).
+        examples: number of examples with a target token, of all processes.
     """
 
     grad: dict[str, Tensor] = field(default_factory=dict)
@@ -78,8 +80,7 @@ class SetStatistics:
 def mean_gradient(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Batch], *, name: str, **options: Any
 ) -> tuple[dict[str, Tensor], int]:
-    """Gradient of the mean over examples of (the mean over that example's label tokens of the NLL), and their number;
-    see `set_statistics`."""
+    """The mean gradient of a set and the number of its examples; see `set_statistics`."""
     statistics = set_statistics(model, parameters, batches, name=name, wanted={"grad"}, **options)
     return statistics.grad, statistics.examples
 
@@ -96,9 +97,9 @@ def set_statistics(
     offload: bool = False,
     progress: bool = True,
 ) -> SetStatistics:
-    """Statistics of a set in one pass over it.
+    """Compute the statistics of a set in one pass over it.
 
-    To be called within `attribution_mode`. The loss is the mean over examples of (the mean over that example's label
+    Call it within `attribution_mode`. The loss is the mean over examples of (the mean over that example's target
     tokens of the NLL). Sums over examples are accumulated in `dtype`, whatever the model's dtype, and divided by their
     number at the end; so the result does not depend on how examples are batched, beyond rounding.
 
@@ -108,9 +109,9 @@ def set_statistics(
         batches: dicts with `input_ids`, `labels` (-100 = no loss) and, when padded, `attention_mask`.
         name: of the set, for messages: "forget" or "retain".
         wanted: of "grad", "square", "activation". Without the first two there is no backward pass.
-        across_processes: each process has its own share of the batches; the sums are over all. Always so where
+        across_processes: each process has its own shard of the batches; the sums are over all. Always so where
             parameters are sharded.
-        dtype: of the accumulators. In the parameters' own dtype the gradient adds nothing to what a backward pass takes.
+        dtype: of the accumulators. In the parameters' dtype, the gradient adds nothing to the memory of a backward pass.
         offload: keep the accumulators in host memory.
         progress: show a progress bar.
 
@@ -119,7 +120,7 @@ def set_statistics(
 
     Raises:
         FloatingPointError: a loss is not finite; names the batch, and the parameter if that is what is not finite.
-        ValueError: the set has no example with a label token; squares on a sharded model.
+        ValueError: the set has no example with a target token; squares on a sharded model.
         OutOfMemoryError: with what to do about it.
     """
     sharded = is_sharded(parameters.values())
@@ -158,7 +159,10 @@ def set_statistics(
                     with torch.set_grad_enabled(backward):
                         loss = -token_log_probs(model, empty_batch(device) if part is None else part).mean().sum()
                     if not bool(torch.isfinite(loss)):
-                        raise FloatingPointError(_why_not_finite(model, name, index, loss))
+                        raise FloatingPointError(
+                            f"The loss of batch {index} of the {name} set is {loss.item()}: {cause_of_not_finite(model)}. "
+                            "Nothing was written."
+                        )
                     if backward:
                         loss.backward()
     finally:
@@ -181,15 +185,15 @@ def set_statistics(
                 grad.copy_(summed)
     if skipped:
         warnings.warn(
-            f"{skipped} of {examples + skipped} examples of the {name} set have no label token and were skipped.",
+            f"{skipped} of {examples + skipped} examples of the {name} set have no target token and were skipped.",
             stacklevel=3,
         )
     if examples == 0:
         raise ValueError(
-            f"The {name} set has no example with a label token, so it has no gradient. "
+            f"The {name} set has no example with a target token, so it has no gradient. "
             "Labels are -100 where there is no loss: check that not all of them are."
         )
-    # FSDP2 averages over processes where a sum is meant.
+    # FSDP2 averages over processes; here a sum is needed.
     divisor = examples / dist.get_world_size() if sharded else examples
     for grad in (*gradients.values(), *squares.values()):
         grad.div_(divisor)
@@ -225,71 +229,13 @@ def _take_gradients(parameters: Mapping[str, nn.Parameter], accumulators: dict[s
 
 
 def _one_by_one(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The examples of a batch, each as a batch of its own."""
+    """The examples of a batch, each as a batch of one."""
     for row in range(len(batch["labels"])):
         yield {key: value[row : row + 1] for key, value in batch.items()}
 
 
-class LinearInputs:
-    """Sums over tokens of the squared inputs of each `nn.Linear` whose weight is among the parameters.
-
-    Counts real tokens; a head that runs on the labels' positions alone (`logits_to_keep`), those with a label. So
-    neither padding nor batch size matters.
-    """
-
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]):
-        keys = {parameter: key for key, parameter in parameters.items()}
-        self.sums: dict[str, Tensor] = {}
-        self.tokens: dict[str, Tensor] = {}
-        self.hooks = []
-        self._masks: tuple[Tensor, ...] | None = None
-        for module in model.modules():
-            key = keys.get(module.weight) if isinstance(module, nn.Linear) else None  # type: ignore[call-overload]
-            if key is not None:
-                assert isinstance(module, nn.Linear)
-                device = device_of(module.weight)  # not that of the batch, where a model is spread over devices
-                self.sums[key] = torch.zeros(module.in_features, device=device)
-                self.tokens[key] = torch.zeros((), device=device)
-                self.hooks.append(module.register_forward_pre_hook(self._add_to(key)))
-
-    def look_at(self, batch: Mapping[str, Tensor] | None) -> None:
-        """Say which batch the next forward pass is for; None if it does not count."""
-        self._masks = None
-        if batch is not None:
-            attention_mask = batch.get("attention_mask")
-            real = torch.ones_like(batch["input_ids"]) if attention_mask is None else attention_mask
-            labelled = label_mask(batch["labels"], attention_mask)
-            self._masks = (real.bool(), labelled[:, labelled.any(0)])
-
-    def _add_to(self, key: str) -> Any:
-        def add(module: nn.Linear, arguments: tuple[Tensor, ...]) -> None:
-            if self._masks is None:
-                return
-            rows = arguments[0].detach().flatten(0, -2)
-            mask = next((mask for mask in self._masks if mask.numel() == len(rows)), None)
-            if mask is None:
-                raise ValueError(
-                    f"The inputs of {key!r} cannot be told apart by token: shape {tuple(arguments[0].shape)} for "
-                    f"input_ids {tuple(self._masks[0].shape)}. Leave it out with attribution_exclude."
-                )
-            mask = mask.flatten().to(rows.device)
-            self.sums[key] += rows[mask].float().square().sum(0)
-            self.tokens[key] += mask.sum()
-
-        return add
-
-    def add_up(self) -> None:
-        """Sum over processes."""
-        for tensor in (*self.sums.values(), *self.tokens.values()):
-            dist.all_reduce(tensor)
-
-    def root_mean_square(self) -> dict[str, Tensor]:
-        """By parameter, (in_features,)."""
-        return {key: (total / self.tokens[key].clamp(min=1)).sqrt() for key, total in self.sums.items()}
-
-
 def _labelled(batch: Batch, device: torch.device) -> tuple[dict[str, Tensor] | None, int]:
-    """The examples of a batch that have a label token, on `device` (None if there are none), and how many have not."""
+    """The examples with a target token, on `device` (None if there are none), and the number of the others."""
     has_label = label_mask(batch["labels"], batch.get("attention_mask")).any(1)
     skipped = int((~has_label).sum())
     if skipped == len(has_label):
@@ -300,18 +246,9 @@ def _labelled(batch: Batch, device: torch.device) -> tuple[dict[str, Tensor] | N
     return {key: value.to(device) for key, value in tensors.items()}, skipped
 
 
-def first_batch_not_finite(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Batch]
-) -> int | None:
-    """Index of the first batch whose gradient is not finite; None if the batches cannot be read a second time."""
-    for index, batch in enumerate(batches):
-        if not bool(label_mask(batch["labels"], batch.get("attention_mask")).any()):
-            continue
-        with torch.enable_grad():
-            gradients, _ = mean_gradient(model, parameters, [batch], name="", progress=False)
-        if not all(bool(torch.isfinite(grad).all()) for grad in gradients.values()):
-            return index
-    return None
+def has_target_token(batch: Batch) -> bool:
+    """Whether any example of the batch has a target token."""
+    return bool(label_mask(batch["labels"], batch.get("attention_mask")).any())
 
 
 def _move_grad_into(accumulator: Tensor | None, square: Tensor | None) -> Any:
@@ -325,11 +262,3 @@ def _move_grad_into(accumulator: Tensor | None, square: Tensor | None) -> Any:
         parameter.grad = None
 
     return move
-
-
-def _why_not_finite(model: nn.Module, name: str, index: int, loss: Tensor) -> str:
-    message = f"The loss of batch {index} of the {name} set is {loss.item()}"
-    for key, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return f"{message}: the weights of {key!r} are not finite. Nothing was written."
-    return f"{message}, though all weights are finite: the model overflows on this batch. Nothing was written."

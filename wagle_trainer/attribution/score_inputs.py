@@ -1,4 +1,4 @@
-"""What a score is called with, one whole tensor at a time."""
+"""The arguments of a score, one full tensor at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wagle_trainer.attribution.gradients import Batch, SetStatistics, first_batch_not_finite
+from wagle_trainer.attribution.gradients import Batch, SetStatistics, has_target_token, mean_gradient
 from wagle_trainer.attribution.scores import Score
 from wagle_trainer.engines.sharding import gather, is_sharded, local_part
 from wagle_trainer.masking import bits
+from wagle_trainer.models.not_finite import first_batch_not_finite, is_finite
 
 
 class ScoreInputs:
@@ -19,7 +20,7 @@ class ScoreInputs:
 
     Args:
         parameters: name -> parameter.
-        statistics: set -> what was asked for of it. Emptied on the way: each tensor is let go once it has been given.
+        statistics: set -> the requested statistics of it. Emptied on the way: each tensor is let go once it has been given.
         gamma: a number by now.
         seed: of the generators.
     """
@@ -58,7 +59,7 @@ def score_tensor(function: Score, arguments: list[str], key: str, available: Map
     """
     weight = available["weight"]
     for name in arguments:
-        if isinstance(available[name], Tensor) and not _is_finite(available[name]):
+        if isinstance(available[name], Tensor) and not is_finite(available[name]):
             raise NotFiniteError(key, name)
     score = function(**{name: available[name] for name in arguments}).float()
     if score.shape != weight.shape:
@@ -101,7 +102,7 @@ class NotFiniteError(Exception):
     ) -> str:
         """What is not finite and where; searches the batches again if they can be read twice."""
         message = f"Attribution of {self.key!r}: "
-        if not bool(torch.isfinite(parameters[self.key]).all()):
+        if not is_finite(parameters[self.key]):
             return message + "the weight is not finite. Nothing was written."
         if self.argument is None:
             return message + "what the score reads is finite, but the score is not. Nothing was written."
@@ -110,18 +111,25 @@ class NotFiniteError(Exception):
             what = {"square": "squared gradient", "activation": "activation"}[what]
             return message + f"the {name} {what} is not finite. Nothing was written."
         # Sharded models run forward passes together, so one process cannot search alone.
-        sharded = is_sharded(parameters.values())
-        index = (
-            None if sharded else first_batch_not_finite(model, {self.key: parameters[self.key]}, batches[name] or ())
-        )
+        index = None if is_sharded(parameters.values()) else self._first_batch(model, parameters, batches[name] or ())
         where = (
             "in a batch that cannot be found again" if index is None else f"from batch {index} of the {name} set on"
         )
         return message + f"the {name} gradient is not finite {where}. Nothing was written."
 
+    def _first_batch(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], batches: Iterable[Batch]
+    ) -> int | None:
+        """Index of the first batch with such a gradient; None if the batches cannot be read a second time."""
+        of_key = {self.key: parameters[self.key]}
 
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())  # without a tensor of the same size
+        def gradient(batch: Batch) -> Iterable[Tensor]:
+            if not has_target_token(batch):
+                return ()
+            with torch.enable_grad():
+                return mean_gradient(model, of_key, [batch], name="", progress=False)[0].values()
+
+        return first_batch_not_finite(batches, gradient)
 
 
 def _seed_of(seed: int, index: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wagle_trainer.attribution.histogram import ScoreHistogram
+from wagle_trainer.attribution.score_histogram import ScoreHistogram
 from wagle_trainer.masking import bits
 
 SCOPES = ("global", "tensor", "row")

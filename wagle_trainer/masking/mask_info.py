@@ -27,7 +27,7 @@ class MaskInfo:
         forget_examples, retain_examples: numbers of examples that the gradients were averaged over.
         forget_digest, retain_digest: SHA-256 of the tokens and labels of the sets; says which they were, not what is in them.
         score_histogram: how the scores are distributed and which of them are selected, as
-            `wagle_trainer.attribution.histogram.ScoreHistogram` gives it; candidates only.
+            `wagle_trainer.attribution.score_histogram.ScoreHistogram` gives it; candidates only.
     """
 
     score: str | None = None

@@ -12,6 +12,7 @@ from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
 from wagle_trainer.engines.sharding import empty_batch, synchronised
 from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs, unwrap
 from wagle_trainer.models.modes import evaluation_mode
+from wagle_trainer.models.not_finite import cause_of_not_finite
 
 
 def reference_log_probs(
@@ -46,7 +47,7 @@ def reference_log_probs(
             if not bool(torch.isfinite(result.log_probs).all()):
                 raise FloatingPointError(
                     f"The log-probability before unlearning is not finite for one of the rows {rows}: "
-                    f"{first_not_finite(model)}. Nothing was trained."
+                    f"{cause_of_not_finite(model)}. Nothing was trained."
                 )
             for row, log_probs, mask in zip(rows, result.log_probs.cpu(), result.mask.cpu(), strict=True):
                 values[row, : int(mask.sum())] = log_probs[mask]
@@ -195,11 +196,3 @@ def decoder_layer(model: nn.Module, index: int, what: str) -> nn.Module:
             'them with loss_kwargs={"layer": ...} (or {"retain_layer": ...} for retain_loss="embed_diff").'
         )
     return lists[0][index]
-
-
-def first_not_finite(model: nn.Module) -> str:
-    """Which parameter is to blame for a loss that is not finite, as half a sentence."""
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            return f"the weights of {name!r} are not finite"
-    return "all weights are finite, so the model overflows on this batch"

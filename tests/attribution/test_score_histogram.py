@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from wagle_trainer import WeightMask, attribute
-from wagle_trainer.attribution.histogram import ScoreHistogram
+from wagle_trainer.attribution.score_histogram import ScoreHistogram
 from wagle_trainer.attribution.selection import find_threshold, leave_out, select
 from wagle_trainer.masking import bits
 
