@@ -190,7 +190,7 @@ def test_wrappers_have_the_names_that_we_take_away():
 
     linear = torch.nn.Linear(2, 2)
     compiled = torch.compile(linear, backend="eager")
-    assert compiled._orig_mod is linear, "mend wagle_trainer/models/log_probs.py (unwrap)"
+    assert compiled._orig_mod is linear, "mend wagle_trainer/models/architecture.py (unwrap)"
     assert list(named_parameters(compiled)) == ["weight", "bias"], "mend wagle_trainer/engines/sharding.py (_WRAPPERS)"
     for name in (_CHECKPOINT_WRAPPED_MODULE, FSDP_WRAPPED_MODULE):
         wrapper = torch.nn.ModuleDict({name: linear})

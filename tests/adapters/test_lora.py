@@ -12,9 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from wagle_trainer import WagleTrainer, WeightMask, attribute
-from wagle_trainer.adapters.lora import check_full_weights, linear_weights, lora_modules
+from wagle_trainer.adapters.lora import check_full_weights, lora_modules
 from wagle_trainer.losses import get_loss, list_losses
 from wagle_trainer.masking import MaskInfo
+from wagle_trainer.models.architecture import linear_weights
 
 BUILT_IN = [name for name in list_losses() if get_loss(name).__module__.startswith("wagle_trainer.")]
 KWARGS = {"rmu": {"layer": 1}, "pdu": {"retain_eps": 0.05}, "jensun": {"target": "w3 w4"}}

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from wagle_trainer.losses import Signals
+from wagle_trainer.models.architecture import decoder_layer
 from wagle_trainer.models.log_probs import token_log_probs
 from wagle_trainer.models.reference_model import (
     ReferenceHead,
     ReferenceStates,
     align,
-    decoder_layer,
     reference_log_probs,
 )
 

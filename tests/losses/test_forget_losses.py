@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from wagle_trainer.losses import Signals, get_loss, list_losses
+from wagle_trainer.models.architecture import decoder_layer
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
-from wagle_trainer.models.reference_model import decoder_layer
 
 
 def softplus(x):

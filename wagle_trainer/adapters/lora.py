@@ -10,8 +10,6 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
@@ -19,24 +17,12 @@ from wagle_trainer.attribution.scored_parameters import select_parameters
 from wagle_trainer.attribution.scores import list_scores
 from wagle_trainer.config import WagleConfig
 from wagle_trainer.engines.engine import planned_engine
-from wagle_trainer.engines.sharding import named_parameters
 from wagle_trainer.losses import UnlearningLoss
 from wagle_trainer.masking import WeightMask
+from wagle_trainer.models.architecture import linear_weights
 from wagle_trainer.trainer_setup import attribution_callback
 
 logger = logging.get_logger(__name__)
-
-
-def linear_weights(model: nn.Module) -> dict[str, str]:
-    """Module name -> parameter name of the weights that LoRA can stand beside: those of all Linear and Conv1D modules
-    but the output embeddings, which TRL refuses. What PEFT's "all-linear" takes."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    known = named_parameters(model)
-    return {
-        name: f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and f"{name}.weight" in known
-    }
 
 
 def lora_modules(mask: WeightMask, model: nn.Module, number: int | None = None) -> list[str]:

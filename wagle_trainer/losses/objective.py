@@ -10,7 +10,7 @@ from torch import nn
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.losses import UnlearningLoss, get_loss
 from wagle_trainer.losses.unlearning_loss import NEEDS, example_of
-from wagle_trainer.models.reference_model import decoder_layer
+from wagle_trainer.models.architecture import decoder_layer
 
 if TYPE_CHECKING:
     from wagle_trainer.config import WagleConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wagle_trainer.models.architecture import forward_parameters, keeps_some_logits, takes_positions
 
 IGNORE_INDEX = -100
 # How much padding one forward pass for two batches may add. A pass of its own, with its backward, reads all weights and
@@ -85,19 +86,6 @@ class TokenLogProbs:
         return total / self.num_tokens().clamp(min=1)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model whose `forward` signature counts: out of the wrappers of DDP, FSDP1, `torch.compile` and PEFT."""
-    while True:
-        if isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module  # type: ignore[assignment]
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()  # type: ignore[operator]
-        else:
-            return model
-
-
 def _input_keys(batch: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(key for key in ("input_ids", "attention_mask", "position_ids") if batch.get(key) is not None)
 
@@ -114,7 +102,7 @@ def forward_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, T
         attention_mask is not None
         and "position_ids" not in inputs
         and not bool(attention_mask[:, 0].all())
-        and "position_ids" in inspect.signature(unwrap(model).forward).parameters
+        and takes_positions(model)
     ):
         inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return inputs
@@ -241,10 +229,9 @@ def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tens
     if kept.numel() == 0:  # nothing to score, but the caller may still need a differentiable zero
         kept = torch.zeros(1, dtype=torch.long, device=kept.device)
     inputs = forward_inputs(model, batch)
-    parameters = inspect.signature(unwrap(model).forward).parameters
-    if "use_cache" in parameters:
+    if "use_cache" in forward_parameters(model):
         inputs["use_cache"] = False  # type: ignore[assignment]
-    if "logits_to_keep" in parameters:
+    if keeps_some_logits(model):
         return model(**inputs, logits_to_keep=kept).logits, kept
     return model(**inputs).logits[:, kept], kept
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
 from wagle_trainer.engines.sharding import empty_batch, synchronised
-from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs, unwrap
+from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
 from wagle_trainer.models.modes import evaluation_mode
 from wagle_trainer.models.not_finite import cause_of_not_finite
 
@@ -177,22 +177,3 @@ class ReferenceStates(_Before):
     def states(self, rows: Iterable[int], device: torch.device) -> Tensor:
         """Reference states of the label tokens of these examples, one below the other, (tokens, hidden size)."""
         return torch.cat([self.hidden[row] for row in rows]).to(device)
-
-
-def decoder_layer(model: nn.Module, index: int, what: str) -> nn.Module:
-    """The decoder layer `index` of a transformer, counted from 0.
-
-    Raises:
-        ValueError: there is no such layer, or no list of layers is found; names `what` asks for it.
-    """
-    model = unwrap(model)
-    number = getattr(getattr(model, "config", None), "num_hidden_layers", None)
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == number]
-    if not lists:
-        raise ValueError(f"{what} needs a decoder layer, but {type(model).__name__} has no list of {number} layers.")
-    if not 0 <= index < len(lists[0]):
-        raise ValueError(
-            f"{what} needs layer {index}, but {type(model).__name__} has layers 0 to {len(lists[0]) - 1}. Choose one of "
-            'them with loss_kwargs={"layer": ...} (or {"retain_layer": ...} for retain_loss="embed_diff").'
-        )
-    return lists[0][index]
