@@ -69,9 +69,9 @@ def run_script():
             start_new_session=True,
         ) as process:
             try:
-                text, _ = process.communicate(timeout=240)
+                text, _ = process.communicate(timeout=1500)
             finally:
-                if process.poll() is None:  # the launcher's own processes, too
+                if process.poll() is None:  # it hangs: end the launcher's own processes, too
                     os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == 0, text[-4000:]
 

@@ -38,7 +38,6 @@ def run(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=280,
         )
         assert process.returncode == 0, process.stdout[-3000:]
         result = json.loads(output.read_text())

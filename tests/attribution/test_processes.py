@@ -49,7 +49,7 @@ def folder(tmp_path_factory, make_llama, make_examples, pad_batches):
             exclude_mask = earlier if "exclude" in arguments else None
             mask = attribute(model, *sets, **options, exclude_mask=exclude_mask, progress=False)
             mask.save_pretrained(folder / "one" / name)
-        texts = [process.communicate(timeout=240)[0] for process in processes]
+        texts = [process.communicate(timeout=1500)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

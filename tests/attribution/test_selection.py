@@ -110,7 +110,7 @@ class Processes:
     """Threads that stand for processes: `reduce` sums a histogram over all of them, as an all-reduce does."""
 
     def __init__(self, number: int):
-        self.barrier = threading.Barrier(number, timeout=20)
+        self.barrier = threading.Barrier(number, timeout=1500)
         self.number, self.parts = number, {}
 
     def reduce(self, rank: int, histogram: torch.Tensor) -> None:
