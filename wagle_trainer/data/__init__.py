@@ -1,4 +1,4 @@
-"""Forget and retain sets: TOFU, MUSE, WMDP, the bundled fictional people; how questions and answers become tokens."""
+"""Forget and retain sets: TOFU, MUSE, WMDP, the bundled fictional people and public facts; how questions and answers become tokens."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from wagle_trainer.utils.lazy_names import lazy_names
 _HOMES = {
     "QAFormat": "formatting",
     "REFUSALS": "refusals",
+    "all_facts": "facts",
+    "fact_relations": "facts",
     "fictional_split": "fictional",
     "fictional_tokenizer": "fictional",
+    "load_facts": "facts",
     "load_muse": "muse",
     "load_muse_evaluation": "muse",
     "load_tofu": "tofu",

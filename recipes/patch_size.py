@@ -1,0 +1,248 @@
+"""How few weights are enough to forget, and does it matter which? Scores by densities by seeds, each at its best rate.
+
+python recipes/patch_size.py                                  # the bundled people, a small Llama, under 10 minutes
+python recipes/patch_size.py --task facts --model SMOLLM2_FOLDER --output_dir outputs/patch_size
+
+Each run is one row of `results.json` in the output folder. What is there is not run again: a stopped study goes on where
+it stopped, and seeds, densities, scores, tasks and objectives can be added later.
+
+The learning rate is chosen by one rule on the first seed, for each score and density: the rates 1e-6, 3e-6, ..., 1 are
+tried from 1e-4 / sqrt(density) upwards until one is clearly worse than the best so far (by 0.1), then downwards until one
+is worse than the best. The best has the smallest sum of what is left of the forget set and of what is lost on the retain
+and on the unseen set, each as a share of what the reference model knows. The other seeds use that rate. A best rate at
+the end of what was tried is reported as such.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import trl
+from patch_size_report import write_report
+from patch_size_runs import NO_MASK, Bench, Rows, spread
+from patch_size_tasks import TASKS
+from transformers.utils import logging
+from trl import TrlParser
+
+from wagle_trainer import __version__
+from wagle_trainer.attribution import get_score
+from wagle_trainer.losses import get_loss
+
+GRID = [float(f"{digit}e{exponent}") for exponent in range(-6, 0) for digit in (1, 3)] + [1.0]
+CLEARLY = 0.1
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class PatchSizeArguments:
+    """What is compared."""
+
+    output_dir: str = field(metadata={"help": "Folder of results.json, the figure and the table."})
+    task: str = field(default="people", metadata={"help": "What is forgotten.", "choices": list(TASKS)})
+    model: str | None = field(default=None, metadata={"help": "Model of the tasks facts and tofu: folder or hub id."})
+    model_name: str | None = field(default=None, metadata={"help": "Its name in the rows; by default the folder's."})
+    data: str | None = field(default=None, metadata={"help": "TOFU's files, for the task tofu: folder or hub id."})
+    objectives: list[str] = field(
+        default_factory=lambda: ["npo"], metadata={"help": "Objectives, one after the other."}
+    )
+    scores: list[str] = field(
+        default_factory=lambda: ["random", "gradient", "snip", "wagle:1e-6"],
+        metadata={"help": "Scores; wagle with its gamma: wagle:1e-6, wagle:balanced. random must be among them."},
+    )
+    densities: list[float] = field(
+        default_factory=lambda: [1e-3, 1e-2, 1e-1],
+        metadata={"help": "Densities of the masks, in the order in which they are run; all weights come first."},
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "The first one chooses the learning rates."}
+    )
+    examples: int = field(default=16, metadata={"help": "Size of the forget set."})
+    steps: int = field(default=12, metadata={"help": "Optimizer steps."})
+    batch_size: int = field(default=8, metadata={"help": "Forget examples, and retain examples, in each step."})
+    relearning_rates: list[float] = field(
+        default_factory=lambda: [2e-5, 5e-5],
+        metadata={"help": "Learning rates of the relearning attack; the worst counts."},
+    )
+    relearning_steps: int = field(
+        default=6, metadata={"help": "Steps of the relearning attack, on half the forget set."}
+    )
+    forget_share: float = field(
+        default=0.9,
+        metadata={
+            "help": "Goal: share of the way from the reference model to a retrained one, or to zero without one."
+        },
+    )
+    utility_loss: float = field(
+        default=0.05, metadata={"help": "How much probability retained and unseen answers may lose at most."}
+    )
+    max_rates: int = field(default=6, metadata={"help": "Learning rates that are tried at most for one mask."})
+
+    def __post_init__(self) -> None:
+        for name in ("objectives", "scores", "densities", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must hold at least one value, and none twice: {values}.")
+        for objective in self.objectives:
+            get_loss(objective)
+        for label in self.scores:
+            get_score(spread(label)[0])
+        if not all(0 < density < 1 for density in self.densities):
+            raise ValueError(f"densities must lie between 0 and 1, got {self.densities}; all weights are run anyway.")
+
+
+class Study:
+    """The runs of one task."""
+
+    def __init__(self, args: PatchSizeArguments, rows: Rows):
+        self.args, self.rows = args, rows
+        self.folder = Path(args.output_dir)
+        self.model_name = args.model_name or (Path(args.model).name if args.model else "small-llama")
+        self._benches: dict[int, Bench] = {}
+        torch.set_num_threads(min(torch.get_num_threads(), 1 if args.task == "people" else torch.get_num_threads()))
+        self.environment = {
+            "wagle_trainer": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "trl": trl.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        }
+
+    def bench(self, seed: int) -> Bench:
+        """Model and sets of a seed; those of the facts share one model, of the others one is kept."""
+        if seed not in self._benches:
+            if self.args.task != "facts":
+                self._benches.clear()
+            args = self.args
+            task = TASKS[args.task](args.model, seed, args.examples, self.folder / "models", args.data)
+            self._benches[seed] = Bench(
+                task,
+                seed,
+                steps=args.steps,
+                batch_size=args.batch_size,
+                relearning_rates=args.relearning_rates,
+                relearning_steps=args.relearning_steps,
+                folder=self.folder,
+            )
+        return self._benches[seed]
+
+    def reference(self, seed: int) -> dict[str, Any]:
+        """The measurements before unlearning."""
+        key = {"model": self.model_name, "task": self.args.task, "seed": seed}
+        found = self.rows.reference(**key)
+        if found is None:
+            bench = self.bench(seed)
+            found = key | bench.references() | {"details": bench.task.details, "weights_digest": bench.digest()}
+            self.rows.add(found, self.environment, "references")
+        return found
+
+    def goal(self, seed: int) -> float:
+        """Highest forget probability that counts as forgotten."""
+        reference = self.reference(seed)
+        floor = reference.get("retrained_forget", 0.0)
+        return reference["forget"] - self.args.forget_share * (reference["forget"] - floor)
+
+    def run(self, objective: str, label: str, density: float, rate: float, seed: int) -> dict[str, Any]:
+        """The row of a run; it runs if there is none."""
+        score, gamma = (NO_MASK, None) if label == NO_MASK else spread(label)
+        key = {
+            "model": self.model_name,
+            "task": self.args.task,
+            "objective": objective,
+            "score": score,
+            "gamma": gamma,
+            "density": density,
+            "learning_rate": rate,
+            "seed": seed,
+        }
+        found = self.rows.find(**key)
+        if found is None:
+            goal = self.goal(seed)
+            found = key | self.bench(seed).run(objective, score, gamma, density, rate, goal) | {"goal": goal}
+            self.rows.add(found, self.environment)
+            print(describe(found), flush=True)
+        return found
+
+    def badness(self, row: dict[str, Any]) -> float:
+        """What is left of the forget set and lost of the others, as shares; what the learning rate is chosen by."""
+        if "failed" in row:
+            return float("inf")
+        reference = self.reference(row["seed"])
+        lost = [max(0.0, 1 - row[name] / reference[name]) for name in ("retain", "held_out")]
+        return row["forget"] / reference["forget"] + sum(lost)
+
+    def best_rate(self, objective: str, label: str, density: float) -> tuple[float, bool]:
+        """The chosen learning rate, and whether it lies at the edge of those that were tried."""
+
+        def badness(rate: float) -> float:
+            return self.badness(self.run(objective, label, density, rate, self.args.seeds[0]))
+
+        return search_rate(badness, density, self.args.max_rates)
+
+    def block(self, objective: str, labels: list[str], density: float) -> None:
+        """All scores at one density: learning rates on the first seed, then all seeds."""
+        rates = {label: self.best_rate(objective, label, density)[0] for label in labels}
+        for seed in self.args.seeds[1:]:
+            for label, rate in rates.items():
+                self.run(objective, label, density, rate, seed)
+
+
+def search_rate(badness: Callable[[float], float], density: float, limit: int) -> tuple[float, bool]:
+    """The rate of `GRID` with the smallest badness by the rule of this file's head, and whether it is at the edge.
+
+    Args:
+        badness: of a rate.
+        density: of the mask; where the search begins.
+        limit: rates to try at most.
+    """
+    centre = 1e-4 / density**0.5
+    start = min(range(len(GRID)), key=lambda index: abs(GRID[index] / centre - 1))
+    tried = {start: badness(GRID[start])}
+    index = start
+    while len(tried) < limit and index + 1 < len(GRID) and tried[index] <= min(tried.values()) + CLEARLY:
+        index += 1
+        tried[index] = badness(GRID[index])
+    index = start
+    while len(tried) < limit and index > 0 and tried[index] <= min(tried.values()):
+        index -= 1
+        tried[index] = badness(GRID[index])
+    best = min(tried, key=lambda index: tried[index])
+    return GRID[best], best in (min(tried), max(tried))
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One line on a run."""
+    gamma = "" if row["gamma"] is None else f":{row['gamma']}"
+    head = f"{row['task']} {row['objective']} {row['score']}{gamma} {row['density']:g} lr {row['learning_rate']:g} seed {row['seed']}"
+    if "failed" in row:
+        return f"{head}: {row['failed']}"
+    numbers = [f"{name} {row[name]:.3f}" for name in ("forget", "retain", "held_out", "relearned") if name in row]
+    return f"{head}: {', '.join(numbers)} ({row['seconds']:.0f} s)"
+
+
+def main() -> None:
+    arguments = sys.argv[1:] or ["--config", str(CONFIGS / "patch_size_people.yaml")]
+    [args] = TrlParser((PatchSizeArguments,)).parse_args_and_config(arguments)
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    study = Study(args, Rows(Path(args.output_dir) / "results.json"))
+    for objective in args.objectives:
+        study.block(objective, [NO_MASK], 1.0)
+        for density in args.densities:
+            study.block(objective, args.scores, density)
+    print(write_report(study.rows.content, Path(args.output_dir), args.utility_loss))
+
+
+if __name__ == "__main__":
+    main()

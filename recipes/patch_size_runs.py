@@ -1,0 +1,311 @@
+"""One run of the study of patch sizes: unlearn within a mask, measure, attack; and where its row is kept."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from datasets import Dataset
+from patch_size_tasks import Example, Task
+from transformers import PrinterCallback
+
+from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
+from wagle_trainer.data.facts import pad_examples
+from wagle_trainer.evaluation import load_results, save_results
+from wagle_trainer.evaluation.attacks.quantization import round_to_nearest
+from wagle_trainer.models.log_probs import token_log_probs
+from wagle_trainer.models.modes import evaluation_mode
+
+KEY = ("model", "task", "objective", "score", "gamma", "density", "learning_rate", "seed")
+NO_MASK = "none"
+
+
+def spread(label: str) -> tuple[str, float | str | None]:
+    """Score and gamma of a label: "wagle:1e-6" is ("wagle", 1e-6), "snip" is ("snip", None)."""
+    score, _, gamma = label.partition(":")
+    if not gamma:
+        return score, 1e-6 if score == "wagle" else None
+    try:
+        return score, float(gamma)
+    except ValueError:
+        return score, gamma
+
+
+class Rows:
+    """The rows of `results.json`: read at the start, written whole after each run.
+
+    Args:
+        path: the file; other processes may not write it at the same time.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.content: dict[str, Any] = {"format": 1, "environments": {}, "references": [], "rows": []}
+        if path.exists():
+            self.content = load_results(path)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.content["rows"]
+
+    @property
+    def references(self) -> list[dict[str, Any]]:
+        return self.content["references"]
+
+    def find(self, **key: Any) -> dict[str, Any] | None:
+        """The row of a run, None if it was not run."""
+        return next((row for row in self.rows if all(row[name] == value for name, value in key.items())), None)
+
+    def reference(self, **key: Any) -> dict[str, Any] | None:
+        """The row of a reference model."""
+        return next((row for row in self.references if all(row[name] == value for name, value in key.items())), None)
+
+    def add(self, row: dict[str, Any], environment: Mapping[str, Any], where: str = "rows") -> None:
+        """Add a row and write the file."""
+        name = hashlib.sha256(repr(sorted(environment.items())).encode()).hexdigest()[:12]
+        self.content["environments"][name] = dict(environment)
+        self.content[where].append(row | {"environment": name})
+        save_results(self.content, self.path)
+
+
+_REFERENCE: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = WeakKeyDictionary()
+
+
+def _reference_weights(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of the weights that a model was loaded with, made once."""
+    if model not in _REFERENCE:
+        _REFERENCE[model] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return _REFERENCE[model]
+
+
+class Bench:
+    """A task's model, whose weights are put back before each run, so that it is loaded once.
+
+    Args:
+        task: model and sets.
+        seed: of the order of the examples and of the random mask.
+        steps, batch_size: optimizer steps and forget examples in each.
+        relearning: learning rate -> steps of the attack.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        *,
+        steps: int,
+        batch_size: int,
+        relearning_rates: Sequence[float],
+        relearning_steps: int,
+        folder: Path,
+    ):
+        self.task, self.model, self.seed = task, task.model, seed
+        self.steps, self.batch_size = steps, batch_size
+        self.relearning_rates, self.relearning_steps = list(relearning_rates), relearning_steps
+        self.folder = folder
+        self.weights = _reference_weights(self.model)
+        self.masks: dict[tuple[Any, ...], WeightMask] = {}
+        forget = task.sets["forget"]
+        order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed)).tolist()
+        half = max(1, len(order) // 2)
+        self.taught, self.asked = ([forget[i] for i in sorted(part)] for part in (order[:half], order[half:]))
+
+    def reset(self) -> None:
+        """Put the reference weights back."""
+        self._put(self.weights)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(weights[name])
+            parameter.grad = None
+            parameter.requires_grad_(True)
+        self.model.eval()
+
+    def known(self, examples: Sequence[Example], model: Any = None) -> float:
+        """Mean over examples of the answer's probability (geometric mean over its tokens)."""
+        model = self.model if model is None else model
+        order = sorted(examples, key=lambda example: -len(example["input_ids"]))
+        device, total = next(model.parameters()).device, 0.0
+        with evaluation_mode(model):
+            for start in range(0, len(order), 32):
+                batch = pad_examples(order[start : start + 32])
+                total += token_log_probs(model, {k: v.to(device) for k, v in batch.items()}).mean().exp().sum().item()
+        value = total / len(order)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"The mean answer probability is {value}.")
+        return value
+
+    def unlearn(
+        self, objective: str, score: str, gamma: float | str | None, density: float, rate: float
+    ) -> WagleTrainer:
+        """A trainer after training, from the reference weights.
+
+        Raises:
+            FloatingPointError: the learning rate was too high.
+        """
+        self.reset()
+        key = (score, gamma, density)
+        args = WagleConfig(
+            output_dir=str(self.folder / "trainer"),
+            loss_type=objective,
+            attribution=None if score == NO_MASK else score,
+            attribution_samples=len(self.task.sets["forget"]),
+            density=density,
+            **({"attribution_gamma": gamma} if gamma is not None else {}),
+            learning_rate=rate,
+            max_steps=self.steps,
+            per_device_train_batch_size=self.batch_size,
+            lr_scheduler_type="linear",
+            weight_decay=0.0,
+            max_grad_norm=0.0,  # AdamW's steps do not depend on the gradient's scale
+            seed=self.seed,
+            bf16=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = WagleTrainer(
+            model=self.model,
+            args=args,
+            forget_dataset=Dataset.from_list(self.task.sets["forget"]),
+            retain_dataset=Dataset.from_list(self.task.sets["retain"]),
+            processing_class=self.task.tokenizer,
+            mask=self.masks.get(key),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        if trainer.mask is not None:
+            self.masks = {key: trainer.mask}  # the learning rates of one mask follow each other
+        return trainer
+
+    def run(
+        self, objective: str, score: str, gamma: float | str | None, density: float, rate: float, goal: float
+    ) -> dict[str, Any]:
+        """Unlearn and measure; attack what reached the goal.
+
+        Args:
+            goal: highest mean probability of the forget answers that counts as forgotten.
+
+        Returns:
+            The measurements of a row; `failed` alone where the loss was not finite.
+        """
+        start = time.perf_counter()
+        try:
+            trainer = self.unlearn(objective, score, gamma, density, rate)
+            row = self.measure()
+            row |= self._patch(trainer.mask)
+            if row["forget"] <= goal:
+                row |= self.attack()
+            del trainer
+        except FloatingPointError as error:
+            row = {"failed": str(error)}
+        self.reset()
+        gc.collect()  # a trainer and its optimizer refer to each other
+        return row | {"steps": self.steps, "batch_size": self.batch_size, "seconds": time.perf_counter() - start}
+
+    def measure(self) -> dict[str, Any]:
+        """Probabilities of the answers of each set."""
+        names = {"forget": "forget", "retain": "retain", "unseen": "held_out", "paraphrased": "forget_paraphrased"}
+        return {name: self.known(self.task.sets[key]) for key, name in names.items() if key in self.task.sets}
+
+    def attack(self) -> dict[str, Any]:
+        """Relearning with each rate, and rounding to 8 and 4 bits; the weights are as before afterwards."""
+        after = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        before_attack = self.known(self.asked)
+        relearned = {}
+        for rate in self.relearning_rates:
+            relearned[f"{rate:g}"] = self.relearn(self.model, rate)
+            self._put(after)
+        quantized = {}
+        for bits in (8, 4):
+            self.quantize(bits)
+            quantized[str(bits)] = {
+                "forget": self.known(self.task.sets["forget"]),
+                "held_out": self.known(self.task.sets["unseen"]),
+            }
+            self._put(after)
+        return {
+            "asked_half": before_attack,
+            "relearned": max(relearned.values()),
+            "relearning": relearned,
+            "quantized": quantized,
+        }
+
+    def relearn(self, model: Any, rate: float) -> float:
+        """Fine-tune all weights on one half of the forget set; how well the other half is known then."""
+        device = next(model.parameters()).device
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+        batch = {k: v.to(device) for k, v in pad_examples(self.taught).items()}
+        model.train()
+        for _ in range(self.relearning_steps):
+            loss = -token_log_probs(model, batch).mean().mean()
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"Relearning at {rate:g}: the loss is {loss.item()}.")
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return self.known(self.asked, model)
+
+    @torch.no_grad()
+    def quantize(self, bits: int) -> None:
+        """Round the weights of all linear layers but the head, as the quantization attack does."""
+        head = self.model.get_output_embeddings()
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not head:
+                module.weight.copy_(round_to_nearest(module.weight, bits, None if bits > 4 else 64))
+
+    def references(self) -> dict[str, Any]:
+        """What the model knows before unlearning, rounded, and relearned; and what a retrained one does."""
+        self.reset()
+        row = self.measure() | self.attack()
+        self.reset()
+        if self.task.retrained is not None:
+            retrained = self.task.retrained
+            row["retrained_forget"] = self.known(self.task.sets["forget"], retrained)
+            row["retrained_asked_half"] = self.known(self.asked, retrained)
+            weights = {name: p.detach().clone() for name, p in retrained.named_parameters()}
+            values = {}
+            for rate in self.relearning_rates:
+                values[f"{rate:g}"] = self.relearn(retrained, rate)
+                with torch.no_grad():
+                    for name, parameter in retrained.named_parameters():
+                        parameter.copy_(weights[name])
+                        parameter.grad = None
+            row["retrained_relearned"] = max(values.values())
+        row["sizes"] = {name: len(examples) for name, examples in self.task.sets.items()}
+        return row
+
+    def _patch(self, mask: WeightMask | None) -> dict[str, Any]:
+        total = sum(p.numel() for p in self.model.parameters())
+        row: dict[str, Any] = {"weights_digest": self.digest()}
+        if mask is None:
+            return row | {"num_selected": total, "patch_bytes": 4 * total, "mask": None}
+        size = 0
+        for name in mask:
+            selected, numel = mask.num_selected_in(name), math.prod(mask.shape(name))
+            size += 4 * selected + min(4 * selected, math.ceil(numel / 8))  # values, and indices or bits
+        return row | {
+            "num_selected": mask.num_selected,
+            "patch_bytes": size,
+            "mask": mask.digest,
+            "effective_density": mask.info.effective_density,
+            "used_gamma": mask.info.gamma,
+        }
+
+    def digest(self) -> str:
+        """SHA-256 of all weights."""
+        sha = hashlib.sha256()
+        for _, parameter in sorted(self.model.named_parameters()):
+            sha.update(parameter.detach().cpu().numpy().data)
+        return sha.hexdigest()
