@@ -159,7 +159,7 @@ class Bench:
             attribution=None if score == NO_MASK else score,
             attribution_samples=len(self.task.sets["forget"]),
             density=density,
-            **({"attribution_gamma": gamma} if gamma is not None else {}),
+            attribution_gamma=1e-6 if gamma is None else gamma,
             learning_rate=rate,
             max_steps=self.steps,
             per_device_train_batch_size=self.batch_size,

@@ -31,7 +31,7 @@ class Relation:
     def facts(self) -> dict[str, str]:
         """Subject -> object."""
         entries = [entry.strip() for entry in self.pairs.replace("\n", " ").split(";")]
-        return dict(entry.split(": ", 1) for entry in entries if entry)  # type: ignore[misc]
+        return dict(entry.split(": ", 1) for entry in entries if entry)
 
 
 RELATIONS = {
