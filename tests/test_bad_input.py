@@ -78,7 +78,7 @@ def test_answer_cut_off_names_the_rows(build):
         ({"attribution": "wagel"}, "Unknown attribution score 'wagel'. Did you mean 'wagle'.*random"),
         ({"attribution_scope": "layer"}, "Unknown attribution scope 'layer'. Known: global, tensor, row"),
         ({"loss_type": "nop"}, "Unknown loss 'nop'. Did you mean 'npo'.*grad_diff"),
-        ({"loss_kwargs": {"retain_loss": "mse"}}, "Unknown retain_loss 'mse'. Known: nll, kl"),
+        ({"loss_kwargs": {"retain_loss": "mse"}}, "Unknown retain loss 'mse'.*Known: embed_diff, js"),
         ({"attribution_loss": "loss"}, "Unknown attribution_loss 'loss'. Known"),
         ({"attribution_samples": 0}, "attribution_samples must be at least 1"),
         ({"packing": True}, "packing=True mixes examples"),
@@ -201,18 +201,18 @@ def test_tokenizer_without_pad_token_gets_one(build, word_tokenizer, caplog):
     assert "no pad token: its eos token '<eos>' is used" in caplog.text
 
 
-def test_preferred_answers_need_prompts(build, make_set):
-    with pytest.raises(ValueError, match=r"needs a preferred answer(.|\n)*chosen(.|\n)*It has the columns text"):
+def test_chosen_answers_need_prompts(build, make_set):
+    with pytest.raises(ValueError, match=r"needs a chosen answer(.|\n)*chosen(.|\n)*It has the columns text"):
         build({"loss_type": "po"}, forget_dataset=make_set(4, "text"))
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_length": None}, {"max_length": None, "attribution": None}])
 def test_examples_without_labels_are_skipped_and_counted(changes, build):
     some = Dataset.from_dict({"input_ids": [[5, 6], [7, 8]], "labels": [[-100, 6], [-100, -100]]})
-    with pytest.warns(UserWarning, match=r"1 of 2 examples of the retain set have no label token \(rows 1\)"):
+    with pytest.warns(UserWarning, match=r"1 of 2 examples of the retain set have no target token \(rows 1\)"):
         trainer = build(changes, retain_dataset=some)
     assert len(trainer.train_dataset.retain) == 1
-    with pytest.raises(ValueError, match="No example of the retain set has a label token"):
+    with pytest.raises(ValueError, match="No example of the retain set has a target token"):
         build(changes, retain_dataset=some.select([1]))
 
 
@@ -271,7 +271,7 @@ def test_loss_that_overflows_stops_the_run(build, tmp_path):
 
 def test_retain_loss_that_is_not_finite_is_named(build, monkeypatch):
     trainer = build({"attribution": None})
-    monkeypatch.setattr(trainer, "_compute_retain_loss", lambda model, batch: torch.full((4,), float("inf")))
+    monkeypatch.setattr(trainer.objective.retain, "retain_loss", lambda inputs: torch.full((4,), float("inf")))
     with pytest.raises(FloatingPointError, match="The retain loss of step 1 is not finite .*of the retain set"):
         trainer.train()
 
@@ -294,8 +294,8 @@ def test_texts_without_an_end(build, word_tokenizer):
     build({"eos_token": "<eos>"})
 
 
-def test_pairs_that_lost_a_half(build, chat_tokenizer):
-    """Otherwise, all answers after the first loss would go with the preferred answers of other questions."""
+def test_pairs_that_lost_an_answer(build, chat_tokenizer):
+    """Otherwise, all answers after the first loss would go with the chosen answers of other questions."""
     chat_tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
     def said(text):
@@ -309,8 +309,8 @@ def test_pairs_that_lost_a_half(build, chat_tokenizer):
         }
         for row in range(6)
     ]
-    with pytest.raises(ValueError, match="1 of the forget answers have no label token.*take these examples out"):
+    with pytest.raises(ValueError, match="1 of the forget answers have no target token.*take these examples out"):
         build({"loss_type": "dpo"}, forget_dataset=Dataset.from_list(rows))
-    with pytest.raises(ValueError, match="1 of the preferred answers have no label token"):
+    with pytest.raises(ValueError, match="1 of the chosen answers have no target token"):
         build({"loss_type": "dpo"}, forget_dataset=Dataset.from_list(rows[:4]))
     assert len(build(forget_dataset=Dataset.from_list(rows[:4])).train_dataset) == 4  # NPO does not ask for them

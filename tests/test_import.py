@@ -24,7 +24,7 @@ sys.meta_path.insert(0, NotInstalled())
 USE = """
 import types, torch
 from wagle_trainer import WeightMask, attribute
-from wagle_trainer.losses import Signals, get_loss
+from wagle_trainer.losses import LossInputs, get_loss
 from wagle_trainer.masking import MaskedUpdates
 
 class Bigram(torch.nn.Module):

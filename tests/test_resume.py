@@ -13,7 +13,7 @@ from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
 
 from wagle_trainer import WagleTrainer, WeightMask
-from wagle_trainer.losses.reference_outputs import REFERENCE_NAME
+from wagle_trainer.losses.reference_file import REFERENCE_NAME
 from wagle_trainer.utils.complete_checkpoints import last_complete_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -311,7 +311,7 @@ def test_checkpoint_of_another_trainer_is_an_error(make_trainer, interrupted):
         make_trainer(output_dir).train(resume_from_checkpoint=True)
 
 
-def test_reference_is_the_model_before_unlearning(make_trainer, uninterrupted, interrupted):
+def test_reference_values_come_from_the_checkpoint(make_trainer, uninterrupted, interrupted):
     """NPO needs no model for it: resumed with the trained weights as `model`, the run ends the same."""
     output_dir = interrupted()
     trainer = make_trainer(output_dir, model=str(output_dir / "checkpoint-4"))
@@ -324,7 +324,7 @@ def test_kl_to_a_trained_model_is_an_error(loss_type, make_trainer, interrupted)
     changes = {"loss_type": loss_type, "loss_kwargs": {"retain_loss": "kl"}}
     output_dir = interrupted(**changes)
     trainer = make_trainer(output_dir, model=str(output_dir / "checkpoint-4"), **changes)
-    with pytest.raises(ValueError, match=r"model before unlearning.*not one of the checkpoints"):
+    with pytest.raises(ValueError, match=r"reference model.*not one of the checkpoints"):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -392,7 +392,7 @@ def test_smaller_batch_after_out_of_memory(make_trainer, tmp_path, weights_befor
 
     monkeypatch.setattr(WagleTrainer, "compute_loss", once)
     trainer.train()
-    mask, references = trainer.mask, trainer._before.log_probs["forget"].clone()
+    mask, references = trainer.mask, trainer.references.log_probs["forget"].clone()
     assert sizes[0] == 4 and sizes[-1] < 4
     frozen_have_the_bits_of(trainer.model, weights_before, mask)
     # The mask and the reference are those of the model before the first of the attempts.
@@ -400,7 +400,7 @@ def test_smaller_batch_after_out_of_memory(make_trainer, tmp_path, weights_befor
     fresh = make_trainer(tmp_path / "fresh", max_steps=1, per_device_train_batch_size=4)
     fresh.train()
     assert fresh.mask == mask
-    torch.testing.assert_close(fresh._before.log_probs["forget"], references)
+    torch.testing.assert_close(fresh.references.log_probs["forget"], references)
 
 
 def test_mask_without_training(make_trainer, tmp_path, uninterrupted):

@@ -76,7 +76,7 @@ def test_rejected_is_what_is_forgotten(form, make_trainer, make_set, chat_tokeni
     assert trainer.train_dataset.forget["labels"] == forgotten["labels"]
     chosen = make_set(8, form)[3]["chosen"]
     chosen = chosen if isinstance(chosen, str) else chosen[0]["content"]
-    labels = [token for token in trainer.train_dataset.preferred[3]["labels"] if token != -100]
+    labels = [token for token in trainer.train_dataset.chosen[3]["labels"] if token != -100]
     assert chat_tokenizer.decode(labels, skip_special_tokens=True).split() == chosen.split()
 
 
@@ -159,7 +159,7 @@ def test_logged_losses_are_the_formulas(loss_type, loss_kwargs, make_trainer, ma
                 for (a, n), (b, _) in zip(now, before, strict=True)
             ]
         elif loss_type == "po":
-            forget = [-a.item() / n for a, n in per_example(model, [sets.preferred[f] for f, _ in pairs])]
+            forget = [-a.item() / n for a, n in per_example(model, [sets.chosen[f] for f, _ in pairs])]
         else:
             forget = [a.item() / n for a, n in now]
         default = None if loss_type == "grad_ascent" else "nll"
@@ -236,7 +236,7 @@ def test_reference_logits_are_those_of_the_examples_that_are_met(changes, make_t
 
     trainer.data_collator = watch
     trainer.train()
-    known = set(trainer._before.heads["retain"].hidden)
+    known = set(trainer.references.logits["retain"].hidden)
     assert met <= known
     assert len(known) <= 5 * math.ceil(trainer.state.epoch)
 
@@ -251,27 +251,27 @@ def test_gradient_checkpointing_changes_nothing(loss_kwargs, make_trainer):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
-def test_preferred_answers(make_trainer, make_set, chat_tokenizer):
+def test_chosen_answers(make_trainer, make_set, chat_tokenizer):
     own = ["w7 w7 w7", "w9"]
     trainer = make_trainer(loss_type="po", refusals=own)
     decoded = {
         chat_tokenizer.decode([t for t in row["labels"] if t != -100], skip_special_tokens=True)
-        for row in trainer.train_dataset.preferred
+        for row in trainer.train_dataset.chosen
     }
     assert decoded == set(own)
     trainer.train()
     unknown = chat_tokenizer.unk_token_id
     bundled = make_trainer(loss_type="po")
-    assert any(unknown in row["labels"] for row in bundled.train_dataset.preferred)  # English words
+    assert any(unknown in row["labels"] for row in bundled.train_dataset.chosen)  # English words
     bundled.train()
     conversational = make_trainer(loss_type="po", forget=make_set(8, "conversational"), refusals=own)
     assert {
         chat_tokenizer.decode([t for t in row["labels"] if t != -100], skip_special_tokens=True).strip()
-        for row in conversational.train_dataset.preferred
+        for row in conversational.train_dataset.chosen
     } == set(own)
 
 
-def test_po_scores_by_the_preferred_answer(make_trainer, make_set, arguments):
+def test_po_scores_by_the_chosen_answer(make_trainer, make_set, arguments):
     """ "auto" takes the gradient of what the objective learns from; "nll" that of the forget answers."""
     masks = {}
     for name, changes in {
@@ -327,7 +327,7 @@ def test_logs(make_trainer):
 
 
 @pytest.mark.parametrize("which", ["all", "non_padding"])
-def test_input_tokens_are_those_of_both_halves(which, make_trainer):
+def test_input_tokens_are_those_of_both_batches(which, make_trainer):
     trainer = make_trainer(include_num_input_tokens_seen=which)
     seen, collate = [], trainer.data_collator
 
@@ -338,8 +338,8 @@ def test_input_tokens_are_those_of_both_halves(which, make_trainer):
     trainer.data_collator = watch
     trainer.train()
     key = "input_ids" if which == "all" else "attention_mask"
-    halves = [batch[role][key] for batch in seen for role in ("forget", "retain")]
-    expected = sum(half.numel() if which == "all" else int(half.sum()) for half in halves[: 2 * 3])
+    batches = [batch[split][key] for batch in seen for split in ("forget", "retain")]
+    expected = sum(part.numel() if which == "all" else int(part.sum()) for part in batches[: 2 * 3])
     assert trainer.state.num_input_tokens_seen == logged(trainer)[-1]["num_input_tokens_seen"] == expected
 
 
@@ -487,7 +487,7 @@ def test_no_second_model_is_kept(loss_kwargs, make_trainer):
     trainer = make_trainer(loss_kwargs=loss_kwargs)
     size = 32 * 32  # every matrix of the model, none of the batches
     before = parameter_storages(size)
-    trainer._before.load(None, trainer.model, trainer.accelerator)
+    trainer.references.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
     added = len(parameter_storages(size) - before)
     assert added == (1 if loss_kwargs else 0)  # the frozen copy of the head
@@ -497,9 +497,9 @@ def test_no_second_model_is_kept(loss_kwargs, make_trainer):
 
 def test_frozen_head_is_not_copied(make_trainer):
     trainer = make_trainer(peft_config=lora(), attribution=None, loss_kwargs={"retain_loss": "kl"})
-    trainer._before.load(None, trainer.model, trainer.accelerator)
+    trainer.references.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
-    assert trainer._before.heads["retain"].head is trainer.model.get_output_embeddings()
+    assert trainer.references.logits["retain"].head is trainer.model.get_output_embeddings()
 
 
 def test_repeated_training_is_masked_both_times(make_trainer, weights_of, assert_only_selected_moved):
@@ -581,7 +581,7 @@ def test_reference_pass_leaves_the_model_as_found(make_trainer, weights_of):
     trainer.model.model.layers[0].eval()
     modes = [module.training for module in trainer.model.modules()]
     before = weights_of(trainer.model)
-    trainer._before.load(None, trainer.model, trainer.accelerator)
+    trainer.references.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
     assert modes == [module.training for module in trainer.model.modules()]
     assert all(torch.equal(before[n], p) and p.grad is None for n, p in trainer.model.named_parameters())
@@ -591,14 +591,14 @@ def test_reference_pass_leaves_the_model_as_found(make_trainer, weights_of):
 def test_reference_is_without_dropout(loss_kwargs, make_trainer, make_llama):
     trainer = make_trainer(model=make_llama(attention_dropout=0.5), loss_kwargs=loss_kwargs)
     trainer.model.train()
-    trainer._before.load(None, trainer.model, trainer.accelerator)
+    trainer.references.load(None, trainer.model, trainer.accelerator)
     trainer.compute_references()
     model = make_llama().eval()
     with torch.no_grad():
         expected = [value.item() for value, _ in per_example(model, list(trainer.train_dataset.forget))]
-        assert trainer._before.log_probs["forget"].sum(-1).tolist() == pytest.approx(expected, rel=1e-4)
+        assert trainer.references.log_probs["forget"].sum(-1).tolist() == pytest.approx(expected, rel=1e-4)
         if loss_kwargs:
-            head = trainer._before.heads["retain"]
+            head = trainer.references.logits["retain"]
             rows = [row for row in range(12) if head.log_probs[row] != 0]
             expected = [
                 value.item() for value, _ in per_example(model, [trainer.train_dataset.retain[r] for r in rows])

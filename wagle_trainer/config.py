@@ -10,8 +10,7 @@ import torch
 from trl import SFTConfig
 
 from wagle_trainer.attribution.config import AttributionConfig
-from wagle_trainer.losses import get_loss, list_losses
-from wagle_trainer.losses.retain import check_retain_loss
+from wagle_trainer.losses import get_loss, get_retain_loss, list_losses, list_retain_losses
 
 # Where the flat name of an attribution's argument is not "attribution_" and its name.
 _FLAT_NAMES = {
@@ -33,13 +32,13 @@ def _attribution_field(name: str, more: str = "") -> Any:
 class WagleConfig(SFTConfig):
     r"""
     Configuration of [`WagleTrainer`]: that of TRL's [`~trl.SFTConfig`], and the arguments below. One default differs
-    on machines without a GPU that computes in bfloat16: there `bf16` is off unless asked for, since it is slow.
+    on machines without a GPU that computes in bfloat16: there `bf16` is off unless requested, since it is slow.
 
     Parameters:
         loss_type (`str`, defaults to `"npo"`): Unlearning objective, one of `wagle_trainer.losses.list_losses()`.
-        loss_kwargs (`dict`, *optional*): Arguments of the objective, such as `{"beta": 0.1}`; `"retain_loss"` chooses
-            `"nll"`, `"kl"`, `"js"`, `"embed_diff"` (these to the model before unlearning) or `None`; `"retain_layer"` the
-            layer of `"embed_diff"`, unless the objective has one.
+        loss_kwargs (`dict`, *optional*): Arguments of the objective, such as `{"beta": 0.1}`; `"retain_loss"` chooses one
+            of `wagle_trainer.losses.list_retain_losses()` or `None`, `"retain_kwargs"` its arguments, and `"retain_layer"`
+            its decoder layer, unless the objective has one.
         forget_weight (`float`, defaults to `1.0`): Factor of the forget loss.
         retain_weight (`float`, defaults to `1.0`): Factor of the retain loss (lambda).
         attribution (`str`, *optional*, defaults to `"wagle"`): Score that chooses the weights, one of
@@ -68,7 +67,10 @@ class WagleConfig(SFTConfig):
     )
     loss_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": 'Arguments of the objective as JSON, such as \'{"beta": 0.1, "retain_loss": "kl"}\'.'},
+        metadata={
+            "help": 'Arguments of the objective as JSON, such as \'{"beta": 0.1, "retain_loss": "kl"}\'. Retain losses: '
+            f"{', '.join(list_retain_losses())}, one that you registered, or null."
+        },
     )
     forget_weight: float = field(default=1.0, metadata={"help": "Factor of the forget loss."})
     retain_weight: float = field(default=1.0, metadata={"help": "Factor of the retain loss (lambda)."})
@@ -126,7 +128,16 @@ class WagleConfig(SFTConfig):
             )
         self.loss_kwargs = dict(self.loss_kwargs or {})
         get_loss(self.loss_type)
-        check_retain_loss(self.loss_kwargs.get("retain_loss"))
+        if self.loss_kwargs.get("retain_loss") is not None:
+            get_retain_loss(self.loss_kwargs["retain_loss"])
+        for name in ("forget_weight", "retain_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"{name} must be a finite number that is not negative, got {getattr(self, name)}: the signs of the losses "
+                    "are those of their formulas."
+                )
+        if self.forget_weight == self.retain_weight == 0:
+            raise ValueError("forget_weight and retain_weight are both 0: there is no loss. Set one of them.")
         self.attribution_gamma, self.density = _number_or_rule(self.attribution_gamma), _number_or_rule(self.density)
         self.attribution_config()
         if self.lora_modules is not None and self.lora_modules < 1:

@@ -24,25 +24,16 @@ from wagle_trainer.adapters.adapter_checkpoints import (
     adapter_in,
     check_adapter_can_be_saved,
 )
-from wagle_trainer.adapters.lora import (
-    check_no_mask,
-    check_same_modules,
-    choose_modules,
-    load_base,
-    score_that_chooses,
-    with_modules,
-)
-from wagle_trainer.data.dataset_checks import pad_token_id
+from wagle_trainer.adapters.lora import check_same_modules
 from wagle_trainer.data.loading import pair_loader
-from wagle_trainer.data.pairing import ROLES, PairCollator, PairedDataset, PairSampler
-from wagle_trainer.data.preparation import in_one_format, prepare, prepare_by_its_own_format
-from wagle_trainer.data.splits import by_role, check_pairs, check_sets, check_vocabulary, forget_and_retain
+from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
+from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format
+from wagle_trainer.data.splits import check_chosen_answers, check_vocabulary
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.evaluation_callback import EvaluationCallback
-from wagle_trainer.losses import Signals
-from wagle_trainer.losses.objective import check_engine_for, layers_for, make_objective, overrides
-from wagle_trainer.losses.reference_outputs import ModelBefore
-from wagle_trainer.losses.retain import embedding_difference, js_to_reference, kl_to_reference, nll
+from wagle_trainer.losses import LossInputs
+from wagle_trainer.losses.objective import overrides
+from wagle_trainer.losses.reference_outputs import ReferenceOutputs
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.optimizer_choice import use_compact_optimizer
@@ -50,12 +41,7 @@ from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs
 from wagle_trainer.models.not_finite import cause_of_not_finite
 from wagle_trainer.reporting.model_card import PAPER, add_adapter_section, add_unlearning_section
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, References, StepEnd
-from wagle_trainer.trainer_setup import (
-    as_wagle_config,
-    attribution_callback,
-    check_trainer_arguments,
-    load_processing_class,
-)
+from wagle_trainer.trainer_setup import UnlearningSetup
 from wagle_trainer.utils.complete_checkpoints import checkpoint_to_resume
 from wagle_trainer.utils.running_means import RunningMeans
 
@@ -67,7 +53,7 @@ class WagleTrainer(SFTTrainer):
     unlearning objective runs on pairs of a forget and a retain example.
 
     Takes the arguments of [`~trl.SFTTrainer`], with two sets in place of one. No second model is kept in memory: what
-    the objectives need of the model before unlearning is computed once, when training begins.
+    the objectives need of the reference model, the one before training, is computed once, when training begins.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): The model that is to forget.
@@ -79,7 +65,7 @@ class WagleTrainer(SFTTrainer):
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; loaded with the model if not given.
         callbacks (`list`, *optional*): Callbacks of the Trainer.
         mask ([`WeightMask`] or path, *optional*): A mask to use as it is: then nothing is computed.
-        refusals (`list[str]`, *optional*): Preferred answers for objectives that need them, when the forget set has
+        refusals (`list[str]`, *optional*): Chosen answers for objectives that need them, when the forget set has
             none; by default the bundled sentences.
         kwargs: Everything else that [`~trl.SFTTrainer`] takes, such as `peft_config`. With
             `LoraConfig(target_modules="wagle")`, or another score, the base weights are scored first, and the Linear
@@ -122,85 +108,77 @@ class WagleTrainer(SFTTrainer):
         formatting_func: Callable[[dict], str] | None = None,
         **kwargs: Any,
     ):
-        config = as_wagle_config(args, model)
-        score = score_that_chooses(kwargs.get("peft_config"))
-        check_trainer_arguments(config, mask, score, callbacks, kwargs.get("compute_loss_func"))
-        self.loss, self.retain_loss, self.retain_layer = make_objective(config)
-        forget, retain = forget_and_retain(train_dataset, forget_dataset, retain_dataset)
-        if processing_class is None:
-            processing_class = load_processing_class(model, config)
-        check_sets(forget, retain, eval_dataset, config, processing_class, formatting_func)
-        assert forget is not None and retain is not None
-        sets = by_role(forget, retain, self.loss, config, refusals)
-        pad_token_id(processing_class)
-        self.lora_modules: list[str] | None = None
-        if score is not None:
-            check_no_mask(score, mask, config)
-            model = load_base(model, config, kwargs.get("quantization_config"))
-            self.lora_modules = choose_modules(score, model, config, sets, self.loss, processing_class)
-            kwargs["peft_config"] = with_modules(kwargs["peft_config"], self.lora_modules)
-
-        # TRL learns the format from one row; the sets are prepared below, where cut-off answers are refused.
-        sample = sets["forget"].select(range(1))
-        if formatting_func is None:
-            sample = in_one_format(sample, config.dataset_text_field)
-        loss_type, config.loss_type = config.loss_type, "nll"  # SFTTrainer knows no other; it is back right after
-        init_kwargs = config.model_init_kwargs
-        if score is not None:  # the model is loaded: else TRL would warn that they are ignored
-            config.model_init_kwargs = None
-        try:
-            super().__init__(
-                model=model,
-                args=config,
-                train_dataset=sample,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                callbacks=callbacks,
-                formatting_func=formatting_func,
-                **kwargs,
-            )
-        finally:
-            config.loss_type, config.model_init_kwargs = loss_type, init_kwargs
-
-        given, sets = sets, {name: prepare(self, dataset, name, formatting_func) for name, dataset in sets.items()}
-        check_pairs(given, sets)
-        check_vocabulary(sets, self.model)
-        self.train_dataset = PairedDataset(
-            sets["forget"], sets["retain"], sets["preferred"] if "preferred" in self.loss.needs else None
+        setup = UnlearningSetup.from_arguments(
+            model,
+            args,
+            forget_dataset=forget_dataset,
+            retain_dataset=retain_dataset,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            mask=mask,
+            refusals=refusals,
+            formatting_func=formatting_func,
+            peft_config=kwargs.get("peft_config"),
+            compute_loss_func=kwargs.get("compute_loss_func"),
         )
-        seed = config.data_seed if config.data_seed is not None else config.seed
+        self.objective = setup.objective
+        self.lora_modules: list[str] | None = None
+        if setup.lora_score is not None:
+            model = setup.load_lora_base(model, kwargs.get("quantization_config"))
+            kwargs["peft_config"], self.lora_modules = setup.with_lora_modules(kwargs["peft_config"], model)
+        with setup.for_sft_trainer(model) as arguments:
+            super().__init__(**arguments, eval_dataset=eval_dataset, callbacks=callbacks, **kwargs)
+        self._set_up_pairs(setup)
+        self._set_up_objective(setup)
+        self._set_up_mask(setup)
+
+    def _set_up_pairs(self, setup: UnlearningSetup) -> None:
+        """Install the forget-retain pairs in place of TRL's training set."""
+        sets = {name: prepare(self, dataset, name, setup.formatting_func) for name, dataset in setup.sets.items()}
+        check_chosen_answers(setup.sets, sets)
+        check_vocabulary(sets, self.model)
+        chosen = sets["chosen"] if "chosen" in self.objective.needs else None
+        self.train_dataset = PairedDataset(sets["forget"], sets["retain"], chosen)
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         self._sampler = PairSampler(len(sets["forget"]), len(sets["retain"]), seed)
-        collator: Any = self.data_collator  # type: ignore[has-type]
-        self.data_collator = PairCollator(collator)
-        check_engine_for(self.loss, config.loss_type, self.retain_loss)
-        self._layers = layers_for(self.loss, config.loss_type, self.retain_loss, self.retain_layer, self.model)
-        self._before = ModelBefore(
-            self.loss,
-            self.retain_loss,
+        self.data_collator: Any = PairCollator(self.data_collator)
+        self.add_callback(EpochOfPairs(self._sampler))
+
+    def _set_up_objective(self, setup: UnlearningSetup) -> None:
+        """Prepare the losses and what provides their needs."""
+        self.objective.check_engine()
+        self._layers = self.objective.layers(self.model)
+        self.references = ReferenceOutputs(
+            self.objective,
             self._layers,
             dataset=self.train_dataset,
             sampler=self._sampler,
-            collator=collator,
-            args=config,
+            collator=self.data_collator.collator,
+            args=self.args,
         )
-        self._means = RunningMeans()
-        self._retain_loss_of_step = RunningMeans()
-        self.add_callback(EpochOfPairs(self._sampler))
-        self.add_callback(References(self))
-        if overrides(self.loss, "step_end"):
-            self.add_callback(StepEnd(self))
-        self.loss.setup(self.processing_class, config.seed)
-        mask = mask if mask is not None else config.mask_path
-        self._attribution = None
-        if mask is not None or config.attribution is not None:
-            self._attribution = attribution_callback(config, config.attribution or "wagle", sets, self.loss, mask=mask)
+        self._means, self._retain_loss_of_step = RunningMeans(), RunningMeans()
+        self.add_callback(References(self.compute_references))
+        if overrides(self.objective.forget, "step_end"):
+            self.add_callback(StepEnd(self.end_step))
+        self.objective.forget.setup(self.processing_class, self.args.seed)
+
+    def _set_up_mask(self, setup: UnlearningSetup) -> None:
+        """Install the attribution, and what saves its adapter; refuse a model or an engine that cannot be masked."""
+        self._attribution = setup.masked_attribution()
+        if self._attribution is not None:
             self._attribution.masks_gradients, self._attribution.saves_mask = True, False
             self.add_callback(self._attribution)
-            self._attribution.prepare(config, self.model, self.processing_class)
+            self._attribution.prepare(self.args, self.model, self.processing_class)
         self._adapter = AdapterCheckpoints()
-        if config.save_adapter:
+        if self.args.save_adapter:
             check_adapter_can_be_saved(self._attribution is not None)
-            self.add_callback(BaseOfAdapter(self, self._adapter))
+            self.add_callback(BaseOfAdapter(self._begin_adapter))
+
+    def _begin_adapter(self) -> None:
+        assert self.mask is not None
+        self._adapter.begin(self.model, self.mask)
 
     @property
     def mask(self) -> WeightMask | None:
@@ -232,7 +210,7 @@ class WagleTrainer(SFTTrainer):
     _prepare_dataset = prepare_by_its_own_format
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of pairs; see `PairSampler` for their order."""
+        """Batches of forget-retain pairs; see `PairSampler` for their order."""
         loader = pair_loader(self.train_dataset, self._sampler, self.data_collator, self._train_batch_size, self.args)
         return self.accelerator.prepare(loader)
 
@@ -245,13 +223,13 @@ class WagleTrainer(SFTTrainer):
         return batches, num_items
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Of all halves of a batch of pairs."""
-        return sum(super(WagleTrainer, self).floating_point_ops(half) for half in _halves(inputs))
+        """As `Trainer.floating_point_ops`, over the batches of all splits."""
+        return sum(super(WagleTrainer, self).floating_point_ops(batch) for batch in _batches(inputs))
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """As `Trainer._track_num_input_tokens`, of all halves of a batch of pairs."""
-        for half in _halves(inputs):
-            super()._track_num_input_tokens(half)
+        """As `Trainer._track_num_input_tokens`, over the batches of all splits."""
+        for batch in _batches(inputs):
+            super()._track_num_input_tokens(batch)
 
     # Loss
 
@@ -263,67 +241,58 @@ class WagleTrainer(SFTTrainer):
         """
         if "forget" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        roles = [role for role in ROLES if role in self.loss.needs]
-        retain = self.retain_loss is not None and self.args.retain_weight != 0
-        logits = (["forget"] if "forget_logits" in self.loss.needs else []) + list(self._before.heads)
-        parallel = self.accelerator.num_processes > 1
-        log_probs = joint_token_log_probs(
-            model,
-            {role: inputs[role] for role in (*roles, *(["retain"] if retain else []))},
-            keep_logits=logits,
-            layers=self._layers,
-            agree=partial(self.accelerator.reduce, reduction="mean") if parallel else None,
+        outputs = self._forward(model, inputs)
+        loss_inputs = LossInputs(
+            outputs.get("forget"), outputs.get("chosen"), outputs.get("retain"), rows=inputs["forget"]["index"]
         )
-        for role in self._layers.keys() & log_probs.keys():
-            states = log_probs[role].states
-            if model.training and states is not None and not states.requires_grad:
-                raise ValueError(
-                    f"The hidden states of the {role} set carry no gradient: train a weight at or below their layer, and "
-                    'use gradient_checkpointing_kwargs={"use_reentrant": False}.'
-                )
+        self.references.add_to(loss_inputs, inputs)
+        losses, weights = self.objective.losses(loss_inputs), self.objective.weights()
         total = torch.zeros(len(inputs["forget"]["index"]), device=self.args.device)
-        forget_loss = None
-        if self.loss.needs:
-            signals = Signals(log_probs.get("forget"), log_probs.get("preferred"), rows=inputs["forget"]["index"])
-            self._before.add_to(signals, log_probs, inputs)
-            forget_loss = self.loss.forget_loss(signals)
-            total = total + self.args.forget_weight * forget_loss
-            self._means.add("forget_loss", forget_loss)
-        if retain:
-            retain_loss = self._compute_retain_loss(log_probs["retain"], inputs["retain"])
-            total = total + self.args.retain_weight * self.loss.retain_factor() * retain_loss
-            self._means.add("retain_loss", retain_loss)
-            if model.training and overrides(self.loss, "step_end"):
-                self._retain_loss_of_step.add("retain_loss", retain_loss)
-        if parallel and self._layers:  # all weights must have gradients, or DistributedDataParallel waits for them
-            total = total + 0 * sum(part.sum().sum() for part in log_probs.values())
+        for name, values in losses.items():
+            total = total + weights[name] * values
+            self._means.add(name, values)
+        if "retain_loss" in losses and model.training and overrides(self.objective.forget, "step_end"):
+            self._retain_loss_of_step.add("retain_loss", losses["retain_loss"])
+        if self.accelerator.num_processes > 1 and self._layers:
+            # All weights must have gradients, or DistributedDataParallel waits for them.
+            total = total + 0 * sum(output.sum().sum() for output in outputs.values())
         if num_items_in_batch is None:
             num_items_in_batch = len(total) * self.accelerator.num_processes
         if not bool(torch.isfinite(total.detach()).all()):  # no further synchronization: Trainer asks this, too
-            raise FloatingPointError(self._why_not_finite(model, inputs, forget_loss))
-        penalty = self.loss.penalty(self.model, self.state.global_step / max(1, self.state.max_steps))
+            raise FloatingPointError(self._why_not_finite(model, inputs, losses))
+        penalty = self.objective.forget.penalty(self.model, self.state.global_step / max(1, self.state.max_steps))
         if penalty is not None:
             total = total + penalty
             self._means.add("penalty", penalty.detach().expand(len(total)))
         loss = total.sum() / num_items_in_batch * self.accelerator.num_processes  # engines average over processes
         return (loss, {}) if return_outputs else loss
 
-    def _why_not_finite(self, model: nn.Module, inputs: dict[str, Any], forget_loss: Tensor | None) -> str:
-        half = "retain" if forget_loss is None or bool(torch.isfinite(forget_loss.detach()).all()) else "forget"
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, TokenLogProbs]:
+        """Run the splits that the objective needs through the model, and keep what it needs of them."""
+        outputs = joint_token_log_probs(
+            model,
+            {split: inputs[split] for split in self.objective.splits},
+            keep_logits=self.objective.keeping("logits"),
+            layers=self._layers,
+            agree=partial(self.accelerator.reduce, reduction="mean") if self.accelerator.num_processes > 1 else None,
+        )
+        for split in self._layers:
+            states = outputs[split].states
+            if model.training and states is not None and not states.requires_grad:
+                raise ValueError(
+                    f"The hidden states of the {split} set carry no gradient: train a weight at or below their layer, and "
+                    'use gradient_checkpointing_kwargs={"use_reentrant": False}.'
+                )
+        return outputs
+
+    def _why_not_finite(self, model: nn.Module, inputs: dict[str, Any], losses: dict[str, Tensor]) -> str:
+        forget_loss = losses.get("forget_loss")
+        split = "retain" if forget_loss is None or bool(torch.isfinite(forget_loss.detach()).all()) else "forget"
         return (
-            f"The {half} loss of step {self.state.global_step + 1} is not finite (rows "
-            f"{inputs[half]['index'].tolist()} of the {half} set): {cause_of_not_finite(model)}. Training stops before the "
+            f"The {split} loss of step {self.state.global_step + 1} is not finite (rows "
+            f"{inputs[split]['index'].tolist()} of the {split} set): {cause_of_not_finite(model)}. Training stops before the "
             "weights are changed; the last checkpoint is intact. A lower learning rate or float32 may help."
         )
-
-    def _compute_retain_loss(self, retain: TokenLogProbs, batch: dict[str, Tensor]) -> Tensor:
-        rows, device = batch["index"].tolist(), batch["input_ids"].device
-        if self.retain_loss == "embed_diff":
-            return embedding_difference(retain, self._before.states["retain"].states(rows, device))
-        if self.retain_loss == "nll":
-            return nll(retain)
-        divergence = kl_to_reference if self.retain_loss == "kl" else js_to_reference
-        return divergence(retain, self._before.heads["retain"].logits(rows, device))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward; gradients that no hook sees, as with FSDP1, are masked afterwards."""
@@ -339,8 +308,8 @@ class WagleTrainer(SFTTrainer):
         """Adds the means of both losses since the last log, and the selected density."""
         if self.model.training and self._means:
             logs.update(self._means.take(self.accelerator))
-            if overrides(self.loss, "retain_factor"):
-                logs["retain_factor"] = self.loss.retain_factor()
+            if overrides(self.objective.forget, "retain_factor"):
+                logs["retain_factor"] = self.objective.forget.retain_factor()
             if self.mask is not None:
                 logs["density"] = self.mask.density
                 if self.mask.info.effective_density is not None:
@@ -357,8 +326,8 @@ class WagleTrainer(SFTTrainer):
         return optimizer_class, kwargs
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """As `Trainer.train`. With `resume_from_checkpoint=True`, checkpoints that a killed run left half-written are
-        passed over."""
+        """As `Trainer.train`. With `resume_from_checkpoint=True`, incomplete checkpoints of a
+        killed run are skipped."""
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EvaluationCallback):
                 callback.trainer = self  # callbacks do not get to know it, and only it can reach the trackers
@@ -370,7 +339,7 @@ class WagleTrainer(SFTTrainer):
             self._attribution.resume_from = folder
             if folder is not None:
                 self._attribution.mask = None  # the checkpoint's is the one in force
-        self._before.load(folder, self.model, self.accelerator)
+        self.references.load(folder, self.model, self.accelerator)
         try:
             return super().train(folder, trial, ignore_keys_for_eval)
         finally:  # a run that is broken off leaves no hooks and no frozen weights on the model
@@ -381,20 +350,22 @@ class WagleTrainer(SFTTrainer):
         """Tell the objective the mean retain loss of the optimizer step that has just been taken."""
         if self._retain_loss_of_step:
             retain_loss = self._retain_loss_of_step.take(self.accelerator)["retain_loss"]
-            self.loss.step_end(retain_loss, self.state.epoch or 0.0)
+            self.objective.forget.step_end(retain_loss, self.state.epoch or 0.0)
 
     def compute_references(self) -> None:
-        """Log-probabilities of the answers under the model as it is now, unless they are known. Called when training
-        begins: the engine is ready, and no weight has changed."""
+        """Compute the answers' log-probabilities under the model as it is now, unless they are known.
+
+        Called when training begins: the engine is ready, and no weight has changed.
+        """
         model = current_engine().forward_model(self.model, self.model_wrapped)
-        self._before.compute_log_probs(model, self.accelerator)
+        self.references.compute_log_probs(model, self.accelerator)
 
     def _save_checkpoint(self, model, trial):
         # Before all else, so that a checkpoint that is complete has them.
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            self._before.save(folder)
+            self.references.save(folder)
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -414,13 +385,13 @@ class WagleTrainer(SFTTrainer):
     def _training_facts(self) -> dict[str, Any]:
         """How the weights were trained, for people who get them: no text of any set."""
         sets = {
-            role: {"examples": len(getattr(self.train_dataset, role)), "digest": digest}
-            for role, digest in self.train_dataset.fingerprints.items()
+            split: {"examples": len(self.train_dataset.splits[split]), "digest": digest}
+            for split, digest in self.train_dataset.fingerprints.items()
         }
         return {
             "objective": self.args.loss_type,
             "objective_arguments": self.args.loss_kwargs,
-            "retain_loss": self.retain_loss,
+            "retain_loss": self.objective.retain_type,
             "learning_rate": self.args.learning_rate,
             "steps": self.state.global_step,
             "sets": sets,
@@ -463,7 +434,7 @@ class WagleTrainer(SFTTrainer):
             settings = {
                 "objective": self.args.loss_type,
                 "arguments of the objective": json.dumps(self.args.loss_kwargs) if self.args.loss_kwargs else None,
-                "retain loss": self.retain_loss,
+                "retain loss": self.objective.retain_type,
                 "forget / retain weight": f"{self.args.forget_weight} / {self.args.retain_weight}",
                 "forget / retain examples": f"{len(self.train_dataset)} / {len(self.train_dataset.retain)}",
                 "LoRA modules": None if self.lora_modules is None else ", ".join(self.lora_modules),
@@ -476,6 +447,6 @@ class WagleTrainer(SFTTrainer):
                 )
 
 
-def _halves(inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """The batches that a batch of pairs is made of; a batch of anything else as it is."""
+def _batches(inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The batches of all splits in a batch of pairs; a batch of anything else as it is."""
     return list(inputs.values()) if "forget" in inputs else [inputs]

@@ -1,20 +1,16 @@
-"""What `WagleTrainer` does at moments of a run that only callbacks are told of."""
+"""Callbacks of `WagleTrainer` for moments of a run that only callbacks are told of."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from transformers import TrainerCallback
 
-from wagle_trainer.adapters.adapter_checkpoints import AdapterCheckpoints
 from wagle_trainer.data.pairing import PairSampler
-
-if TYPE_CHECKING:
-    from wagle_trainer.trainer import WagleTrainer
 
 
 class EpochOfPairs(TrainerCallback):
-    """Tells the sampler its epoch: accelerate does not, once it skips batches on several processes."""
+    """Set the sampler's epoch: accelerate does not, once it skips batches on several processes."""
 
     def __init__(self, sampler: PairSampler):
         self.sampler = sampler
@@ -23,32 +19,27 @@ class EpochOfPairs(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class References(TrainerCallback):
-    """Has the trainer compute what its loss needs of the model before unlearning."""
-
-    def __init__(self, trainer: WagleTrainer):
-        self.trainer = trainer
+class _OnTrainBegin(TrainerCallback):
+    def __init__(self, function: Callable[[], None]):
+        self.function = function
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.compute_references()
+        self.function()
 
 
-class BaseOfAdapter(TrainerCallback):
-    """Has the base model remembered, once the mask is known and before a weight changes."""
+class References(_OnTrainBegin):
+    """Compute the outputs of the reference model, before a weight changes."""
 
-    def __init__(self, trainer: WagleTrainer, adapter: AdapterCheckpoints):
-        self.trainer, self.adapter = trainer, adapter
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        assert self.trainer.mask is not None
-        self.adapter.begin(self.trainer.model, self.trainer.mask)
+class BaseOfAdapter(_OnTrainBegin):
+    """Remember the base model of an adapter, once the mask is known and before a weight changes."""
 
 
 class StepEnd(TrainerCallback):
-    """Lets the objective adapt after every optimizer step."""
+    """Let the objective adapt after every optimizer step."""
 
-    def __init__(self, trainer: WagleTrainer):
-        self.trainer = trainer
+    def __init__(self, function: Callable[[], None]):
+        self.function = function
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.end_step()
+        self.function()

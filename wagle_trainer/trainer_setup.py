@@ -1,19 +1,188 @@
-"""From the arguments of a run to the configuration, the tokenizer and the attribution that they stand for."""
+"""Everything of a run that can be checked before a trainer is there: `UnlearningSetup`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoProcessor, TrainingArguments
 
+from wagle_trainer.adapters.lora import (
+    candidate_patterns,
+    check_full_weights,
+    check_no_mask,
+    choose_modules,
+    load_base,
+    score_that_chooses,
+    with_modules,
+)
 from wagle_trainer.attribution.attribution_callback import WeightAttributionCallback
 from wagle_trainer.config import WagleConfig
-from wagle_trainer.losses import UnlearningLoss
+from wagle_trainer.data.dataset_checks import pad_token_id
+from wagle_trainer.data.preparation import in_one_format
+from wagle_trainer.data.splits import by_split, check_sets, forget_and_retain
+from wagle_trainer.losses.objective import Objective
+
+
+@dataclass
+class UnlearningSetup:
+    """The arguments of a `WagleTrainer`, checked and put into the form that a run needs.
+
+    Attributes:
+        config: the configuration.
+        objective: the losses that it names.
+        sets: "forget", "retain" and, if they are needed, "chosen", as they were given.
+        processing_class: the tokenizer.
+        mask: a mask that is used as it is, or where one is saved; None if there is none.
+        formatting_func: makes a text of an example.
+        lora_score: the score that chooses modules for LoRA; None if none does.
+    """
+
+    config: WagleConfig
+    objective: Objective
+    sets: dict[str, Dataset]
+    processing_class: Any
+    mask: Any = None
+    formatting_func: Callable[[dict], str] | None = None
+    lora_score: str | None = None
+
+    @classmethod
+    def from_arguments(
+        cls,
+        model: Any,
+        args: TrainingArguments | None = None,
+        *,
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        mask: Any = None,
+        refusals: Sequence[str] | None = None,
+        formatting_func: Callable[[dict], str] | None = None,
+        peft_config: Any = None,
+        compute_loss_func: Any = None,
+    ) -> UnlearningSetup:
+        """Check the arguments of `WagleTrainer`; `model` is not loaded.
+
+        Raises:
+            ValueError, TypeError: a set that is missing, empty or in no known format; arguments that exclude each other,
+                or that would have no effect on unlearning, or a wrong one.
+        """
+        config = as_wagle_config(args, model)
+        lora_score = score_that_chooses(peft_config)
+        _check_arguments(config, mask, lora_score, callbacks, compute_loss_func)
+        objective = Objective.from_arguments(
+            config.loss_type, _as_mapping(config.loss_kwargs), config.forget_weight, config.retain_weight
+        )
+        forget, retain = forget_and_retain(train_dataset, forget_dataset, retain_dataset)
+        if processing_class is None:
+            processing_class = load_processing_class(model, config)
+        check_sets(forget, retain, eval_dataset, config, processing_class, formatting_func)
+        assert forget is not None and retain is not None
+        needs_chosen = "chosen" in objective.needs
+        sets = by_split(
+            forget,
+            retain,
+            needs_chosen=needs_chosen or config.attribution_loss == "chosen_nll",
+            refusals=refusals,
+            accepts_refusals=objective.forget.accepts_refusals or not needs_chosen,
+            seed=config.seed,
+            loss_type=config.loss_type,
+        )
+        pad_token_id(processing_class)
+        mask = mask if mask is not None else config.mask_path
+        if lora_score is not None:
+            check_no_mask(lora_score, mask is not None or config.attribution is not None)
+        return cls(config, objective, sets, processing_class, mask, formatting_func, lora_score)
+
+    def load_lora_base(self, model: Any, quantization_config: Any = None) -> Any:
+        """Return the base model for the score that chooses LoRA's modules, loaded if `model` is a name."""
+        return load_base(model, self.config, quantization_config)
+
+    def with_lora_modules(self, peft_config: Any, model: Any) -> tuple[Any, list[str]]:
+        """Choose modules for LoRA by their score.
+
+        Returns:
+            A copy of `peft_config` that names the modules, and their names, highest share first.
+
+        Raises:
+            ValueError: the modules cannot be compared, there are too few, or the engine is going to shard the model.
+        """
+        config, score = self.config, self.lora_score
+        assert score is not None
+        check_full_weights(config)
+        patterns = candidate_patterns(
+            score,
+            model,
+            scope=config.attribution_scope,
+            include=config.attribution_include,
+            exclude=config.attribution_exclude,
+            number=config.lora_modules,
+        )
+        callback = self.attribution(score, include=patterns, exclude=None)
+        modules = choose_modules(score, callback, model, config, self.processing_class, config.lora_modules)
+        return with_modules(peft_config, modules), modules
+
+    def attribution(self, score: str, mask: Any = None, **changes: Any) -> WeightAttributionCallback:
+        """Return the callback that scores weights as the configuration says.
+
+        Args:
+            score: the score, whatever `config.attribution` says.
+            mask: a mask to use, or where one is saved; then nothing is computed.
+            changes: fields of `AttributionConfig` that take other values.
+        """
+        config, needs = self.config, self.objective.needs
+        chosen = config.attribution_loss == "chosen_nll" or (
+            config.attribution_loss == "auto" and "chosen" in needs and "forget" not in needs
+        )
+        return WeightAttributionCallback(
+            self.sets["chosen" if chosen else "forget"],
+            self.sets["retain"],
+            # The forget set is the one to score by, in whatever format: there is nothing left to choose.
+            config.attribution_config(score, **{"attribution_loss": "auto"} | changes),
+            mask=mask,
+        )
+
+    def masked_attribution(self) -> WeightAttributionCallback | None:
+        """Return the callback that masks the run; None if all weights are trained."""
+        if self.mask is None and self.config.attribution is None:
+            return None
+        return self.attribution(self.config.attribution or "wagle", mask=self.mask)
+
+    @contextmanager
+    def for_sft_trainer(self, model: Any) -> Iterator[dict[str, Any]]:
+        """Yield the arguments with which `SFTTrainer.__init__` accepts this run; the configuration is restored on exit.
+
+        SFTTrainer knows one set and two losses. It prepares its set before this package can refuse answers that are cut
+        off, so it gets one row, which only tells it the format; it refuses every `loss_type` but its own; and it warns
+        that `model_init_kwargs` are ignored where the model is loaded, also where they were used to load it.
+        """
+        config, sample = self.config, self.sets["forget"].select(range(1))
+        if self.formatting_func is None:
+            sample = in_one_format(sample, config.dataset_text_field)
+        found = config.loss_type, config.model_init_kwargs
+        config.loss_type = "nll"
+        if self.lora_score is not None:
+            config.model_init_kwargs = None
+        try:
+            yield {
+                "model": model,
+                "args": config,
+                "train_dataset": sample,
+                "processing_class": self.processing_class,
+                "formatting_func": self.formatting_func,
+            }
+        finally:
+            config.loss_type, config.model_init_kwargs = found
 
 
 def as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
-    """Any arguments of a trainer as a `WagleConfig`; by default one whose output folder is named after the model."""
+    """Return any arguments of a trainer as a `WagleConfig`; by default one whose output folder is named after the model."""
     if isinstance(args, WagleConfig):
         return args
     if args is None:
@@ -25,13 +194,29 @@ def as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:
     return WagleConfig(**values)
 
 
-def check_trainer_arguments(
-    config: WagleConfig, mask: Any, score_for_lora: str | None, callbacks: Any, compute_loss_func: Any
+def load_processing_class(model: Any, config: WagleConfig) -> Any:
+    """Load the tokenizer of the model. TRL would load it, but after our checks, which need it.
+
+    Raises:
+        ValueError: the model was not loaded from anywhere.
+    """
+    name = model if isinstance(model, str) else model.config.name_or_path
+    if not name:
+        raise ValueError(
+            "The model was not loaded from a folder or from the Hub, so its tokenizer is not known: pass "
+            "processing_class=tokenizer."
+        )
+    revision = (config.model_init_kwargs or {}).get("revision")
+    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+
+
+def _check_arguments(
+    config: WagleConfig, mask: Any, lora_score: str | None, callbacks: Any, compute_loss_func: Any
 ) -> None:
     """Raise ValueError for arguments that exclude each other, or would have no effect on unlearning, or a wrong one."""
     if mask is not None and config.mask_path is not None:
         raise ValueError("Two masks are given, mask= and mask_path: leave out the one that is not meant.")
-    if config.lora_modules is not None and score_for_lora is None:
+    if config.lora_modules is not None and lora_score is None:
         raise ValueError(
             f"lora_modules={config.lora_modules} is how many modules a score chooses for LoRA, but none is to choose: pass "
             'peft_config=LoraConfig(target_modules="wagle"), or leave it out.'
@@ -48,40 +233,5 @@ def check_trainer_arguments(
         )
 
 
-def load_processing_class(model: Any, config: WagleConfig) -> Any:
-    """The tokenizer that belongs to the model. TRL would load it, but after our checks, which need it.
-
-    Raises:
-        ValueError: the model was not loaded, so nobody knows.
-    """
-    name = model if isinstance(model, str) else model.config.name_or_path
-    if not name:
-        raise ValueError(
-            "The model was not loaded from a folder or from the Hub, so its tokenizer is not known: pass "
-            "processing_class=tokenizer."
-        )
-    revision = (config.model_init_kwargs or {}).get("revision")
-    return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
-
-
-def attribution_callback(
-    config: WagleConfig, score: str, sets: dict[str, Dataset], loss: UnlearningLoss, mask: Any = None, **changes: Any
-) -> WeightAttributionCallback:
-    """The callback that scores weights as the configuration says.
-
-    Args:
-        score: its score, whatever `config.attribution` says.
-        sets: "forget", "retain" and, for objectives with chosen answers, "preferred".
-        loss: the objective, whose forget term says which answers "auto" scores by.
-        mask: a mask to use, or where one is saved; then nothing is computed.
-        changes: fields of `AttributionConfig` that take other values.
-    """
-    chosen = config.attribution_loss == "chosen_nll" or (
-        config.attribution_loss == "auto" and "preferred" in loss.needs and "forget" not in loss.needs
-    )
-    return WeightAttributionCallback(
-        sets["preferred" if chosen else "forget"],
-        sets["retain"],
-        config.attribution_config(score, **changes),
-        mask=mask,
-    )
+def _as_mapping(loss_kwargs: Any) -> Mapping[str, Any]:
+    return loss_kwargs or {}

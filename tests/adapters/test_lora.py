@@ -98,8 +98,8 @@ def test_the_reference_is_the_adapter_switched_off(loss_type, loss_kwargs, make_
     model = trainer.model.eval()
     checked = 0
     for role in ("forget", "retain"):
-        head, states = trainer._before.heads.get(role), trainer._before.states.get(role)
-        references = trainer._before.log_probs.get(role)
+        head, states = trainer.references.logits.get(role), trainer.references.states.get(role)
+        references = trainer.references.log_probs.get(role)
         for row in sorted((head or states).hidden) if head or states else range(8 if references is not None else 0):
             example = getattr(trainer.train_dataset, role)[row]
             ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"])
@@ -109,9 +109,9 @@ def test_the_reference_is_the_adapter_switched_off(loss_type, loss_kwargs, make_
             with torch.no_grad():
                 on = model(ids, output_hidden_states=True)
             if head is not None:
-                found, expected, changed = head.logits([row], ids.device), *(o.logits[0, :-1][kept] for o in (off, on))
+                found, expected, changed = head.values([row], ids.device), *(o.logits[0, :-1][kept] for o in (off, on))
             elif states is not None:
-                found = states.states([row], ids.device)
+                found = states.values([row], ids.device)
                 expected, changed = (o.hidden_states[1][0, 1:][kept] for o in (off, on))  # of layer 0
             else:
                 log_p = [o.logits[0, :-1].log_softmax(-1)[kept, labels[1:][kept]] for o in (off, on)]

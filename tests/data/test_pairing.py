@@ -79,22 +79,22 @@ def test_items_and_batches(pad_batches):
     item = dataset[2, 1]
     assert item["forget"] == {"input_ids": [10, 11, 12], "labels": [-100, 11, 12], "index": 2}
     assert item["retain"]["input_ids"] == list(range(20, 27))
-    assert item["preferred"]["input_ids"] == list(range(30, 36))  # goes with the forget example
-    assert (item["retain"]["index"], item["preferred"]["index"]) == (1, 2)
+    assert item["chosen"]["input_ids"] == list(range(30, 36))  # goes with the forget example
+    assert (item["retain"]["index"], item["chosen"]["index"]) == (1, 2)
     batch = PairCollator(pad)([dataset[2, 1], dataset[0, 0]])
-    assert list(batch) == ["forget", "preferred", "retain"]
+    assert list(batch) == ["forget", "chosen", "retain"]
     assert batch["forget"]["input_ids"].tolist() == [[10, 11, 12], [10, 11, 0]]  # each half is padded by itself
     assert batch["forget"]["labels"].tolist() == [[-100, 11, 12], [-100, 11, -100]]
     assert batch["retain"]["input_ids"].shape == (2, 7)
     assert {role: half["index"].tolist() for role, half in batch.items()} == {
         "forget": [2, 0],
-        "preferred": [2, 0],
+        "chosen": [2, 0],
         "retain": [1, 0],
     }
     assert "index" in item["forget"]  # the collator does not change what it is given
 
 
-def test_without_preferred_answers(pad_batches):
+def test_without_chosen_answers(pad_batches):
     dataset = PairedDataset(rows(10, (2, 5)), rows(20, (4, 7)))
     batch = PairCollator(lambda examples: {"input_ids": torch.tensor([len(e["input_ids"]) for e in examples])})(
         [dataset[0, 1], dataset[1, 0]]

@@ -164,7 +164,7 @@ def test_answers_cut_short_are_counted(mode, rows, chat_tokenizer):
 
 def test_a_label_that_nothing_predicts_is_none(chat_tokenizer):
     dataset = Dataset.from_dict({"input_ids": [[5], [5, 6]], "labels": [[5], [5, 6]]})
-    with pytest.warns(UserWarning, match=r"1 of 2 examples of the forget set have no label token \(rows 0\)"):
+    with pytest.warns(UserWarning, match=r"1 of 2 examples of the forget set have no target token \(rows 0\)"):
         assert DatasetPreparation(chat_tokenizer, max_length=None)(dataset, "forget")["input_ids"][:] == [[5, 6]]
 
 
@@ -248,7 +248,7 @@ def test_five_rows_are_named_at_most(chat_tokenizer):
 
 
 def test_order_and_rows_are_kept(make_set, trl_trainer):
-    """Row i of the preferred answers belongs to row i of the forget set: nothing may be shuffled or dropped."""
+    """Row i of the chosen answers belongs to row i of the forget set: nothing may be shuffled or dropped."""
     dataset = make_set(10)
     trainer = trl_trainer(dataset, shuffle_dataset=True)
     shuffled, ours = columns(trainer.train_dataset), columns(prepare(trainer, dataset, "forget"))
@@ -270,6 +270,6 @@ def test_refusals_keep_the_form(make_set):
 
 
 def test_refusals_need_prompts(make_set):
-    with pytest.raises(ValueError, match=r"(?s)preferred answer.*chosen.*refusals=.*columns text") as error:
+    with pytest.raises(ValueError, match=r"(?s)chosen answer.*chosen.*refusals=.*columns text") as error:
         with_refusals(make_set(2, "text"), lambda row: "no")
     assert '"completion": what to forget' in str(error.value)

@@ -12,8 +12,7 @@ from torch import nn
 from wagle_trainer.engines import engine as engines
 from wagle_trainer.engines.engine import UnsupportedEngine, current_engine
 from wagle_trainer.engines.zero import WithoutHooks
-from wagle_trainer.losses import get_loss
-from wagle_trainer.losses.objective import check_engine_for
+from wagle_trainer.losses.objective import Objective
 
 
 @pytest.fixture
@@ -91,9 +90,9 @@ def test_forward_passes_that_gather_weights(set_up):
 
 def test_kl_on_sharded_weights_is_refused(set_up):
     set_up(kind=DistributedType.FSDP)
-    check_engine_for(get_loss("npo")(), "npo", "nll")
+    Objective.from_arguments("npo").check_engine()
     with pytest.raises(ValueError, match="retain_loss='kl'.*FSDP"):
-        check_engine_for(get_loss("npo")(), "npo", "kl")
+        Objective.from_arguments("npo", {"retain_loss": "kl"}).check_engine()
 
 
 @pytest.mark.parametrize("make", ["make_llama", "make_gpt2"])  # the second has tied weights

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wagle_trainer.losses import Signals
+from wagle_trainer.losses import LossInputs
 from wagle_trainer.models.architecture import decoder_layer
 from wagle_trainer.models.log_probs import token_log_probs
 from wagle_trainer.models.reference_model import (
-    ReferenceHead,
+    ReferenceLogits,
     ReferenceStates,
     align,
     reference_log_probs,
@@ -22,27 +22,29 @@ PADDINGS = [(7, "right"), (7, "left"), (3, "left"), (1, "right")]
 
 class World:
     """The model that is trained and the one from before unlearning (dropout is off), a forget set of seven examples
-    and their preferred answers. Some prompts are longer than other whole examples, so that batches are ragged on both
+    and their chosen answers. Some prompts are longer than other whole examples, so that batches are ragged on both
     sides of the answer.
 
     Attributes:
         model, before: the two models.
         layer: index of the decoder layer that is looked at.
-        forget, preferred: (now, before) of each example, in float64 and from a forward pass of its own.
+        forget, chosen: (now, before) of each example, in float64 and from a forward pass of its own.
     """
 
     number, layer = 7, 0
 
     def __init__(self, model, before, examples, others, pad_batches, as_batches):
         self.model, self.before = model, before
-        self.sets = {"forget": examples, "preferred": others}
+        self.sets = {"forget": examples, "chosen": others}
         self.pad_batches = pad_batches
-        batches = {role: as_batches(rows, 3) for role, rows in self.sets.items()}
-        self.log_probs = {role: reference_log_probs(before, part, self.number, CPU) for role, part in batches.items()}
-        self.head = ReferenceHead(before, batches["forget"], CPU)
+        batches = {split: as_batches(rows, 3) for split, rows in self.sets.items()}
+        self.log_probs = {
+            split: reference_log_probs(before, part, self.number, CPU) for split, part in batches.items()
+        }
+        self.logits = ReferenceLogits(before, batches["forget"], CPU)
         self.states = ReferenceStates(before, decoder_layer(before, self.layer, ""), batches["forget"], CPU, "")
         with torch.no_grad():
-            self.then = {role: [self.read(before, *row) for row in rows] for role, rows in self.sets.items()}
+            self.then = {split: [self.read(before, *row) for row in rows] for split, rows in self.sets.items()}
 
     def read(self, model, ids, labels):
         """What the formulas read of one example."""
@@ -57,9 +59,9 @@ class World:
             states=output.hidden_states[self.layer + 1][0, places].double(),
         )
 
-    def both(self, role):
+    def both(self, split):
         return [
-            (self.read(self.model, *row), then) for row, then in zip(self.sets[role], self.then[role], strict=True)
+            (self.read(self.model, *row), then) for row, then in zip(self.sets[split], self.then[split], strict=True)
         ]
 
     @property
@@ -67,37 +69,41 @@ class World:
         return self.both("forget")
 
     @property
-    def preferred(self):
-        return self.both("preferred")
+    def chosen(self):
+        return self.both("chosen")
 
-    def signals(self, needs, size, side):
-        """What the trainer gives an objective, batch by batch."""
+    def loss_inputs(self, needs, size, side):
+        """What the trainer gives a forget loss, batch by batch."""
         layer = decoder_layer(self.model, self.layer, "") if "forget_states" in needs else None
-        batches = {role: self.pad_batches(rows, size, side) for role, rows in self.sets.items()}
+        batches = {split: self.pad_batches(rows, size, side) for split, rows in self.sets.items()}
         for index, rows in enumerate(torch.arange(self.number).split(size)):
-            signals = Signals(rows=rows)
+            inputs = LossInputs(rows=rows)
             if "forget" in needs:
                 keep = "forget_logits" in needs
-                signals.forget = token_log_probs(self.model, batches["forget"][index], keep_logits=keep, layer=layer)
-            if "preferred" in needs:
-                signals.preferred = token_log_probs(self.model, batches["preferred"][index])
+                inputs.forget = token_log_probs(self.model, batches["forget"][index], keep_logits=keep, layer=layer)
+            if "chosen" in needs:
+                inputs.chosen = token_log_probs(self.model, batches["chosen"][index])
             if "reference" in needs:
-                for role in {"forget", "preferred"} & set(needs):
-                    values = self.log_probs[role][rows]
-                    setattr(signals, f"{role}_reference", values.sum(-1))
-                    setattr(signals, f"{role}_reference_tokens", align(values, getattr(signals, role).mask))
+                for split in {"forget", "chosen"} & set(needs):
+                    values = self.log_probs[split][rows]
+                    setattr(inputs, f"{split}_reference", values.sum(-1))
+                    setattr(inputs, f"{split}_reference_tokens", align(values, getattr(inputs, split).mask))
             if "forget_reference_logits" in needs:
-                signals.forget_reference_logits = self.head.logits(rows.tolist(), CPU)
+                inputs.forget_reference_logits = self.logits.values(rows.tolist(), CPU)
             if "forget_reference_states" in needs:
-                signals.forget_reference_states = self.states.states(rows.tolist(), CPU)
-            yield signals
+                inputs.forget_reference_states = self.states.values(rows.tolist(), CPU)
+            yield inputs
 
-    def retained(self, size, side):
-        """(rows, log-probabilities with logits and states) of the first set, batch by batch."""
+    def retain_inputs(self, size, side):
+        """What the trainer gives a retain loss, batch by batch: all that it could need of the first set."""
         layer = decoder_layer(self.model, self.layer, "")
         batches = self.pad_batches(self.sets["forget"], size, side)
         for rows, batch in zip(torch.arange(self.number).split(size), batches, strict=True):
-            yield rows.tolist(), token_log_probs(self.model, batch, keep_logits=True, layer=layer)
+            yield LossInputs(
+                retain=token_log_probs(self.model, batch, keep_logits=True, layer=layer),
+                retain_reference_logits=self.logits.values(rows.tolist(), CPU),
+                retain_reference_states=self.states.values(rows.tolist(), CPU),
+            )
 
     def gradients(self, losses):
         """Of a sum that tells the examples apart."""

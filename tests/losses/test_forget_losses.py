@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from wagle_trainer.losses import Signals, get_loss, list_losses
+from wagle_trainer.losses import LossInputs, get_loss, list_losses
 from wagle_trainer.models.architecture import decoder_layer
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
 
@@ -14,19 +14,19 @@ def softplus(x):
     return torch.log(1 + torch.exp(x))
 
 
-def npo(forget, preferred, beta=0.3, by_length=False):
+def npo(forget, chosen, beta=0.3, by_length=False):
     """Eq. 3 in its other form, (2 / beta) log(1 + (p / p_ref)^beta)."""
     now, before = forget
     log_ratio = now.log_p.mean() - before.log_p.mean() if by_length else now.log_p.sum() - before.log_p.sum()
     return 2 / beta * torch.log(1 + torch.exp(log_ratio) ** beta)
 
 
-def dpo(forget, preferred, beta):
-    (now, before), (other, other_before) = forget, preferred
+def dpo(forget, chosen, beta):
+    (now, before), (other, other_before) = forget, chosen
     return softplus(-beta * ((other.log_p - other_before.log_p).sum() - (now.log_p - before.log_p).sum()))
 
 
-def ceu(forget, preferred, beta=None, ignored=1):
+def ceu(forget, chosen, beta=None, ignored=1):
     now, _ = forget
     if len(now.targets) <= ignored:
         return now.logits.sum() * 0
@@ -38,7 +38,7 @@ def ceu(forget, preferred, beta=None, ignored=1):
     return sum(losses) / len(losses)
 
 
-def jensun(forget, preferred, tokens=(9, 30)):
+def jensun(forget, chosen, tokens=(9, 30)):
     now, _ = forget
     losses = []
     for t, logits in enumerate(now.logits):
@@ -50,7 +50,7 @@ def jensun(forget, preferred, tokens=(9, 30)):
     return sum(losses) / len(losses)
 
 
-def undial(forget, preferred, beta=3.0):
+def undial(forget, chosen, beta=3.0):
     now, before = forget
     losses = []
     for logits, reference, target in zip(now.logits, before.logits, now.targets, strict=True):
@@ -60,14 +60,14 @@ def undial(forget, preferred, beta=3.0):
     return sum(losses) / len(losses)
 
 
-def tnpo(forget, preferred, beta=0.7):
+def tnpo(forget, chosen, beta=0.7):
     now, before = forget
     return (2 / beta * torch.log(1 + (now.log_p.exp() / before.log_p.exp()) ** beta)).mean()
 
 
 def flat(divergence):
-    def formula(forget, preferred):
-        p, q = forget[0].log_p.exp().mean(), preferred[0].log_p.exp().mean()
+    def formula(forget, chosen):
+        p, q = forget[0].log_p.exp().mean(), chosen[0].log_p.exp().mean()
         if divergence == "total_variation":
             return torch.tanh(p) / 2 - torch.tanh(q) / 2
         if divergence == "kl":
@@ -86,11 +86,11 @@ def control(size=32, seed=5):
     return (vector / vector.norm()).double()
 
 
-def rmu(forget, preferred):
+def rmu(forget, chosen):
     return ((forget[0].states - 2.5 * control()) ** 2).sum(-1).mean() / 32
 
 
-def adaptive_rmu(forget, preferred):
+def adaptive_rmu(forget, chosen):
     now, before = forget
     losses = [
         ((h - 3 * reference.norm() * control()) ** 2).sum() / 32
@@ -101,10 +101,10 @@ def adaptive_rmu(forget, preferred):
 
 def weighted(weight):
     """Gradient ascent with detached weights."""
-    return lambda forget, preferred: (weight(forget[0].log_p.detach().exp()) * forget[0].log_p).mean()
+    return lambda forget, chosen: (weight(forget[0].log_p.detach().exp()) * forget[0].log_p).mean()
 
 
-# name: (objective, its arguments, formula of a forget example and its preferred answer)
+# name: (objective, its arguments, formula of a forget example and its chosen answer)
 CASES = {
     "grad_ascent": ("grad_ascent", {}, lambda f, _: f[0].log_p.mean()),
     "grad_diff": ("grad_diff", {}, lambda f, _: f[0].log_p.mean()),
@@ -146,9 +146,9 @@ def test_objective(case, world):
     loss.setup(None, seed=5)
 
     def losses_of(size, side):
-        return [loss.forget_loss(signals) for signals in world.signals(loss.needs, size, side)]
+        return [loss.forget_loss(inputs) for inputs in world.loss_inputs(loss.needs, size, side)]
 
-    expected = [formula(*example) for example in zip(world.forget, world.preferred, strict=True)]
+    expected = [formula(*example) for example in zip(world.forget, world.chosen, strict=True)]
     world.assert_same_for_all_paddings(losses_of, expected)
 
 
@@ -162,7 +162,7 @@ def test_random_label(world):
         expected.append(-now.logits.log_softmax(-1)[range(len(tokens)), tokens].mean())
 
     def losses_of(size, side):
-        return [loss.forget_loss(signals) for signals in world.signals(loss.needs, size, side)]
+        return [loss.forget_loss(inputs) for inputs in world.loss_inputs(loss.needs, size, side)]
 
     world.assert_same_for_all_paddings(losses_of, expected)
 
@@ -175,8 +175,8 @@ def test_npos_gradient_is_weighted_gradient_ascent(world):
     assert weights.min() < 0.7
     assert weights.max() > 1.3
     loss = get_loss("npo")(beta=0.3)
-    (signals,) = world.signals(loss.needs, world.number, "right")
-    found, wanted = world.gradients(loss.forget_loss(signals)), world.gradients(weights * log_p)
+    (inputs,) = world.loss_inputs(loss.needs, world.number, "right")
+    found, wanted = world.gradients(loss.forget_loss(inputs)), world.gradients(weights * log_p)
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5 * wanted.abs().max().item())
 
 
@@ -184,7 +184,7 @@ def test_npo_starts_as_gradient_ascent_on_whole_answers():
     """Where model and reference agree; beta is 0.1 in the paper."""
     log_p = torch.tensor([[-0.5, -2.0], [-0.1, -0.2]], requires_grad=True)
     answers = TokenLogProbs(log_p, torch.ones(2, 2, dtype=torch.bool))
-    loss = get_loss("npo")().forget_loss(Signals(answers, forget_reference=log_p.detach().sum(-1)))
+    loss = get_loss("npo")().forget_loss(LossInputs(answers, forget_reference=log_p.detach().sum(-1)))
     torch.testing.assert_close(loss, torch.full((2,), 2 / 0.1 * math.log(2)))
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), log_p)[0], torch.ones(2, 2))
 
@@ -193,7 +193,7 @@ def test_npo_of_extreme_ratios_is_finite():
     log_p = torch.tensor([[-1.0], [-1.0]], requires_grad=True)
     answers = TokenLogProbs(log_p, torch.ones(2, 1, dtype=torch.bool))
     reference = log_p.detach().sum(-1) + torch.tensor([-1e4, 1e4])
-    loss = get_loss("npo")(beta=1.0).forget_loss(Signals(answers, forget_reference=reference))
+    loss = get_loss("npo")(beta=1.0).forget_loss(LossInputs(answers, forget_reference=reference))
     torch.testing.assert_close(loss, torch.tensor([2e4, 0.0]))
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), log_p)[0], torch.tensor([[2.0], [0.0]]))
 
@@ -211,14 +211,14 @@ def test_random_labels_are_uniform_and_belong_to_seed_and_row():
 def test_states_of_joint_passes_are_those_of_single_ones(world, pad_batches):
     """Shared forward passes, and two layers at once."""
     layers = {"forget": decoder_layer(world.model, 0, ""), "retain": decoder_layer(world.model, 1, "")}
-    sets = {"forget": world.sets["forget"], "retain": world.sets["preferred"]}
-    batches = {role: pad_batches(rows, world.number)[0] for role, rows in sets.items()}
+    sets = {"forget": world.sets["forget"], "retain": world.sets["chosen"]}
+    batches = {split: pad_batches(rows, world.number)[0] for split, rows in sets.items()}
     hooks = [len(module._forward_hooks) for module in world.model.modules()]  # Transformers leaves some of its own
     joint = joint_token_log_probs(world.model, batches, layers=layers)
-    for role, layer in layers.items():
-        alone = token_log_probs(world.model, batches[role], layer=layer)
+    for split, layer in layers.items():
+        alone = token_log_probs(world.model, batches[split], layer=layer)
         assert alone.states.shape == (*alone.mask.shape, 32)
-        torch.testing.assert_close(joint[role].label_states(), alone.label_states(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(joint[split].label_states(), alone.label_states(), rtol=1e-4, atol=1e-5)
     assert [len(module._forward_hooks) for module in world.model.modules()] == hooks
 
 
@@ -232,7 +232,7 @@ def test_jensun_is_bounded_and_flat_at_both_ends():
         answer = TokenLogProbs(
             torch.zeros(1, 1), mask, logits=logits, kept=torch.tensor([0]), labels=torch.tensor([[1]])
         )
-        loss = get_loss("jensun")(target=[2]).forget_loss(Signals(answer))
+        loss = get_loss("jensun")(target=[2]).forget_loss(LossInputs(answer))
         assert loss.item() == pytest.approx(value, abs=1e-6)
         assert torch.autograd.grad(loss.sum(), logits)[0].abs().max() < 1e-5
 
@@ -242,7 +242,7 @@ def test_weights_are_constants():
     have another term."""
     log_p = torch.tensor([[-0.5, -2.0]], requires_grad=True)
     answer = TokenLogProbs(log_p, torch.ones(1, 2, dtype=torch.bool))
-    (gradient,) = torch.autograd.grad(get_loss("wga")().forget_loss(Signals(answer)).sum(), log_p)
+    (gradient,) = torch.autograd.grad(get_loss("wga")().forget_loss(LossInputs(answer)).sum(), log_p)
     torch.testing.assert_close(gradient, log_p.detach().exp() / 2)
 
 

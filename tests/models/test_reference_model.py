@@ -1,4 +1,4 @@
-"""The numbers that stand for the model before unlearning."""
+"""The outputs of the reference model."""
 
 import copy
 import math
@@ -10,9 +10,9 @@ from datasets import Dataset
 from torch import nn
 
 from wagle_trainer.data.fingerprint import fingerprint
-from wagle_trainer.losses.retain import kl_to_reference
+from wagle_trainer.losses import LossInputs, get_retain_loss
 from wagle_trainer.models.log_probs import token_log_probs
-from wagle_trainer.models.reference_model import ReferenceHead, reference_log_probs
+from wagle_trainer.models.reference_model import ReferenceLogits, reference_log_probs
 
 CPU = torch.device("cpu")
 
@@ -83,12 +83,12 @@ def test_values_that_are_not_finite_name_rows_and_weights(make_llama, examples, 
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["all trained", "head frozen"])
-def test_logits_stay_those_of_the_model_before(model, examples, sums, as_batches, trained):
+def test_logits_stay_those_of_the_reference_model(model, examples, sums, as_batches, trained):
     head = model.get_output_embeddings()
     head.requires_grad_(trained)
     order = [4, 0, 6]  # any order, unlike that of the batches
     expected = torch.cat([label_logits(model, *examples[row]) for row in order])
-    reference = ReferenceHead(model, as_batches(examples, 3), CPU)
+    reference = ReferenceLogits(model, as_batches(examples, 3), CPU)
     assert model.training
     torch.testing.assert_close(reference.log_probs, sums, rtol=1e-4, atol=1e-4)
     assert not any(parameter.requires_grad for parameter in reference.head.parameters())
@@ -96,7 +96,7 @@ def test_logits_stay_those_of_the_model_before(model, examples, sums, as_batches
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.mul_(1.5)
-    found = reference.logits(order, CPU)
+    found = reference.values(order, CPU)
     assert not found.requires_grad
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (torch.cat([label_logits(model, *examples[row]) for row in order]) - expected).abs().max() > 0.1
@@ -104,16 +104,16 @@ def test_logits_stay_those_of_the_model_before(model, examples, sums, as_batches
 
 def test_the_head_is_copied_only_if_it_is_trained(make_llama, examples, as_batches):
     model = make_llama()
-    copied = ReferenceHead(model, as_batches(examples, 3), CPU).head
+    copied = ReferenceLogits(model, as_batches(examples, 3), CPU).head
     assert copied is not model.lm_head
     assert model.lm_head.weight.requires_grad
     model.lm_head.requires_grad_(False)
-    assert ReferenceHead(model, as_batches(examples, 3), CPU).head is model.lm_head
+    assert ReferenceLogits(model, as_batches(examples, 3), CPU).head is model.lm_head
     assert not model.lm_head._forward_pre_hooks
 
 
 def test_only_the_given_rows_are_kept(make_llama, examples, as_batches):
-    reference = ReferenceHead(make_llama(), as_batches(examples, 3, rows=[1, 4]), CPU)
+    reference = ReferenceLogits(make_llama(), as_batches(examples, 3, rows=[1, 4]), CPU)
     assert sorted(reference.hidden) == [1, 4]
     assert reference.log_probs.nonzero().flatten().tolist() == [1, 4]
     assert [len(reference.hidden[row]) for row in (1, 4)] == [
@@ -138,27 +138,31 @@ class SoftCapped(nn.Module):
 
 
 def test_logits_that_are_changed_after_the_head_are_refused(examples, as_batches):
-    with pytest.raises(ValueError, match=r"retain_loss='kl' needs logits .* SoftCapped changes them .*'nll'"):
-        ReferenceHead(SoftCapped(1.0), as_batches(examples, 3), CPU)
+    with pytest.raises(
+        ValueError, match=r"retain_loss='kl' needs logits .* SoftCapped changes them .*Use another retain_loss"
+    ):
+        ReferenceLogits(SoftCapped(1.0), as_batches(examples, 3), CPU)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_models_that_compute_all_logits(examples, as_batches, pad_batches, side):
     """Without `logits_to_keep` the head runs on prompts and padding too."""
     model = SoftCapped(None)
-    reference = ReferenceHead(model, as_batches(examples, 3), CPU)
+    reference = ReferenceLogits(model, as_batches(examples, 3), CPU)
     for batch, rows in zip(pad_batches(examples, 3, side), torch.arange(7).split(3), strict=True):
         retain = token_log_probs(model, batch, keep_logits=True)
-        found = kl_to_reference(retain, reference.logits(rows.tolist(), CPU))
+        found = get_retain_loss("kl")().retain_loss(
+            LossInputs(retain=retain, retain_reference_logits=reference.values(rows.tolist(), CPU))
+        )
         torch.testing.assert_close(found, torch.zeros(len(rows)), rtol=0, atol=1e-6)
 
 
-def test_check_tells_the_model_before_from_a_trained_one(make_llama, examples, as_batches):
+def test_check_tells_the_reference_model_from_a_trained_one(make_llama, examples, as_batches):
     batches = as_batches(examples, 3)
-    reference = ReferenceHead(make_llama(seed=1), as_batches(examples, 3, rows=range(5)), CPU)
+    reference = ReferenceLogits(make_llama(seed=1), as_batches(examples, 3, rows=range(5)), CPU)
     same, trained = (reference_log_probs(make_llama(seed=seed), batches, 7, CPU).sum(-1) for seed in (1, 0))
     reference.check(same + 1e-4)  # rows that this run does not meet do not count
-    with pytest.raises(ValueError, match="given another one than the run began with"):
+    with pytest.raises(ValueError, match="given another model than the run began with"):
         reference.check(trained)
 
 

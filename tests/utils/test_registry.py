@@ -15,7 +15,7 @@ import wagle_trainer
 from wagle_trainer import WagleConfig
 from wagle_trainer.attribution import describe_scores, get_score, list_scores, register_score
 from wagle_trainer.attribution.scores import score as scores_base
-from wagle_trainer.losses import Signals, UnlearningLoss, describe_losses, get_loss, list_losses, register_loss
+from wagle_trainer.losses import LossInputs, UnlearningLoss, describe_losses, get_loss, list_losses, register_loss
 from wagle_trainer.losses import unlearning_loss as losses_base
 from wagle_trainer.losses.unlearning_loss import example_of
 from wagle_trainer.models.log_probs import TokenLogProbs
@@ -64,7 +64,7 @@ def test_every_objective_is_documented(name):
     assert re.search(r"arXiv \d{4}\.\d{5}", text)
     assert re.search(r"^    (L|S|loss) = ", text, re.MULTILINE)
     assert "\nData: " in text
-    assert ("preference format" in text) == ("preferred" in loss.needs)
+    assert ("preference format" in text) == ("chosen" in loss.needs)
     for argument in inspect.signature(loss).parameters:
         assert re.search(rf"^    (\w+, )*{argument}(, \w+)*: ", text, re.MULTILINE), argument
     names = {}
@@ -109,7 +109,7 @@ def test_the_readmes_own_objective_and_score():
     config = WagleConfig("out", loss_type="bounded_ascent", attribution="forget_over_weight", use_cpu=True, bf16=False)
     log_probs = torch.tensor([[-1.0, -3.0], [-9.0, -9.0]])
     answers = TokenLogProbs(log_probs, torch.ones(2, 2, dtype=torch.bool))
-    losses = get_loss(config.loss_type)(floor=-4.0).forget_loss(Signals(answers))
+    losses = get_loss(config.loss_type)(floor=-4.0).forget_loss(LossInputs(answers))
     torch.testing.assert_close(losses, torch.tensor([-2.0, -4.0]))
     score = get_score(config.attribution)(torch.tensor([2.0, -1.0]), torch.tensor([-1.0, 3.0]))
     torch.testing.assert_close(score, torch.tensor([0.5, 3.0]))
@@ -152,11 +152,11 @@ def test_a_new_file_is_enough(tmp_path):
 
 def test_what_the_objectives_need():
     assert {name: (set(get_loss(name).needs), get_loss(name).retain_loss) for name in LOSSES} == {
-        "altpo": ({"forget", "preferred", "reference"}, "nll"),
+        "altpo": ({"forget", "chosen", "reference"}, "nll"),
         "ceu": ({"forget", "forget_logits"}, None),
-        "dpo": ({"forget", "preferred", "reference"}, "nll"),
+        "dpo": ({"forget", "chosen", "reference"}, "nll"),
         "finetune": (set(), "nll"),
-        "flat": ({"forget", "preferred"}, None),
+        "flat": ({"forget", "chosen"}, None),
         "grad_ascent": ({"forget"}, None),
         "grad_diff": ({"forget"}, "nll"),
         "jensun": ({"forget", "forget_logits"}, "js"),
@@ -164,7 +164,7 @@ def test_what_the_objectives_need():
         "l1_sparse": (set(), "nll"),
         "npo": ({"forget", "reference"}, "nll"),
         "pdu": ({"forget", "forget_logits"}, "nll"),
-        "po": ({"preferred"}, "nll"),
+        "po": ({"chosen"}, "nll"),
         "random_label": ({"forget", "forget_logits"}, "nll"),
         "rmu": ({"forget", "forget_states"}, "embed_diff"),
         "satimp": ({"forget"}, "nll"),
@@ -208,4 +208,4 @@ def test_a_name_is_given_once():
 
 def test_a_loss_without_formula_says_so():
     with pytest.raises(NotImplementedError, match="UnlearningLoss must define forget_loss"):
-        UnlearningLoss().forget_loss(Signals())
+        UnlearningLoss().forget_loss(LossInputs())

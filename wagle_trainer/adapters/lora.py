@@ -1,32 +1,30 @@
-"""LoRA where the attribution points: which Linear modules get an adapter."""
+"""LoRA by attribution: which Linear modules get an adapter."""
 
 from __future__ import annotations
 
 import copy
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
+from wagle_trainer.attribution.attribution_callback import WeightAttributionCallback
 from wagle_trainer.attribution.scored_parameters import select_parameters
 from wagle_trainer.attribution.scores import list_scores
-from wagle_trainer.config import WagleConfig
 from wagle_trainer.engines.engine import planned_engine
-from wagle_trainer.losses import UnlearningLoss
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.models.architecture import linear_weights
-from wagle_trainer.trainer_setup import attribution_callback
 
 logger = logging.get_logger(__name__)
 
 
 def lora_modules(mask: WeightMask, model: nn.Module, number: int | None = None) -> list[str]:
-    """The Linear modules that a mask of the base weights points at, for `LoraConfig(target_modules=...)`.
+    """Return the Linear modules that a mask of the base weights targets, for `LoraConfig(target_modules=...)`.
 
     The share of a module is the part of its weights that the mask selects. Taken are the modules whose share is at
     least that of all these modules together: those which hold more of the selected weights than their size accounts
@@ -51,7 +49,7 @@ def lora_modules(mask: WeightMask, model: nn.Module, number: int | None = None) 
     """
     if mask.info.scope in ("tensor", "row"):
         raise ValueError(
-            f'A mask of scope "{mask.info.scope}" selects the same share of every module, so it points at none: '
+            f'A mask of scope "{mask.info.scope}" selects the same share of every module, so it targets none: '
             'compute it with the scope "global".'
         )
     mask.check(model)
@@ -61,7 +59,7 @@ def lora_modules(mask: WeightMask, model: nn.Module, number: int | None = None) 
         if weight in mask
     }
     if not counts:
-        raise ValueError("The mask holds no weight of a Linear module, so it points at none that LoRA could adapt.")
+        raise ValueError("The mask holds no weight of a Linear module, so it targets none that LoRA could adapt.")
     if number is not None and not 1 <= number <= len(counts):
         raise ValueError(f"lora_modules={number}, but the mask scores {len(counts)} Linear modules.")
     ranked = sorted(counts, key=lambda module: -counts[module][0] / counts[module][1])  # stable: ties stay in order
@@ -77,9 +75,9 @@ def score_that_chooses(peft_config: Any) -> str | None:
     return wanted if isinstance(wanted, str) and wanted in list_scores() else None
 
 
-def check_no_mask(score: str, mask: Any, config: WagleConfig) -> None:
-    """Raise ValueError if a run is to have a weight mask where `score` chooses modules for LoRA."""
-    if mask is not None or config.mask_path is not None or config.attribution is not None:
+def check_no_mask(score: str, has_mask: bool) -> None:
+    """Raise ValueError if a run has a weight mask where `score` chooses modules for LoRA."""
+    if has_mask:
         raise ValueError(
             f"LoraConfig(target_modules={score!r}) scores the base weights to choose modules for LoRA; a weight mask "
             "on top of it is not possible: set attribution=None and give no mask. To choose by a mask that you "
@@ -87,50 +85,70 @@ def check_no_mask(score: str, mask: Any, config: WagleConfig) -> None:
         )
 
 
-def choose_modules(
+def candidate_patterns(
     score: str,
     model: nn.Module,
-    config: WagleConfig,
-    sets: dict[str, Dataset],
-    loss: UnlearningLoss,
+    *,
+    scope: str = "global",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    number: int | None = None,
+) -> list[str]:
+    """Return regular expressions for the Linear weights among which a score chooses modules for LoRA.
+
+    Args:
+        score: a name of `list_scores()`.
+        model: the base model.
+        scope, include, exclude: of the attribution.
+        number: how many modules the score is to choose.
+
+    Raises:
+        ValueError: the scope is not "global", or there are too few modules.
+    """
+    if scope != "global":
+        raise ValueError(
+            f"target_modules={score!r} compares modules with each other: attribution_scope must be 'global', not "
+            f"{scope!r}, which selects the same share of each."
+        )
+    names = select_parameters(model, include, exclude)
+    patterns = [f"^{re.escape(name)}$" for name in linear_weights(model).values() if name in names]
+    if len(patterns) < (number or 1):
+        raise ValueError(
+            f"There are {len(patterns)} Linear modules to choose from for LoRA (attribution_include and "
+            f"attribution_exclude count, the output embeddings are none); lora_modules={number}."
+        )
+    return patterns
+
+
+def choose_modules(
+    score: str,
+    callback: WeightAttributionCallback,
+    model: nn.Module,
+    args: Any,
     processing_class: Any,
+    number: int | None = None,
 ) -> list[str]:
     """Score the Linear weights of the base, before TRL puts the adapter around it, and choose by `lora_modules`.
 
     Args:
         score: what `score_that_chooses` found.
-        model: the base model; goes to `config.device`.
-        config: says how to score, and how many modules to choose.
-        sets, loss: see `attribution_callback`.
+        callback: scores the weights of `candidate_patterns`.
+        model: the base model; moves to `args.device`.
+        args: the trainer's.
+        processing_class: the tokenizer.
+        number: how many modules; see `lora_modules`.
 
     Returns:
         Full module names, highest share first.
-
-    Raises:
-        ValueError: the scope is not "global", the engine is going to shard the model, or there are too few modules.
     """
-    if config.attribution_scope != "global":
-        raise ValueError(
-            f"target_modules={score!r} compares modules with each other: attribution_scope must be 'global', not "
-            f"{config.attribution_scope!r}, which selects the same share of each."
-        )
-    check_full_weights(config)
-    names = select_parameters(model, config.attribution_include, config.attribution_exclude)
-    include = [f"^{re.escape(name)}$" for name in linear_weights(model).values() if name in names]
-    if len(include) < (config.lora_modules or 1):
-        raise ValueError(
-            f"There are {len(include)} Linear modules to choose from for LoRA (attribution_include and "
-            f"attribution_exclude count, the output embeddings are none); lora_modules={config.lora_modules}."
-        )
-    callback = attribution_callback(config, score, sets, loss, include=include, exclude=None)
-    callback.prepare(config, model, processing_class)
+    callback.prepare(args, model, processing_class)
     if not hasattr(model, "hf_device_map"):
-        model.to(config.device)
-    mask = callback.compute(config, model, processing_class)
-    modules = lora_modules(mask, model, config.lora_modules)
+        model.to(args.device)
+    mask = callback.compute(args, model, processing_class)
+    modules = lora_modules(mask, model, number)
     share = {name.removesuffix(".weight"): entry["density"] for name, entry in mask.summary()["tensor"].items()}
     logger.info(
-        f"LoRA adapts {len(modules)} of {len(include)} Linear modules, chosen by the score {score!r}: "
+        f"LoRA adapts {len(modules)} of {len(share)} Linear modules, chosen by the score {score!r}: "
         + ", ".join(f"{module} ({share[module]:.4g})" for module in modules)
         + f". In brackets the share of selected weights; it is {mask.density:.4g} over all of them."
     )

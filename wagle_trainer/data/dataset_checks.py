@@ -1,4 +1,4 @@
-"""Whether sets and tokenizer can be worked with, asked before any work is done."""
+"""Checks of sets and tokenizer, before any work is done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS = (
 
 
 def check_set(dataset: Any, name: str, text_field: str = "text", formatting_func: Any = None) -> None:
-    """Refuse a missing or empty set, one that cannot be indexed, one in no known format, and rows that do not keep to it.
+    """Refuse a set that is missing, empty, not indexable or in no known format, and rows that deviate from it.
 
     Raises:
         ValueError: missing, empty, or unknown columns (the message shows the formats); a row without text, of another
@@ -56,7 +56,7 @@ def check_set(dataset: Any, name: str, text_field: str = "text", formatting_func
 
 
 def columns_of_format(columns: Iterable[str], text_field: str = "text") -> tuple[str, ...] | None:
-    """The columns that hold the examples, in the format that counts where a set has several; None for no format."""
+    """Return the columns that hold the examples; None if the set has no known format."""
     forms = (
         ("chosen", "rejected"),
         ("input_ids",),
@@ -73,7 +73,7 @@ def _check_tokens(rows: Dataset, name: str) -> None:
     for row, values in enumerate(zip(*(rows[column] for column in columns), strict=True)):
         if None in values or len({len(tokens) for tokens in values}) > 1:
             raise ValueError(
-                f"Row {row} of the {name} set does not hold lists of the same length in {', '.join(columns)}. Mend the "
+                f"Row {row} of the {name} set does not hold lists of the same length in {', '.join(columns)}. Fix the "
                 "row, or take it out."
             )
 
@@ -93,7 +93,7 @@ def _check_texts(rows: Dataset, name: str, columns: tuple[str, ...], text_field:
             if kind not in wanted:
                 raise ValueError(
                     f"Row {row} of the {name} set holds {kind} in the column {column!r}, not {' or '.join(wanted)}{example}. "
-                    "Mend the row, or take it out."
+                    "Fix the row, or take it out."
                 )
             text = value if kind == "text" else value[-1].get("content", value[-1].get("value"))
             if column != "prompt" and isinstance(text, str) and not text.strip():
@@ -119,7 +119,7 @@ def _kind(value: Any, column: str) -> str:
     keys = {"from", "value"} if column == "conversations" else {"role"}
     if all(isinstance(message, dict) and keys <= message.keys() for message in value):
         return "messages"
-    return f"a list of what are no messages with {' and '.join(sorted(keys))}"
+    return f"a list of values that are no messages with {' and '.join(sorted(keys))}"
 
 
 def name_rows(rows: Sequence[int]) -> str:

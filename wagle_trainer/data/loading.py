@@ -1,4 +1,4 @@
-"""The data loader of a run's pairs."""
+"""The data loader of forget-retain pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
 def pair_loader(
     dataset: PairedDataset, sampler: PairSampler, collator: PairCollator, batch_size: int, args: Any
 ) -> DataLoader:
-    """Batches of pairs in the sampler's order, loaded as the trainer's `args` say; not yet shared out over processes."""
+    """Return batches of pairs in the sampler's order, loaded as the trainer's `args` say; not yet sharded over processes."""
     workers = args.dataloader_num_workers
     return DataLoader(
         dataset,

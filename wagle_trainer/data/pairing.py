@@ -1,8 +1,9 @@
-"""Pairs of a forget and a retain example: the data set, the order and the batches of an unlearning run."""
+"""Forget-retain pairs: the data set, the order and the batches of an unlearning run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,23 +14,27 @@ from wagle_trainer.data.fingerprint import fingerprint
 
 Example = dict[str, Any]
 Collator = Callable[[list[Example]], dict[str, Any]]
-ROLES = ("forget", "preferred", "retain")
+SPLITS = ("forget", "chosen", "retain")
 
 
 class PairedDataset(Dataset):
-    """Forget examples, each with a retain example and, for some objectives, a preferred answer to the same prompt.
+    """Forget examples, each with a retain example and, for some objectives, a chosen answer to the same prompt.
 
     Indexed by (forget index, retain index), as `PairSampler` gives them.
 
     Args:
         forget, retain: tokenized sets with `input_ids` and `labels`.
-        preferred: row i is the preferred answer to the prompt of forget example i.
+        chosen: row i is the chosen answer to the prompt of forget example i.
     """
 
-    def __init__(
-        self, forget: Sequence[Example], retain: Sequence[Example], preferred: Sequence[Example] | None = None
-    ):
-        self.forget, self.retain, self.preferred = forget, retain, preferred
+    def __init__(self, forget: Sequence[Example], retain: Sequence[Example], chosen: Sequence[Example] | None = None):
+        self.forget, self.retain, self.chosen = forget, retain, chosen
+
+    @property
+    def splits(self) -> dict[str, Sequence[Example]]:
+        """The sets by name: "forget", "chosen" if there is one, "retain"."""
+        sets = {name: getattr(self, name) for name in SPLITS}
+        return {name: dataset for name, dataset in sets.items() if dataset is not None}
 
     def __len__(self) -> int:
         """One epoch is one pass over the forget set."""
@@ -38,15 +43,14 @@ class PairedDataset(Dataset):
     def __getitem__(self, pair: tuple[int, int]) -> dict[str, Example]:
         forget, retain = pair
         item = {"forget": _with_index(self.forget, forget), "retain": _with_index(self.retain, retain)}
-        if self.preferred is not None:
-            item["preferred"] = _with_index(self.preferred, forget)
+        if self.chosen is not None:
+            item["chosen"] = _with_index(self.chosen, forget)
         return item
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Role -> digest of the set's tokens and labels."""
-        sets = {role: getattr(self, role) for role in ROLES}
-        return {role: fingerprint(dataset) for role, dataset in sets.items() if dataset is not None}
+        """Split -> digest of the set's tokens and labels."""
+        return {name: fingerprint(dataset) for name, dataset in self.splits.items()}
 
 
 def _with_index(dataset: Sequence[Example], index: int) -> Example:
@@ -57,7 +61,7 @@ def _with_index(dataset: Sequence[Example], index: int) -> Example:
 class PairSampler(Sampler[tuple[int, int]]):
     """Every forget example once per epoch, in a seeded order, each with a retain example of a seeded permutation.
 
-    Both are drawn anew every epoch, from seed and epoch alone: the same on any number of processes, and on resume.
+    Both are drawn again every epoch, from seed and epoch alone: the same on any number of processes, and on resume.
     A retain set smaller than the forget set is gone through several times, in a new order each time.
     """
 
@@ -68,8 +72,13 @@ class PairSampler(Sampler[tuple[int, int]]):
         return self.num_forget
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration draws for."""
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
+
+    def rows(self, split: str, epochs: Iterable[int]) -> list[int]:
+        """Rows of a split ("forget", "chosen" or "retain") that these epochs meet, sorted."""
+        position = 1 if split == "retain" else 0
+        return sorted({pair[position] for epoch in epochs for pair in self.pairs(epoch)})
 
     def pairs(self, epoch: int) -> list[tuple[int, int]]:
         """All pairs of one epoch, in order."""
@@ -86,11 +95,21 @@ class PairSampler(Sampler[tuple[int, int]]):
         return iter(self.pairs(self.epoch))
 
 
-class PairCollator:
-    """Batches of pairs, {"forget": {...}, "retain": {...}}, each half padded on its own by `collator`.
+def epochs_of_run(args: Any, num_examples: int) -> int:
+    """Number of epochs that a Trainer begins with these training arguments."""
+    if args.max_steps <= 0:
+        return math.ceil(args.num_train_epochs)
+    batches = num_examples / (args.train_batch_size * args.world_size)
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return math.ceil(args.max_steps / steps_per_epoch)
 
-    Examples that are no pairs (evaluation sets) go to `collator` as they are. Every half carries `index`, (batch,)
-    int64: the rows of its data set.
+
+class PairCollator:
+    """Batches of forget-retain pairs: {"forget": {...}, "retain": {...}}, each padded by itself by `collator`.
+
+    Examples that are no pairs (evaluation sets) go to `collator` as they are. The batch of each split carries `index`,
+    (batch,) int64: the rows of its data set.
     """
 
     def __init__(self, collator: Collator):
@@ -99,8 +118,10 @@ class PairCollator:
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
         if "forget" not in examples[0]:
             return self.collator(examples)
-        return {role: self._half([example[role] for example in examples]) for role in ROLES if role in examples[0]}
+        return {
+            split: self._batch([example[split] for example in examples]) for split in SPLITS if split in examples[0]
+        }
 
-    def _half(self, examples: list[Example]) -> dict[str, Any]:
+    def _batch(self, examples: list[Example]) -> dict[str, Any]:
         rows = [{key: value for key, value in example.items() if key != "index"} for example in examples]
         return {**self.collator(rows), "index": torch.tensor([example["index"] for example in examples])}

@@ -1,4 +1,4 @@
-"""From a raw set in any TRL format to token ids and labels, by TRL's own preparation.
+"""Token ids and labels of a raw set in any TRL format, by TRL's own preparation.
 
 `SFTTrainer._prepare_dataset` is private and a method. This file is the one place that calls it;
 `tests/data/test_preparation.py` fails if a new TRL release changes what it needs or gives.
@@ -43,7 +43,7 @@ def prepare_by_its_own_format(
 def in_one_format(dataset: Dataset, text_field: str, formatting_func: Any = None) -> Dataset:
     """The columns of a set's format alone: text, where `formatting_func` makes it.
 
-    TRL takes a `prompt` beside `messages` for half of a prompt-completion example, and puts no end to a completion that
+    TRL takes a `prompt` beside `messages` for one part of a prompt-completion example, and puts no end to a completion that
     has a `text` beside it; a formatted text it does not read where there are messages.
     """
     columns = columns_of_format(dataset.column_names, text_field)
@@ -119,7 +119,7 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
     Raises:
         ValueError: no answer token of some example lies within `max_length` (names the rows), or no example has any.
 
-    Examples without a label token are left out, and answers cut short, with warnings that count them.
+    Examples without a target token are left out, and answers cut short, with warnings that count them.
     """
 
     def run(dataset: Dataset, max_length: int | None, formatting_func: Any = None) -> Dataset:
@@ -146,7 +146,7 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
             "examples out."
         )
     if len(without) == len(dataset):
-        raise ValueError(f"No example of the {name} set has a label token: all labels are -100.")
+        raise ValueError(f"No example of the {name} set has a target token: all labels are -100.")
     if shortened:
         warnings.warn(
             f"{len(shortened)} of {len(dataset)} examples of the {name} set are longer than max_length={limit} "
@@ -156,7 +156,7 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
         )
     if without:
         warnings.warn(
-            f"{len(without)} of {len(dataset)} examples of the {name} set have no label token ({name_rows(without)}) "
+            f"{len(without)} of {len(dataset)} examples of the {name} set have no target token ({name_rows(without)}) "
             "and are skipped.",
             stacklevel=2,
         )
@@ -195,7 +195,7 @@ def with_refusals(dataset: Dataset, refusal: Any) -> Dataset:
     """
     if not {"prompt", "completion"} <= set(dataset.column_names):
         raise ValueError(
-            "This objective needs a preferred answer for every forget example. Give the forget set as\n"
+            "This objective needs a chosen answer for every forget example. Give the forget set as\n"
             '  {"prompt": ..., "chosen": what to say instead, "rejected": what to forget}   or as\n'
             '  {"prompt": ..., "completion": what to forget}, and refusals=["I don\'t know.", ...] to the trainer.\n'
             f"It has the columns {', '.join(dataset.column_names)}."

@@ -1,100 +1,173 @@
-"""The objective of a run: which losses its configuration asks for, and what these ask of the model and the engine."""
+"""The objective of a run: its forget and retain loss, their weights, and what they need: `Objective`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from wagle_trainer.engines.engine import current_engine
-from wagle_trainer.losses import UnlearningLoss, get_loss
-from wagle_trainer.losses.unlearning_loss import NEEDS, example_of
+from wagle_trainer.losses import RetainLoss, UnlearningLoss, get_loss, get_retain_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.needs import NEEDS, SPLITS, resolve
+from wagle_trainer.losses.unlearning_loss import example_of
 from wagle_trainer.models.architecture import decoder_layer
 
-if TYPE_CHECKING:
-    from wagle_trainer.config import WagleConfig
+RETAIN_SETTINGS = (
+    "retain_loss",
+    "retain_layer",
+    "retain_kwargs",
+)  # of `loss_kwargs`; all else goes to the forget loss
 
-RETAIN_SETTINGS = ("retain_loss", "retain_layer")  # of `loss_kwargs`; all else goes to the objective
 
+@dataclass(frozen=True)
+class Objective:
+    """`forget_weight * forget loss + retain_weight * retain loss`, and everything that a run must provide for it.
 
-def make_objective(config: WagleConfig) -> tuple[UnlearningLoss, str | None, int | None]:
-    """The forget loss, the name of the retain loss, and the decoder layer whose hidden states the latter compares.
-
-    Raises:
-        ValueError: arguments that the loss does not take, needs that no trainer knows, or a loss that is nothing without
-            the retain loss, which is turned off.
+    Attributes:
+        loss_type, retain_type: registered names of the losses; `retain_type` is None without a retain loss.
+        forget, retain: the losses; `retain` is None without a retain loss, or if its weight is zero.
+        forget_weight, retain_weight: their factors.
     """
-    loss_kwargs: dict[str, Any] = dict(config.loss_kwargs)  # type: ignore[arg-type]
-    loss = _make_loss(config.loss_type, loss_kwargs)
-    retain_loss = loss_kwargs.get("retain_loss", loss.retain_loss)
-    if (not loss.needs or overrides(loss, "step_end")) and (retain_loss is None or config.retain_weight == 0):
-        raise ValueError(
-            f"loss_type={config.loss_type!r} is nothing without its retain loss: set a retain_loss and a retain_weight."
-        )
-    return loss, retain_loss, loss_kwargs.get("retain_layer", loss.layer)
 
+    loss_type: str
+    forget: UnlearningLoss
+    retain_type: str | None = None
+    retain: RetainLoss | None = None
+    forget_weight: float = 1.0
+    retain_weight: float = 1.0
 
-def _make_loss(name: str, loss_kwargs: dict[str, Any]) -> UnlearningLoss:
-    kwargs = {key: value for key, value in loss_kwargs.items() if key not in RETAIN_SETTINGS}
-    try:
-        loss = get_loss(name)(**kwargs)
-    except TypeError as error:
-        example = indent(example_of(name), "  ").rstrip()
-        raise ValueError(
-            f"loss_kwargs={kwargs} do not fit the loss {name!r}: {error}."
-            + (f" For example:\n{example}" if example else "")
-        ) from error
-    unknown = sorted(loss.needs - NEEDS)
-    alone = sorted(need for need in loss.needs if need.startswith("forget_") and "forget" not in loss.needs)
-    if unknown or alone:
-        raise ValueError(
-            f"The loss {name!r} needs {', '.join(unknown or alone)}, "
-            + (f"which is unknown. Known: {', '.join(sorted(NEEDS))}." if unknown else "but not 'forget': add it.")
-        )
-    return loss
+    @classmethod
+    def from_arguments(
+        cls,
+        loss_type: str,
+        loss_kwargs: Mapping[str, Any] | None = None,
+        forget_weight: float = 1.0,
+        retain_weight: float = 1.0,
+    ) -> Objective:
+        """Make the objective that the arguments of a run name.
+
+        Args:
+            loss_type: a name of `list_losses()`.
+            loss_kwargs: arguments of the forget loss; besides, `retain_loss` (a name of `list_retain_losses()`, or
+                None), `retain_kwargs` (its arguments) and `retain_layer` (its decoder layer).
+            forget_weight, retain_weight: factors of the losses.
+
+        Raises:
+            ValueError: unknown losses, arguments that a loss does not take, needs that are unknown, or a loss that is
+                nothing without the retain loss, which is turned off.
+        """
+        loss_kwargs = dict(loss_kwargs or {})
+        kwargs = {key: value for key, value in loss_kwargs.items() if key not in RETAIN_SETTINGS}
+        forget = _make(f"loss {loss_type!r}", get_loss(loss_type), kwargs, "loss_kwargs", example_of(loss_type))
+        retain_type = loss_kwargs.get("retain_loss", forget.retain_loss)
+        retain = None
+        if retain_type is not None and retain_weight != 0:
+            kwargs = dict(loss_kwargs.get("retain_kwargs") or {})
+            retain = _make(f"retain loss {retain_type!r}", get_retain_loss(retain_type), kwargs, "retain_kwargs")
+            if "retain_layer" in loss_kwargs or retain.layer is None:
+                retain.layer = loss_kwargs.get("retain_layer", forget.layer)
+        if (not forget.needs or overrides(forget, "step_end")) and retain is None:
+            raise ValueError(
+                f"loss_type={loss_type!r} is nothing without its retain loss: set a retain_loss and a retain_weight."
+            )
+        objective = cls(loss_type, forget, retain_type, retain, forget_weight, retain_weight)
+        _ = objective.needs  # refuses unknown ones
+        return objective
+
+    @cached_property
+    def needs(self) -> dict[str, str]:
+        """Names in the table `NEEDS` -> the setting that needs them, for errors."""
+        needs = dict.fromkeys(resolve(self.forget.needs, f"The loss {self.loss_type!r}"), self._forget_setting)
+        if self.retain is not None:
+            for name in resolve(self.retain.needs, f"The retain loss {self.retain_type!r}"):
+                needs.setdefault(name, self._retain_setting)
+        return needs
+
+    @property
+    def _forget_setting(self) -> str:
+        return f"loss_type={self.loss_type!r}"
+
+    @property
+    def _retain_setting(self) -> str:
+        return f"retain_loss={self.retain_type!r}"
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits whose examples go through the model."""
+        return [split for split in SPLITS if split in self.needs]
+
+    def keeping(self, what: str) -> list[str]:
+        """The splits whose forward pass keeps `what`: "logits" or "states"."""
+        kept = {NEEDS[name].split for name in self.needs if NEEDS[name].keep == what}
+        return [split for split in SPLITS if split in kept]
+
+    def references(self, what: str) -> dict[str, str]:
+        """Split -> the setting that needs this output of the reference model: "log_probs", "logits" or "states"."""
+        return {NEEDS[name].split: setting for name, setting in self.needs.items() if NEEDS[name].reference == what}
+
+    def check_engine(self) -> None:
+        """Raise ValueError if a loss needs a part of the model in one piece, and the engine shards it."""
+        engine = current_engine()
+        if engine.holds_full_weights:
+            return
+        whole = {setting: part for name, setting in self.needs.items() if (part := NEEDS[name].whole)}
+        if overrides(self.forget, "penalty"):
+            whole[self._forget_setting] = "weights"
+        for setting, part in whole.items():
+            raise ValueError(
+                f"{setting} needs the full {part} of the model, but {engine.name} shards them. Use another "
+                f"{setting.partition('=')[0]}, or data parallelism."
+            )
+
+    def layers(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the layer of `model` whose hidden states are needed, by split.
+
+        Raises:
+            ValueError: no layer is named, or the model has no such layer.
+        """
+        layers = {}
+        for split in self.keeping("states"):
+            setting = next(
+                setting
+                for name, setting in self.needs.items()
+                if NEEDS[name].split == split and NEEDS[name].keep == "states"
+            )
+            loss: Any = self.forget if setting == self._forget_setting else self.retain
+            if loss.layer is None:
+                example = "layer" if loss is self.forget else "retain_layer"
+                raise ValueError(f'{setting} needs a layer. Say which, counted from 0: loss_kwargs={{"{example}": 7}}')
+            layers[split] = decoder_layer(model, loss.layer, setting)
+        return layers
+
+    def losses(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """Return "forget_loss" and "retain_loss", as far as there are such terms, (batch,) each and without weights."""
+        losses = {}
+        if self.forget.needs:
+            losses["forget_loss"] = self.forget.forget_loss(inputs)
+        if self.retain is not None:
+            losses["retain_loss"] = self.retain.retain_loss(inputs)
+        return losses
+
+    def weights(self) -> dict[str, float]:
+        """Return the present factors of what `losses` returns."""
+        return {"forget_loss": self.forget_weight, "retain_loss": self.retain_weight * self.forget.retain_factor()}
 
 
 def overrides(loss: UnlearningLoss, method: str) -> bool:
-    """Whether an objective has a method of its own in place of the one that does nothing."""
+    """Whether a forget loss defines this method, which does nothing in the base class."""
     return getattr(type(loss), method) is not getattr(UnlearningLoss, method)
 
 
-def check_engine_for(loss: UnlearningLoss, loss_type: str, retain_loss: str | None) -> None:
-    """Raise ValueError if the losses need a model in one piece, and the engine shards it."""
-    engine = current_engine()
-    if engine.holds_full_weights:
-        return
-    if retain_loss in ("kl", "js", "embed_diff"):
+def _make(what: str, loss: Any, kwargs: dict[str, Any], argument: str, example: str = "") -> Any:
+    try:
+        return loss(**kwargs)
+    except TypeError as error:
+        example = indent(example, "  ").rstrip()
         raise ValueError(
-            f"retain_loss={retain_loss!r} needs the {'layers' if retain_loss == 'embed_diff' else 'head'} in "
-            f"one piece, but {engine.name} shards them. Use retain_loss='nll', or data parallelism."
-        )
-    whole = {"forget_reference_logits", "forget_states", "forget_reference_states"} & loss.needs
-    if whole or overrides(loss, "penalty"):
-        raise ValueError(
-            f"loss_type={loss_type!r} needs {'hidden states or logits' if whole else 'the weights'} of a "
-            f"model in one piece, but {engine.name} shards it. Use another objective, or data parallelism."
-        )
-
-
-def layers_for(
-    loss: UnlearningLoss, loss_type: str, retain_loss: str | None, retain_layer: int | None, model: nn.Module
-) -> dict[str, nn.Module]:
-    """ "forget" and "retain" -> the layer of `model` whose hidden states the losses need.
-
-    Raises:
-        ValueError: no layer is named, or the model has no such layer.
-    """
-    layers = {}
-    if "forget_states" in loss.needs:
-        assert loss.layer is not None
-        layers["forget"] = decoder_layer(model, loss.layer, f"loss_type={loss_type!r}")
-    if retain_loss == "embed_diff":
-        if retain_layer is None:
-            raise ValueError(
-                'retain_loss="embed_diff" needs a layer. Say which, counted from 0:\n'
-                '  loss_kwargs={"retain_loss": "embed_diff", "retain_layer": 7}'
-            )
-        layers["retain"] = decoder_layer(model, retain_layer, "retain_loss='embed_diff'")
-    return layers
+            f"{argument}={kwargs} do not fit the {what}: {error}." + (f" For example:\n{example}" if example else "")
+        ) from error

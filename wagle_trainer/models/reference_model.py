@@ -1,4 +1,4 @@
-"""The model before unlearning, as the numbers that the losses need of it: no second model stays in memory."""
+"""The outputs of the reference model that losses need: no second model stays in memory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def reference_log_probs(
     """Log-probabilities of the answers' tokens under `model` as it is now.
 
     Args:
-        model: the model before unlearning.
+        model: the reference model.
         batches: this process's share of the set.
         size: number of examples of the whole set.
         device: where the model computes.
         together: all processes have to run the same number of forward passes, since the weights are sharded.
 
     Returns:
-        float32 (size, longest answer) on the CPU: the label tokens in their order, then zeros; zeros for the examples
-        of other processes. The sum of a row is the log-probability of the whole answer.
+        float32 (size, longest answer) on the CPU, in nats: the target tokens in their order, then zeros; zeros for the
+        examples of other processes. The sum of a row is the log-probability of the full answer.
 
     Raises:
         FloatingPointError: a value is not finite; names the rows.
@@ -46,7 +46,7 @@ def reference_log_probs(
             result = token_log_probs(model, {key: tensor.to(device) for key, tensor in batch.items()})
             if not bool(torch.isfinite(result.log_probs).all()):
                 raise FloatingPointError(
-                    f"The log-probability before unlearning is not finite for one of the rows {rows}: "
+                    f"The log-probability under the reference model is not finite for one of the rows {rows}: "
                     f"{cause_of_not_finite(model)}. Nothing was trained."
                 )
             for row, log_probs, mask in zip(rows, result.log_probs.cpu(), result.mask.cpu(), strict=True):
@@ -55,47 +55,54 @@ def reference_log_probs(
 
 
 def align(values: Tensor, mask: Tensor) -> Tensor:
-    """Rows of `reference_log_probs` laid out as the batch whose `mask` this is: the opposite of what it does."""
+    """Lay rows of `reference_log_probs` out as the batch with this `mask`: the inverse of what it does."""
     place = (mask.cumsum(-1) - 1).clamp(min=0)
     return values.gather(1, place) * mask
 
 
-class _Before:
-    """What is known of the model before unlearning; `log_probs` (rows,), zero where not met, tells it from others."""
-
-    log_probs: Tensor
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def check(self, before: Tensor) -> None:
-        """Raise ValueError unless `before`, the `log_probs` when the run began, are of the model that this one is of.
-
-        Values computed on other hardware or in other batches differ by rounding, those of a trained model by far more.
-        """
-        both = (before != 0) & (self.log_probs != 0)
-        if not torch.allclose(before[both], self.log_probs[both], rtol=1e-2, atol=1e-2):
-            raise ValueError(
-                f"{self.what} compares with the model before unlearning, but this trainer was given another one "
-                "than the run began with. Give it that model again, not one of the checkpoints: the trained weights "
-                "are read from the checkpoint anyway."
-            )
-
-
-class ReferenceHead(_Before):
-    """Reference logits of a set, such as for the KL loss: final hidden states and a frozen copy of the head.
-
-    Takes (label tokens x hidden size) numbers per example, where a second model would take all its weights, and logits
-    the vocabulary size per token. The head is copied only if it is trained.
-
-    Args:
-        model: the unwrapped model before unlearning.
-        batches: the examples that the run will meet.
-        device: where the model lies.
-        what, instead: which setting needs the logits, and what to do where they cannot be had; for the errors.
+class _ReferenceOutput:
+    """One output of the reference model for some rows of a set.
 
     Attributes:
-        log_probs: float32 (rows,), log-probability of each whole answer; zero for examples that were not met.
+        hidden: row -> (target tokens, hidden size) on the CPU.
+        log_probs: float32 (rows,), log-probability of each full answer, zero for rows that the run does not meet. It
+            identifies the reference model: see `check`.
+    """
+
+    def __init__(self, setting: str, number: int):
+        self.setting = setting
+        self.hidden: dict[int, Tensor] = {}
+        self.log_probs = torch.zeros(number)
+
+    def check(self, saved: Tensor) -> None:
+        """Raise ValueError unless `saved`, the `log_probs` when the run began, come from the same reference model.
+
+        Other hardware or batches change the values by rounding, training changes them by far more.
+        """
+        both = (saved != 0) & (self.log_probs != 0)
+        if not torch.allclose(saved[both], self.log_probs[both], rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                f"{self.setting} compares with the reference model, but this trainer was given another model than the "
+                "run began with. Give it that model again, not one of the checkpoints: the trained weights are read "
+                "from the checkpoint anyway."
+            )
+
+    def values(self, rows: Iterable[int], device: torch.device) -> Tensor:
+        """Return the output at the target tokens of these rows, one below the other."""
+        return torch.cat([self.hidden[row] for row in rows]).to(device)
+
+
+class ReferenceLogits(_ReferenceOutput):
+    """Reference logits of a set, for instance for the KL loss: final hidden states and a frozen copy of the head.
+
+    They take (target tokens x hidden size) numbers per example, where a second model would take all its weights, and
+    logits the vocabulary size per token. The head is copied only if it is trained.
+
+    Args:
+        model: the unwrapped reference model.
+        batches: the examples that the run will meet.
+        device: where the model lies.
+        setting: which setting needs the logits, for the errors.
 
     Raises:
         ValueError: the model changes its logits after the head (soft-capping, scaling), so that they cannot be
@@ -107,13 +114,10 @@ class ReferenceHead(_Before):
         model: nn.Module,
         batches: LengthSortedBatches,
         device: torch.device,
-        what: str = "retain_loss='kl'",
-        instead: str = "Use retain_loss='nll'",
+        setting: str = "retain_loss='kl'",
     ):
-        super().__init__(what)
+        super().__init__(setting, len(batches.dataset))
         head = model.get_output_embeddings()  # type: ignore[operator]
-        self.hidden: dict[int, Tensor] = {}
-        self.log_probs = torch.zeros(len(batches.dataset))
         seen: list[Tensor] = []
         handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
@@ -130,8 +134,8 @@ class ReferenceHead(_Before):
                         hidden = hidden[:, result.kept]
                     if not torch.allclose(head(hidden).float(), result.logits.float(), rtol=1e-2, atol=1e-2):
                         raise ValueError(
-                            f"{what} needs logits that are its head's output, but {type(model).__name__} changes them "
-                            f"afterwards (soft-capping or scaling). {instead}."
+                            f"{setting} needs logits that are its head's output, but {type(model).__name__} changes them "
+                            f"afterwards (soft-capping or scaling). Use another {setting.partition('=')[0]}."
                         )
                     self.log_probs[rows] = result.sum().cpu()
                     positions = result.mask[:, result.kept]
@@ -142,29 +146,27 @@ class ReferenceHead(_Before):
         trained = any(parameter.requires_grad for parameter in head.parameters())
         self.head = copy.deepcopy(head).requires_grad_(False) if trained else head
 
-    def logits(self, rows: Iterable[int], device: torch.device) -> Tensor:
-        """Reference logits of the label tokens of these examples, one below the other, (tokens, vocabulary)."""
+    def values(self, rows: Iterable[int], device: torch.device) -> Tensor:
+        """Return the logits at the target tokens of these rows, one below the other, (tokens, vocabulary)."""
         with torch.no_grad():
-            return self.head(torch.cat([self.hidden[row] for row in rows]).to(device))
+            return self.head(super().values(rows, device))
 
 
-class ReferenceStates(_Before):
-    """Hidden states of one layer at the label tokens of a set, under the model before unlearning.
+class ReferenceStates(_ReferenceOutput):
+    """Hidden states of one layer of the reference model at the target tokens of a set.
 
     Args:
-        model: the unwrapped model before unlearning.
+        model: the unwrapped reference model.
         layer: the layer of it.
         batches: the examples that the run will meet.
         device: where the model lies.
-        what: which setting needs the states, for the errors.
+        setting: which setting needs the states, for the errors.
     """
 
     def __init__(
-        self, model: nn.Module, layer: nn.Module, batches: LengthSortedBatches, device: torch.device, what: str
+        self, model: nn.Module, layer: nn.Module, batches: LengthSortedBatches, device: torch.device, setting: str
     ):
-        super().__init__(what)
-        self.hidden: dict[int, Tensor] = {}
-        self.log_probs = torch.zeros(len(batches.dataset))
+        super().__init__(setting, len(batches.dataset))
         with evaluation_mode(model):
             for rows, batch in zip(batches.rows, batches, strict=True):
                 moved = {key: tensor.to(device) for key, tensor in batch.items()}
@@ -173,7 +175,3 @@ class ReferenceStates(_Before):
                 self.log_probs[rows] = result.sum().cpu()
                 for row, states, mask in zip(rows, result.states, result.mask, strict=True):
                     self.hidden[row] = states[mask].cpu()
-
-    def states(self, rows: Iterable[int], device: torch.device) -> Tensor:
-        """Reference states of the label tokens of these examples, one below the other, (tokens, hidden size)."""
-        return torch.cat([self.hidden[row] for row in rows]).to(device)

@@ -1,4 +1,4 @@
-"""Which checkpoints can be resumed from: a run that was killed while it saved leaves half of one."""
+"""Which checkpoints can be resumed from: a run that is killed while it saves leaves an incomplete one."""
 
 from __future__ import annotations
 

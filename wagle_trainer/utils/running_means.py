@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class RunningMeans:
-    """Collects one value per example, batch by batch, and gives the means since it was last asked."""
+    """Collect one value per example, batch by batch, and return the means since the last call."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}  # total and number of examples
@@ -17,13 +17,13 @@ class RunningMeans:
         return bool(self._totals)
 
     def add(self, name: str, per_example: Tensor) -> None:
-        """Count the values of one batch in, (batch,). Does not wait for the GPU."""
+        """Add the values of one batch, (batch,). Does not wait for the GPU."""
         total = per_example.detach().sum()
         both = torch.stack([total, torch.full_like(total, len(per_example))])
         self._totals[name] = self._totals[name] + both if name in self._totals else both
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all processes, which must all ask; then begin anew."""
+        """Return the means over all processes, which must all call this, and begin again."""
         totals, self._totals = self._totals, {}
         sums = {name: both.tolist() for name, both in accelerator.reduce(totals, "sum").items()}
         return {name: total / count for name, (total, count) in sums.items()}

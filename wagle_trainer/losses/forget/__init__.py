@@ -1,4 +1,4 @@
-"""Forget losses, one file each. Every module of this folder is imported, so a new file is all it takes."""
+"""Forget losses, one file each. Every module of this folder is imported, so a new file is enough."""
 
 from wagle_trainer.utils.registry import import_all
 

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from wagle_trainer.losses.forget.dpo import DPO
-from wagle_trainer.losses.unlearning_loss import Signals, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import register_loss
 
 
 @register_loss("altpo")
@@ -16,7 +17,7 @@ class AltPO(DPO):
     with the log-probabilities of whole answers, summed over tokens.
 
     Data: preference format (`prompt`, `chosen`, `rejected`); `chosen` is an alternate answer in the style of the true
-    one, which the paper has the model itself write. Refusals are another method (`dpo`) and are not put in its place.
+    one, which the paper has the model itself write. Refusals are another method (`dpo`) and do not replace it.
 
     Args:
         beta: inverse temperature; 0.1 as for DPO.
@@ -26,7 +27,7 @@ class AltPO(DPO):
         >>> args = WagleConfig(output_dir="out", loss_type="altpo", loss_kwargs={"beta": 0.1})
     """
 
-    refusals_will_do = False
+    accepts_refusals = False
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        return 2 / self.beta * super().forget_loss(signals)
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        return 2 / self.beta * super().forget_loss(inputs)

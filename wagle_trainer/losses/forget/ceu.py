@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("ceu")
@@ -14,7 +15,7 @@ class CEU(UnlearningLoss):
 
         L = -mean over tokens of sum_v q_t(v) * log p_t(v)    with q_t = softmax(logits_t, true token at -infinity), detached
 
-    The gradient is bounded and vanishes as the true token becomes unlikely. No retain loss unless one is asked for.
+    The gradient is bounded and vanishes as the true token becomes unlikely. No retain loss by default.
 
     Data: forget and retain set in any TRL format.
 
@@ -35,10 +36,10 @@ class CEU(UnlearningLoss):
             raise ValueError(f"CE-U's ignore_first_tokens must not be negative, got {ignore_first_tokens}.")
         self.ignore_first_tokens = ignore_first_tokens
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None
-        mask = signals.forget.mask
-        forget = replace(signals.forget, mask=mask & (mask.cumsum(-1) > self.ignore_first_tokens))
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None
+        mask = inputs.forget.mask
+        forget = replace(inputs.forget, mask=mask & (mask.cumsum(-1) > self.ignore_first_tokens))
         logits = forget.label_logits()
         struck_out = logits.detach().scatter(1, forget.label_tokens()[:, None], float("-inf"))
         return forget.mean_of(-(struck_out.softmax(-1) * logits.log_softmax(-1)).sum(-1))

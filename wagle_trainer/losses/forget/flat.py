@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 # Of an f-divergence: the activation g, and the conjugate of f after it (table 1 of the paper).
 DIVERGENCES = {
@@ -20,14 +21,14 @@ DIVERGENCES = {
 @register_loss("flat")
 class FLAT(UnlearningLoss):
     """Forget-data-only loss adjustment (FLAT; Wang et al. 2024, arXiv 2410.11143): maximise an f-divergence between
-    the preferred and the forget answer.
+    the chosen and the forget answer.
 
-        L = f*(g(P(forget answer))) - g(P(preferred answer))    with P(y) = mean over tokens of p(y_t | x, y_<t)
+        L = f*(g(P(forget answer))) - g(P(chosen answer))    with P(y) = mean over tokens of p(y_t | x, y_<t)
 
     P averages probabilities (not their logarithms) over answer tokens; the paper's code also counts prompts and
-    padding, as zeros. Needs no retain set, so there is no retain loss unless one is asked for.
+    padding, as zeros. Needs no retain set, so there is no retain loss by default.
 
-    Data: preference format (`prompt`, `chosen`, `rejected`), or prompt-completion; then the preferred answers come
+    Data: preference format (`prompt`, `chosen`, `rejected`), or prompt-completion; then the chosen answers come
     from `refusals`, by default the bundled sentences.
 
     Args:
@@ -38,7 +39,7 @@ class FLAT(UnlearningLoss):
         >>> args = WagleConfig(output_dir="out", loss_type="flat", loss_kwargs={"divergence": "kl"})
     """
 
-    needs = frozenset({"forget", "preferred"})
+    needs = frozenset({"forget", "chosen"})
     retain_loss = None
 
     def __init__(self, divergence: str = "total_variation"):
@@ -46,9 +47,9 @@ class FLAT(UnlearningLoss):
             raise ValueError(f"Unknown divergence {divergence!r} of FLAT. Known: {', '.join(DIVERGENCES)}.")
         self.activation, self.conjugate = DIVERGENCES[divergence]
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None and signals.preferred is not None
-        forget, preferred = (
-            answer.mean_of(answer.log_probs[answer.mask].exp()) for answer in (signals.forget, signals.preferred)
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None and inputs.chosen is not None
+        forget, chosen = (
+            answer.mean_of(answer.log_probs[answer.mask].exp()) for answer in (inputs.forget, inputs.chosen)
         )
-        return self.conjugate(forget) - self.activation(preferred)
+        return self.conjugate(forget) - self.activation(chosen)

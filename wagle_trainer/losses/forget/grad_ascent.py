@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("grad_ascent")
@@ -13,7 +14,7 @@ class GradAscent(UnlearningLoss):
 
         L = mean over tokens of log p(y_t | x, y_<t)
 
-    Unbounded below: it destroys the model if it runs long. No retain loss unless one is asked for.
+    Unbounded below: it destroys the model if it runs long. No retain loss by default.
 
     Data: forget and retain set in any TRL format.
 
@@ -24,6 +25,6 @@ class GradAscent(UnlearningLoss):
 
     retain_loss: ClassVar[str | None] = None
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None
-        return signals.forget.mean()
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None
+        return inputs.forget.mean()

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("jensun")
 class JensUn(UnlearningLoss):
     """JensUn (Singh et al. 2025, arXiv 2509.02820): Jensen-Shannon divergence between the model and a fixed refusal on
-    the forget answers, and between the model and the one before unlearning on the retain set.
+    the forget answers, and between the model and the reference model on the retain set.
 
         L = forget_weight * mean over tokens of JS(p_t, onehot(r_t)) + retain_weight * mean over tokens of JS(p_t, p_ref,t)
 
@@ -44,9 +45,9 @@ class JensUn(UnlearningLoss):
             tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a multimodal model's processor
             self.target = list(tokenizer(self.target, add_special_tokens=False)["input_ids"])
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None and not isinstance(self.target, str)
-        forget = signals.forget
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None and not isinstance(self.target, str)
+        forget = inputs.forget
         log_p = forget.label_logits().log_softmax(-1)
         target = torch.tensor(self.target, device=log_p.device)
         places = (forget.mask.cumsum(-1) - 1)[forget.mask] % len(target)

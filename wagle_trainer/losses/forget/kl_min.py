@@ -1,4 +1,4 @@
-"""Gradient ascent held by the KL divergence to the model before."""
+"""Gradient ascent held by the KL divergence to the reference model."""
 
 from wagle_trainer.losses.forget.grad_ascent import GradAscent
 from wagle_trainer.losses.unlearning_loss import register_loss
@@ -7,7 +7,7 @@ from wagle_trainer.losses.unlearning_loss import register_loss
 @register_loss("kl_min")
 class KLMin(GradAscent):
     """KL minimization as in TOFU (Maini et al. 2024, arXiv 2401.06121): gradient ascent on the forget set, KL divergence
-    to the model before unlearning on the retain set.
+    to the reference model on the retain set.
 
         L = forget_weight * mean log p(forget answer) + retain_weight * mean KL(p_ref || p)
 

@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("npo")
@@ -13,7 +14,7 @@ class NPO(UnlearningLoss):
         L = -2 / beta * log sigmoid(-beta * log(p(y | x) / p_ref(y | x)))
 
     with the log-probabilities of whole answers (summed over tokens, as in the paper; several codebases take the mean).
-    `p_ref` is the model before unlearning; its values are computed once, so no second model is in memory. At the
+    `p_ref` is the reference model; its values are computed once, so no second model is in memory. At the
     start of training the gradient is that of the summed log-likelihood: gradient ascent, which fades as p falls.
 
     Data: forget and retain set in any TRL format.
@@ -35,9 +36,9 @@ class NPO(UnlearningLoss):
         self.beta = beta
         self.length_normalized = length_normalized
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None and signals.forget_reference is not None
-        log_ratio = signals.forget.sum() - signals.forget_reference
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None and inputs.forget_reference is not None
+        log_ratio = inputs.forget.sum() - inputs.forget_reference
         if self.length_normalized:
-            log_ratio = log_ratio / signals.forget.num_tokens().clamp(min=1)
+            log_ratio = log_ratio / inputs.forget.num_tokens().clamp(min=1)
         return -2 / self.beta * F.logsigmoid(-self.beta * log_ratio)

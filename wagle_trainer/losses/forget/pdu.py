@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("pdu")
@@ -23,8 +24,8 @@ class PDU(UnlearningLoss):
     Data: forget and retain set in any TRL format.
 
     Args:
-        retain_eps: the retain loss that is put up with. The paper suggests somewhat more than that of the model before
-            unlearning; there is no default.
+        retain_eps: the retain loss that is tolerated. The paper suggests somewhat more than that of the reference model;
+            there is no default.
         dual_step_size: 1.0 in the paper's code.
         dual_warmup_epochs: epochs before lambda moves for the first time; 5 of 10 in the paper's configuration.
         initial_dual: lambda at the start.
@@ -50,10 +51,10 @@ class PDU(UnlearningLoss):
         self.retain_eps, self.dual_step_size = retain_eps, dual_step_size
         self.dual_warmup_epochs, self.dual = dual_warmup_epochs, initial_dual
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None
-        logits = signals.forget.label_logits()
-        return signals.forget.mean_of((logits.amax(-1) - logits.mean(-1)).square())
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None
+        logits = inputs.forget.label_logits()
+        return inputs.forget.mean_of((logits.amax(-1) - logits.mean(-1)).square())
 
     def retain_factor(self) -> float:
         return self.dual

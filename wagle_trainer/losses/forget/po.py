@@ -2,17 +2,18 @@
 
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("po")
 class PO(UnlearningLoss):
     """Preference optimization as in TOFU (Maini et al. 2024, arXiv 2401.06121, "IDK"; PO in WAGLE): learn to give a
-    refusal, or whatever answer is preferred, to the forget questions.
+    refusal, or another chosen answer, to the forget questions.
 
-        L = -mean over tokens of log p(preferred answer)
+        L = -mean over tokens of log p(chosen answer)
 
-    Data: preference format (`prompt`, `chosen`, `rejected`), or prompt-completion; then the preferred answers come
+    Data: preference format (`prompt`, `chosen`, `rejected`), or prompt-completion; then the chosen answers come
     from `refusals`, by default the bundled sentences.
 
     Example:
@@ -20,8 +21,8 @@ class PO(UnlearningLoss):
         >>> args = WagleConfig(output_dir="out", loss_type="po")
     """
 
-    needs = frozenset({"preferred"})
+    needs = frozenset({"chosen"})
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.preferred is not None
-        return -signals.preferred.mean()
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.chosen is not None
+        return -inputs.chosen.mean()

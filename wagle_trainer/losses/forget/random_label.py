@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("random_label")
@@ -30,12 +31,12 @@ class RandomLabel(UnlearningLoss):
     def setup(self, tokenizer: object, seed: int) -> None:
         self.seed = seed
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None and signals.rows is not None
-        logits = signals.forget.label_logits()
-        counts = zip(signals.rows.tolist(), signals.forget.num_tokens().tolist(), strict=True)
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None and inputs.rows is not None
+        logits = inputs.forget.label_logits()
+        counts = zip(inputs.rows.tolist(), inputs.forget.num_tokens().tolist(), strict=True)
         tokens = [self._tokens(row, count, logits.shape[-1]) for row, count in counts]
-        return signals.forget.mean_of(F.cross_entropy(logits, torch.cat(tokens).to(logits.device), reduction="none"))
+        return inputs.forget.mean_of(F.cross_entropy(logits, torch.cat(tokens).to(logits.device), reduction="none"))
 
     def _tokens(self, row: int, count: int, vocabulary: int) -> Tensor:
         # The generator reads the lower 32 bits of a seed alone.

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("rmu")
@@ -13,10 +14,10 @@ class RMU(UnlearningLoss):
 
         L = forget_weight * mean over tokens of |h_t - c * u|^2 / d + retain_weight * mean over tokens of |h_t - h_ref,t|^2 / d
 
-    with the output h of one decoder layer, of width d, at the label tokens (an example's very first token excepted),
+    with the output h of one decoder layer, of width d, at the target tokens,
     and u a unit vector with entries drawn uniformly from [0, 1): fixed for the run, and by its seed. The paper writes
     the squared norm; its code, whose settings are quoted here, divides by d. With `adaptive` the target's length
-    follows the model before unlearning, token by token: c = scale * |h_ref,t| (Adaptive RMU; Huu-Tien et al. 2024,
+    follows the reference model, token by token: c = scale * |h_ref,t| (Adaptive RMU; Huu-Tien et al. 2024,
     arXiv 2408.06223; their code takes the mean over the first batch).
 
     The paper trains the MLP output of the layer and of the two before it only: `attribution_include=["layers\\\\.[567]\\\\.mlp\\\\.down_proj"]`.
@@ -51,13 +52,13 @@ class RMU(UnlearningLoss):
         vector = torch.rand(size, generator=torch.Generator().manual_seed(self.seed % 2**32))
         return vector / vector.norm()
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None
-        states = signals.forget.label_states()
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None
+        states = inputs.forget.label_states()
         target = self.control_vector(states.shape[-1]).to(states.device)
         if self.adaptive:
-            assert signals.forget_reference_states is not None
-            target = self.scale * signals.forget_reference_states.float().norm(dim=-1, keepdim=True) * target
+            assert inputs.forget_reference_states is not None
+            target = self.scale * inputs.forget_reference_states.float().norm(dim=-1, keepdim=True) * target
         else:
             target = self.coefficient * target
-        return signals.forget.mean_of((states - target).square().mean(-1))
+        return inputs.forget.mean_of((states - target).square().mean(-1))

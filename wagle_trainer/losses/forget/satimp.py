@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("satimp")
@@ -29,8 +30,8 @@ class SatImp(UnlearningLoss):
             raise ValueError(f"SatImp's beta1 and beta2 must not be negative, got {beta1} and {beta2}.")
         self.beta1, self.beta2 = beta1, beta2
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None
-        log_probs = signals.forget.log_probs[signals.forget.mask]
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None
+        log_probs = inputs.forget.log_probs[inputs.forget.mask]
         p = log_probs.detach().exp().clamp(max=1)  # rounding may leave it just above, and a power of that is NaN
-        return signals.forget.mean_of(p**self.beta1 * (1 - p) ** self.beta2 * log_probs)
+        return inputs.forget.mean_of(p**self.beta1 * (1 - p) ** self.beta2 * log_probs)

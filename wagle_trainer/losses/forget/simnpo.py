@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("simnpo")
@@ -13,7 +14,7 @@ class SimNPO(UnlearningLoss):
 
         L = -2 / beta * log sigmoid(-beta / |y| * log p(y | x) - delta)
 
-    |y| counts the label tokens. The margin stands outside the factor beta, as in the paper (there: gamma); codes that
+    |y| counts the target tokens. The margin stands outside the factor beta, as in the paper (there: gamma); codes that
     compute beta * (NLL / |y| - delta) call delta what is delta / beta here. At delta = 0, their default and that of the
     paper, there is no difference.
 
@@ -34,6 +35,6 @@ class SimNPO(UnlearningLoss):
             raise ValueError(f"SimNPO's beta must be positive, got {beta}.")
         self.beta, self.delta = beta, delta
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None
-        return -2 / self.beta * F.logsigmoid(-self.beta * signals.forget.mean() - self.delta)
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None
+        return -2 / self.beta * F.logsigmoid(-self.beta * inputs.forget.mean() - self.delta)

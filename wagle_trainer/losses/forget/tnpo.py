@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("tnpo")
@@ -32,7 +33,7 @@ class TNPO(UnlearningLoss):
             raise ValueError(f"TNPO's beta must be positive, got {beta}.")
         self.beta = beta
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None and signals.forget_reference_tokens is not None
-        log_ratios = (signals.forget.log_probs - signals.forget_reference_tokens)[signals.forget.mask]
-        return signals.forget.mean_of(-2 / self.beta * F.logsigmoid(-self.beta * log_ratios))
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None and inputs.forget_reference_tokens is not None
+        log_ratios = (inputs.forget.log_probs - inputs.forget_reference_tokens)[inputs.forget.mask]
+        return inputs.forget.mean_of(-2 / self.beta * F.logsigmoid(-self.beta * log_ratios))

@@ -2,18 +2,19 @@
 
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("undial")
 class UNDIAL(UnlearningLoss):
-    """Self-distillation on adjusted logits (UNDIAL; Dong et al. 2024, arXiv 2402.10052): learn what the model said
-    before unlearning, with the logit of the true token lowered.
+    """Self-distillation on adjusted logits (UNDIAL; Dong et al. 2024, arXiv 2402.10052): learn what the
+    reference model said, with the logit of the true token lowered.
 
         L = -mean over tokens of sum_v q_t(v) * log p_t(v)    with q_t = softmax(logits_ref,t - beta * onehot(y_t))
 
     at the positions that predict answer tokens, and there only; OpenUnlearning's code also averages over prompts and
-    padding. No retain loss unless one is asked for.
+    padding. No retain loss by default.
 
     Data: forget and retain set in any TRL format.
 
@@ -33,10 +34,10 @@ class UNDIAL(UnlearningLoss):
             raise ValueError(f"UNDIAL's beta must be positive, got {beta}.")
         self.beta = beta
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None and signals.forget_reference_logits is not None
-        reference = signals.forget_reference_logits.float()
-        tokens = signals.forget.label_tokens()[:, None]
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None and inputs.forget_reference_logits is not None
+        reference = inputs.forget_reference_logits.float()
+        tokens = inputs.forget.label_tokens()[:, None]
         lowered = reference.scatter_add(1, tokens, reference.new_full(tokens.shape, -self.beta))
-        log_p = signals.forget.label_logits().log_softmax(-1)
-        return signals.forget.mean_of(-(lowered.softmax(-1) * log_p).sum(-1))
+        log_p = inputs.forget.label_logits().log_softmax(-1)
+        return inputs.forget.mean_of(-(lowered.softmax(-1) * log_p).sum(-1))

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from wagle_trainer.losses.unlearning_loss import Signals, UnlearningLoss, register_loss
+from wagle_trainer.losses.loss_inputs import LossInputs
+from wagle_trainer.losses.unlearning_loss import UnlearningLoss, register_loss
 
 
 @register_loss("wga")
@@ -29,7 +30,7 @@ class WGA(UnlearningLoss):
             raise ValueError(f"WGA's beta must not be negative, got {beta}.")
         self.beta = beta
 
-    def forget_loss(self, signals: Signals) -> Tensor:
-        assert signals.forget is not None
-        log_probs = signals.forget.log_probs[signals.forget.mask]
-        return signals.forget.mean_of((self.beta * log_probs.detach()).exp() * log_probs)
+    def forget_loss(self, inputs: LossInputs) -> Tensor:
+        assert inputs.forget is not None
+        log_probs = inputs.forget.log_probs[inputs.forget.mask]
+        return inputs.forget.mean_of((self.beta * log_probs.detach()).exp() * log_probs)
