@@ -30,7 +30,12 @@ def changelog() -> str:
     return (Path(__file__).parents[1] / "CHANGELOG.md").read_text().partition("\n")[2]
 
 
-TABLES: dict[str, Callable[[], str]] = {"losses": losses, "scores": scores, "changelog": changelog, "metrics": lambda: ""}
+TABLES: dict[str, Callable[[], str]] = {
+    "losses": losses,
+    "scores": scores,
+    "changelog": changelog,
+    "metrics": lambda: "",
+}
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
