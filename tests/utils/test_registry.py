@@ -16,7 +16,7 @@ import wagle_trainer
 from wagle_trainer import WagleConfig
 from wagle_trainer.attribution import describe_scores, get_score, list_scores, register_score
 from wagle_trainer.attribution.scores import score as scores_base
-from wagle_trainer.losses import LossInputs, UnlearningLoss, describe_losses, get_loss, list_losses, register_loss
+from wagle_trainer.losses import LossInputs, UnlearningLoss, get_loss, list_losses, register_loss
 from wagle_trainer.losses import unlearning_loss as losses_base
 from wagle_trainer.losses.unlearning_loss import example_of
 from wagle_trainer.models.log_probs import TokenLogProbs
