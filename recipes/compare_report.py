@@ -11,6 +11,7 @@ from compare_runs import NO_MASK, CompareArguments, Runs
 from recipe import RETRAINED
 
 from wagle_trainer.evaluation import load_results, results_table
+from wagle_trainer.evaluation.attacks import read_attack
 from wagle_trainer.reporting import write_report
 from wagle_trainer.reporting.statistics import mean
 
@@ -86,12 +87,12 @@ def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
     by_label = {"before": references["before"], **{label: found.results for label, found in picked.items()}}
     by_label |= {RETRAINED: references[RETRAINED]} if RETRAINED in references else {}
     attacked = {label: found for label in by_label if (found := _read_attacks(runs, picked, label))}
-    came_back = {f"{name}_came_back": (name.replace("_", " "), "came back") for name in compare.attacks}
-    headline = {**runs.task.headline, **came_back}
+    recovered = {f"{name}_recovered": (name.replace("_", " "), "recovered") for name in compare.attacks}
+    headline = {**runs.task.headline, **recovered}
     results: dict[str, Any] = {}
     for label, measured in by_label.items():
         seen = [
-            {**run} | {f"{name}_came_back": attack["came_back"] for name, attack in attacks.items()}
+            {**run} | {f"{name}_recovered": attack["recovered"] for name, attack in attacks.items()}
             for run, attacks in zip(measured, attacked.get(label, [{}] * len(measured)), strict=True)
         ]
         results[label] = seen if len(seen) == len(seeds) else seen[0]
@@ -116,7 +117,7 @@ def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
             headline=headline,
             forget_metrics={
                 **_first(compare.forget_metric, compare.suite.forget_metrics),
-                **dict.fromkeys(came_back, "lower"),
+                **dict.fromkeys(recovered, "lower"),
             },
             utility_metrics=_first(compare.utility_metric, compare.suite.utility_metrics),
         ),
@@ -139,8 +140,8 @@ def _read_attacks(runs: Runs, picked: Mapping[str, Pick], label: str) -> list[di
     found = {}
     for attack in runs.compare.attacks:
         paths = [runs.attack_path(attack, seed, label, rate) for seed in seeds]
-        results = [load_results(path) for path in paths if path.exists()]
-        if len(results) == len(seeds) and all(results):
+        results = [read_attack(load_results(path)) for path in paths if path.exists()]
+        if len(results) == len(seeds) and all("attack" in result for result in results):
             found[attack] = results
     return [{attack: results[i] for attack, results in found.items()} for i in range(len(seeds))] if found else []
 

@@ -269,16 +269,16 @@ def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, com
     for label in ("random 0.1", "no mask"):
         shares = [
             load_results(attacked / "runs" / f"seed {seed}, {label}, relearning 0.0001, learning rate 0.001.json")[
-                "came_back"
+                "recovered"
             ]
             for seed in (0, 1)
         ]
-        assert [run["relearning_came_back"] for run in results[label]] == shares
-        assert page["table"][label]["relearning_came_back"]["mean"] == pytest.approx(sum(shares) / 2)
+        assert [run["relearning_recovered"] for run in results[label]] == shares
+        assert page["table"][label]["relearning_recovered"]["mean"] == pytest.approx(sum(shares) / 2)
     assert set(page["attacks"]) == {f"{label} (seed 0)" for label in ("random 0.1", "no mask", compare_runs.RETRAINED)}
-    assert "relearning_unrelated_came_back" in results[compare_runs.RETRAINED]
-    assert "relearning_came_back" not in results["before"]
-    assert page["columns"]["relearning_came_back"] == ["relearning", "came back"]
+    assert "relearning_unrelated_recovered" in results[compare_runs.RETRAINED]
+    assert "relearning_recovered" not in results["before"]
+    assert page["columns"]["relearning_recovered"] == ["relearning", "recovered"]
 
 
 def test_attacks_can_be_added_where_nothing_was_forgotten_too(start, compared, compare_runs, monkeypatch):

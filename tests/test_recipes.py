@@ -64,5 +64,5 @@ def test_attacks_on_the_quickstart_model(one_thread, tmp_path, monkeypatch):
         assert attack["before"] > 0.9
         assert attack["baseline"] < 0.3
     assert [point["x"] for point in attacks["relearning"]["points"]] == [0, 5, 20]
-    assert attacks["relearning"]["came_back"] > 0.2
-    assert attacks["quantization"]["came_back"] < 0.1
+    assert attacks["relearning"]["recovered"] > 0.2
+    assert attacks["quantization"]["recovered"] < 0.1

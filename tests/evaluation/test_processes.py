@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wagle_trainer.data import fictional_tokenizer
-from wagle_trainer.evaluation.processes import bring_together, deal_out
+from wagle_trainer.evaluation.processes import gather_results, shard_batches
 
 SCRIPT = Path(__file__).with_name("processes_script.py")
 
@@ -79,10 +79,10 @@ class Three:
 @pytest.mark.parametrize(("batches", "mine"), [(0, []), (1, [0]), (2, [0]), (3, [2]), (4, [2, 1]), (6, [2, 5])])
 def test_every_process_gets_as_many_batches(monkeypatch, batches, mine):
     monkeypatch.setattr("wagle_trainer.evaluation.processes.PartialState", Three)
-    assert deal_out(range(batches), across_processes=True) == mine
-    assert deal_out(range(batches), across_processes=False) == list(range(batches))
+    assert shard_batches(range(batches), across_processes=True) == mine
+    assert shard_batches(range(batches), across_processes=False) == list(range(batches))
 
 
 def test_one_process_has_everything():
-    assert deal_out(["a", "b"], across_processes=True) == ["a", "b"]
-    assert bring_together({1: "a", 0: "b"}, across_processes=True) == {1: "a", 0: "b"}
+    assert shard_batches(["a", "b"], across_processes=True) == ["a", "b"]
+    assert gather_results({1: "a", 0: "b"}, across_processes=True) == {1: "a", 0: "b"}

@@ -87,8 +87,8 @@ def several_seeds():
 @pytest.fixture(scope="session")
 def attacks():
     """As `run_attacks` gives them."""
-    points = [{"x": x, "forget": 0.1 + 0.02 * x, "came_back": 0.025 * x} for x in (1, 5, 20)]
-    prompts = [{"x": "prefix", "forget": 0.1, "came_back": 0.0}, {"x": "paraphrase", "forget": 0.3, "came_back": 0.25}]
+    points = [{"x": x, "forget": 0.1 + 0.02 * x, "recovered": 0.025 * x} for x in (1, 5, 20)]
+    prompts = [{"x": "prefix", "forget": 0.1, "recovered": 0.0}, {"x": "paraphrase", "forget": 0.3, "recovered": 0.25}]
     measured = {"before": 0.9, "settings": {"measure": "probability"}}
     return {
         "relearning": {
@@ -96,10 +96,10 @@ def attacks():
             "unit": "optimizer steps",
             "baseline": 0.1,
             "points": points,
-            "came_back": 0.5,
+            "recovered": 0.5,
             **measured,
         },
-        "prompts": {"attack": "prompts", "baseline": 0.1, "points": prompts, "came_back": 0.25, "settings": {}},
+        "prompts": {"attack": "prompts", "baseline": 0.1, "points": prompts, "recovered": 0.25, "settings": {}},
     }
 
 

@@ -144,14 +144,35 @@ def test_each_row_names_its_reference_where_these_differ(write, several_seeds):
     assert "wagle 0.05 against no mask" in page.text
 
 
-def test_what_came_back_is_said(write, single_runs, attacks):
+def test_recovery_rates_are_said(write, single_runs, attacks):
     for given, labels in ((attacks, [""]), ({"wagle": attacks, "retrained": attacks}, ["wagle: ", "retrained: "])):
         page, numbers = write(single_runs, attacks=given)
         for name, attack in attacks.items():
-            said = "; ".join(f"{label}{attack['came_back']:.1%}" for label in labels)
-            sentence = f"{name.capitalize()} brought back of what was forgotten, at most: {said}."
+            said = "; ".join(f"{label}{attack['recovered']:.1%}" for label in labels)
+            sentence = f"Highest recovery rate of {name}: {said}."
             assert sentence in numbers["summary"]
             assert sentence in page.text
+
+
+def test_a_rate_without_a_meaning_is_not_shown(write, single_runs, attacks):
+    """Where next to nothing was forgotten, noise would read as full recovery."""
+    relearning = attacks["relearning"]
+    noise = [{**point, "recovered": None, "recovered_raw": 1.0} for point in relearning["points"]]
+    little = {**relearning, "points": noise, "recovered": None, "warning": "so little was forgotten"}
+    page, numbers = write(single_runs, attacks=[little])
+    assert "too little forgotten" in page.text
+    assert "100.0%" not in page.text
+    assert "Highest recovery rate of relearning: none, too little was forgotten." in numbers["summary"]
+    assert not any("attack" in image["alt"] for image in page.all("img"))
+
+
+def test_attacks_of_an_earlier_version(write, single_runs, attacks):
+    old = json.loads(json.dumps(attacks).replace("recovered", "came_back"))
+    assert "came_back" in old["relearning"]
+    _, new = write(single_runs, attacks=attacks)
+    _, former = write(single_runs, attacks=old)
+    assert former["attacks"] == new["attacks"]
+    assert former["summary"] == new["summary"]
 
 
 def test_attacks_name_their_model(write, single_runs, attacks):

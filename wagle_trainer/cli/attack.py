@@ -9,8 +9,9 @@ from typing import Any
 
 from wagle_trainer.cli.evaluate import check_taken
 from wagle_trainer.cli.parsing import JSON_HELP, add_model_options, make_parser, pairs
+from wagle_trainer.utils.text_table import text_table
 
-DESCRIPTION = """Try to bring back what a model has forgotten, and say which share of it came back. The results are added to --output
+DESCRIPTION = """Try to recover what a model has forgotten, and measure the recovery rate of each attack. The results are added to --output
 under --label, for `wagle report --attacks`. A low share says only that these attacks found nothing; hold it against that
 of a model which never saw the forget set."""
 EXAMPLES = """
@@ -139,10 +140,11 @@ def _plain(model: Any) -> Any:
 
 
 def _show(result: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [f"{'attack':<21}  came back  {'at':>12}  measured by"]
+    rows, warnings = [["attack", "recovered", "at", "measured by"]], []
     for attack in next(iter(result.values())).values():
-        strongest = max(attack["points"], key=lambda point: point["came_back"])
-        lines.append(
-            f"{attack['attack']:<21}  {attack['came_back']:>9.1%}  {strongest['x']:>12}  {attack['settings']['measure']}"
-        )
-    return "\n".join(lines)
+        strongest = max(attack["points"], key=lambda point: point["recovered_raw"])
+        rate = "-" if attack["recovered"] is None else f"{attack['recovered']:.1%}"
+        rows.append([attack["attack"], rate, str(strongest["x"]), attack["settings"]["measure"]])
+        if attack["warning"] is not None:
+            warnings.append(f"{attack['attack']}: {attack['warning']}")
+    return "\n".join([text_table(rows, header=0), *warnings])

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from wagle_trainer.evaluation.metrics import extraction_strength
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
-from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
+from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
 from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
 from wagle_trainer.models.modes import evaluation_mode
 
@@ -27,9 +27,9 @@ class AnswerScore:
         extraction_strength: of the answer without its end-of-sequence token, in [0, 1].
         is_top1: for each token of the answer without its end-of-sequence token, whether it is the most likely one; what
             `exact_memorization` takes.
-        token_log_probs: log-probability of each of these tokens, in nats; what `min_k` takes. None if not asked for.
+        token_log_probs: log-probability of each of these tokens, in nats; what `min_k` takes. None if not requested.
         vocabulary_mean, vocabulary_std: mean and standard deviation of the log-probability of the token at each of
-            these positions, if it were drawn from the model; what `min_k_plus_plus` takes. None if not asked for.
+            these positions, if it were drawn from the model; what `min_k_plus_plus` takes. None if not requested.
     """
 
     mean_log_prob: float
@@ -65,7 +65,7 @@ def score_answers(
         batch_size: examples per forward pass.
         tokens: also keep `is_top1` and `token_log_probs`.
         vocabulary: also keep `vocabulary_mean` and `vocabulary_std`.
-        across_processes: deal the batches out over accelerate's processes. All have to call this with the same
+        across_processes: shard the batches over accelerate's processes. All have to call this with the same
             arguments; all get all scores.
         progress: show a progress bar.
 
@@ -79,7 +79,9 @@ def score_answers(
     lengths = answer_lengths(examples, names, eos_token_id)
     device = next(model.parameters()).device
     scores: dict[int, AnswerScore] = {}
-    batches = deal_out(batches_by_length([len(row["input_ids"]) for row in examples], batch_size), across_processes)
+    batches = shard_batches(
+        batches_by_length([len(row["input_ids"]) for row in examples], batch_size), across_processes
+    )
     with (
         evaluation_mode(model),
         tqdm(
@@ -101,7 +103,7 @@ def score_answers(
                 top1=True,
                 keep_logits=vocabulary,
             )
-            assert result.is_top1 is not None  # asked for above
+            assert result.is_top1 is not None  # requested above
             means, counts = result.mean().tolist(), result.num_tokens().tolist()
             mask, top1s, log_probs = result.mask.cpu(), result.is_top1.cpu(), result.log_probs.cpu()
             moments = _vocabulary_moments(result.label_logits(), counts) if vocabulary else []
@@ -118,7 +120,7 @@ def score_answers(
                 scores[index] = AnswerScore(means[position], counts[position], extraction_strength(top1), **details)
             bar.update(len(batch))
     # Only now, on all processes alike: one that stopped earlier would leave the others waiting for it.
-    scores = bring_together(scores, across_processes)
+    scores = gather_results(scores, across_processes)
     for index, name in enumerate(names):
         if not math.isfinite(scores[index].mean_log_prob):
             raise FloatingPointError(f"{name}: the log-probability of the answer is {scores[index].mean_log_prob}.")

@@ -27,9 +27,9 @@ class EvaluationCallback(TrainerCallback):
 
     The numbers go to the trackers and to `state.log_history` as `eval_<metric>`, and to `history.json` in the output
     folder, a list of `{"step": ..., "metrics": {...}}` with the step 0 before training. A resumed run goes on with the
-    list of the steps up to its checkpoint. Training itself is untouched: it ends with the same weights, bit for bit.
+    list of the steps up to its checkpoint. Training itself is untouched: its final weights are bitwise identical to those without evaluations.
 
-    On several processes, the suite shares the examples out. Every process gets the same numbers, and acts alike.
+    On several processes, the suite shards the examples. Every process gets the same numbers, and acts alike.
 
     Args:
         suite: a name of `list_suites()`; a `Suite`; a function like `evaluate_tofu`, called as `suite(model, tokenizer,

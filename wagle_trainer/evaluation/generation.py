@@ -1,4 +1,4 @@
-"""What a model answers: greedy and sampled continuations of many prompts."""
+"""Greedy and sampled continuations of many prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
-from wagle_trainer.evaluation.processes import bring_together, deal_out, shows_progress
+from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
 from wagle_trainer.models.log_probs import IGNORE_INDEX
 from wagle_trainer.models.modes import evaluation_mode, preserved_rng
 
@@ -40,7 +40,7 @@ def generate_greedy(
         max_new_tokens: tokens after which an answer is cut off.
         ends: texts that end an answer, too; one that begins with such a text is empty.
         batch_size: prompts per batch.
-        across_processes: deal the batches out over accelerate's processes. All have to call this with the same
+        across_processes: shard the batches over accelerate's processes. All have to call this with the same
             arguments; all get all texts.
         progress: show a progress bar.
 
@@ -83,7 +83,7 @@ def generate_samples(
         `num_samples` continuations for each prompt, in the order of `prompts`.
 
     Raises:
-        ValueError: no samples are wanted, or the temperature or `top_p` is out of range.
+        ValueError: no samples are requested, or the temperature or `top_p` is out of range.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
@@ -136,7 +136,7 @@ def _continue(
     )
     device = next(model.parameters()).device
     texts: dict[int, str] = {}
-    batches = deal_out(batches_by_length([len(prompt) for prompt in prompts], batch_size), across_processes)
+    batches = shard_batches(batches_by_length([len(prompt) for prompt in prompts], batch_size), across_processes)
     with (
         evaluation_mode(model),
         _without_max_length(model.generation_config),
@@ -169,7 +169,7 @@ def _continue(
                     text = text.partition(mark)[0]
                 texts[index] = text.strip()
             bar.update(len(batch))
-    texts = bring_together(texts, across_processes)
+    texts = gather_results(texts, across_processes)
     return [texts[index] for index in range(len(prompts))]
 
 

@@ -1,4 +1,4 @@
-"""Batches dealt out over the processes that accelerate started, and their results brought together again."""
+"""Shards batches over the processes that accelerate started, and gathers their results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from accelerate.utils import gather_object, parse_flag_from_env
 T = TypeVar("T")
 
 
-def deal_out(batches: Sequence[T], across_processes: bool) -> list[T]:
+def shard_batches(batches: Sequence[T], across_processes: bool) -> list[T]:
     """The batches that this process runs: r, r + n, ... for process r of n; all of them without `across_processes`.
 
-    Every process gets as many, since forward passes may have to meet (FSDP, ZeRO-3, DDP's buffers): where the batches
-    do not go round, the last processes run one of the first batches again, while they would wait anyway.
+    Every process gets the same number, since forward passes may have to be synchronised (FSDP, ZeRO-3, DDP's buffers):
+    where the number of batches is no multiple of the processes, the last ones run one of the first batches again, while
+    they would wait anyway.
     """
     if not across_processes:
         return list(batches)
@@ -27,8 +28,8 @@ def deal_out(batches: Sequence[T], across_processes: bool) -> list[T]:
     return [batches[turn % len(batches)] for turn in turns]
 
 
-def bring_together(values: dict[int, T], across_processes: bool) -> dict[int, T]:
-    """What all processes have found, by the position of the example; the same on all of them."""
+def gather_results(values: dict[int, T], across_processes: bool) -> dict[int, T]:
+    """The results of all processes, by the position of the example; the same on all of them."""
     if not across_processes:
         return values
     return {position: value for part in gather_object([values]) for position, value in part.items()}
@@ -40,5 +41,5 @@ def shows_progress(progress: bool, across_processes: bool) -> bool:
 
 
 def process_state() -> PartialState:
-    """Which process this is. Where no trainer has set accelerate up, it has to be told of CPUs to see all processes."""
+    """Accelerate's state of this process. Without a trainer, accelerate sees all processes on CPUs only if told of CPUs."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())

@@ -8,8 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from wagle_trainer.evaluation.suites import get_suite
+from wagle_trainer.evaluation.suites import get_suite, readings
 from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.text_table import text_table
 
 
 def save_results(results: Any, path: str | PathLike[str]) -> None:
@@ -58,14 +59,8 @@ def results_table(
     """
     columns = get_suite("tofu").headline if headline is None else headline
     rows = [["", *(first for first, _ in columns.values())], ["", *(second for _, second in columns.values())]]
-    rows += [[label, *(_cell(name, numbers.get(name)) for name in columns)] for label, numbers in results.items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([*lines[:2], rule, *lines[2:], *_notes(results, columns)])
+    rows += [[label, *(_cell(name, numbers) for name in columns)] for label, numbers in results.items()]
+    return "\n".join([text_table(rows, header=2), *_notes(results, columns)])
 
 
 def _notes(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> list[str]:
@@ -78,8 +73,9 @@ def _notes(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple
     return ["", *notes] if notes else []
 
 
-def _cell(name: str, value: float | None) -> str:
+def _cell(name: str, numbers: Mapping[str, Any]) -> str:
+    value = numbers.get(name)
     if value is None:
         return "-"
-    # p-values span many orders of magnitude
-    return f"{value:#.2g}" if name == "forget_quality" else f"{value:.3f}"
+    metric = next(readings(name, numbers), None)
+    return f"{value:#.2g}" if metric is not None and metric.p_value else f"{value:.3f}"

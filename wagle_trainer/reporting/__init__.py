@@ -9,7 +9,7 @@ _HOMES = {
     "Comparison": "statistics",
     "Interval": "statistics",
     "compare": "statistics",
-    "example_interval": "bootstrap",
+    "example_interval": "intervals",
     "holm": "statistics",
     "paired_p_value": "statistics",
     "t_interval": "statistics",

@@ -131,20 +131,25 @@ def mask_charts(masks: Mapping[str, WeightMask]) -> list[Chart]:
 
 
 def attack_charts(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
-    """What each attack brings back, from every model that was attacked; none where there is but one number."""
+    """Recovery rate of each attack on every attacked model; none where there is but one number or no rate."""
     charts = []
     for name in dict.fromkeys(attack["attack"] for found in attacks.values() for attack in found):
-        same = {label: attack for label, found in attacks.items() for attack in found if attack["attack"] == name}
-        if sum(len(attack["points"]) for attack in same.values()) == 1:
-            continue  # a single number: the table has it
-        words = "; ".join(f"{label} {attack['came_back']:.1%}".strip() for label, attack in same.items())
+        same = {
+            label: attack
+            for label, found in attacks.items()
+            for attack in found
+            if attack["attack"] == name and attack["recovered"] is not None
+        }
+        if sum(len(attack["points"]) for attack in same.values()) <= 1:
+            continue  # the table has a single number
+        words = "; ".join(f"{label} {attack['recovered']:.1%}".strip() for label, attack in same.items())
         charts.append(
             _chart(
                 "attacks",
                 f"attack_{name}",
                 plots.attack_curve(same),
-                f"{name.replace('_', ' ').capitalize()}: the share of the forgotten knowledge that came back.",
-                f"At most came back: {words}.",
+                f"{name.replace('_', ' ').capitalize()}: recovery rate, the share of the forgotten knowledge that is recovered.",
+                f"Highest recovery rate: {words}.",
             )
         )
     return charts

@@ -59,7 +59,7 @@ def trade_off(
     Args:
         points: label -> (forget metric, utility metric).
         forget, utility: names of the axes.
-        references: further points, drawn hollow: the model before, the retrained one.
+        references: further points, drawn hollow: the reference model, the retrained one.
     """
     groups: dict[str, list[str]] = {}
     for label in points:
@@ -171,17 +171,17 @@ def score_distribution(histogram: Mapping[str, Any]) -> Figure:
 
 
 def attack_curve(attacks: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Share of the forgotten knowledge that one attack brings back, over the strength of the attack.
+    """Recovery rate of one attack over its strength; rates without a meaning are left out.
 
     Args:
-        attacks: label of the unlearned model -> {"attack", "unit", "points": [{"x", "came_back"}, ...]}; the same attack.
+        attacks: label of the unlearned model -> {"attack", "unit", "points": [{"x", "recovered"}, ...]}; the same attack.
     """
     first = next(iter(attacks.values()))
     name, unit = first["attack"], first.get("unit", "strength")
-    figure, axes = _figure(f"{name.replace('_', ' ')}: {unit}", "share that came back")
+    figure, axes = _figure(f"{name.replace('_', ' ')}: {unit}", "recovery rate")
     numbers = all(isinstance(p["x"], int | float) for attack in attacks.values() for p in attack["points"])
     for index, (label, attack) in enumerate(attacks.items()):
-        x, y = [point["x"] for point in attack["points"]], [point["came_back"] for point in attack["points"]]
+        x, y = [point["x"] for point in attack["points"]], [point["recovered"] for point in attack["points"]]
         colour = _COLOURS[index % len(_COLOURS)]
         if numbers and len(x) > 1:
             axes.plot(x, y, marker=_MARKERS[index % len(_MARKERS)], markersize=4, color=colour, label=label)

@@ -1,4 +1,4 @@
-"""The report: one page that anybody can open, and the numbers behind it."""
+"""The report: one page that needs no network, and the numbers behind it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from wagle_trainer.evaluation.attacks.attack_results import read_attack
 from wagle_trainer.evaluation.results import load_results
-from wagle_trainer.evaluation.suites import get_suite
+from wagle_trainer.evaluation.suites import get_suite, readings
 from wagle_trainer.masking import WeightMask
-from wagle_trainer.reporting.bootstrap import example_interval
 from wagle_trainer.reporting.charts import Chart, attack_charts, history_charts, mask_charts, trade_off_chart
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
+from wagle_trainer.reporting.intervals import example_interval
 from wagle_trainer.reporting.report_inputs import Metrics, Results, Runs, check_finite, first_of
 from wagle_trainer.reporting.statistics import Comparison, Interval, as_p_value, compare, mean, t_interval
 from wagle_trainer.reporting.summary import attack_sentences, forgetting_sentences, verdict_sentences
@@ -28,7 +29,6 @@ from wagle_trainer.utils.atomic_files import write_atomically
 AnyPath = str | PathLike[str]
 BEFORE, RETRAINED = "before", "retrained"
 _CONTROLS = ("random", "no mask")  # what labels of controls have in them
-_P_VALUES = ("forget_quality",)  # they span many orders of magnitude
 _ANSWERS = 5  # models whose example answers are shown
 
 
@@ -48,12 +48,12 @@ def write_report(
     """Write `report.html`, `results.json`, `report.json` and `plots/*.png` into a folder.
 
     The page is a single file that needs no network. Sections without data are left out, and a line says how to get
-    them. `results.json` holds `results` as given, so that the report can be made anew from it; `report.json` every
+    them. `results.json` holds `results` as given, so that the report can be made again from it; `report.json` every
     number and sentence of the page. On several processes, call it on one of them.
 
     Args:
         results: label -> what an evaluation returned, or a list of these, one for each seed. The label "before" is the
-            model before unlearning, labels that start with "retrained" are models that never saw the forget set, all
+            reference model, labels that start with "retrained" are models that never saw the forget set, all
             others are unlearned models, the most important one first.
         folder: where to; made if missing.
         mask: a mask or its folder, or several by name: density by layer and module, distribution of the scores.
@@ -150,9 +150,13 @@ def write_report(
 def _interval(runs: Runs, label: str, metric: str) -> Interval:
     """Over seeds where there are several, else over examples; none of p-values, whose mean has no t-distribution."""
     found = runs.by_label[label]
-    if metric in _P_VALUES:
+    if _is_p_value(metric):
         return Interval(mean(runs.values(label, metric)))
     return t_interval(runs.values(label, metric)) if len(found) > 1 else example_interval(found[0], metric)
+
+
+def _is_p_value(metric: str) -> bool:
+    return any(reading.p_value for reading in readings(metric, {}))
 
 
 def _default_comparisons(unlearned: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
@@ -206,13 +210,14 @@ def _attacks(attacks: Any) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Any]] = {}
     for label, some in by_label.items():
         attacks_on_one = some.values() if isinstance(some, Mapping) else some
-        found[label] = list(attacks_on_one) if isinstance(attacks_on_one, Iterable) else [attacks_on_one]
+        listed = attacks_on_one if isinstance(attacks_on_one, Iterable) else [attacks_on_one]
+        found[label] = [read_attack(attack) if isinstance(attack, Mapping) else {} for attack in listed]
     for label, some in found.items():
         for attack in some:
-            known = {"attack", "baseline", "points", "came_back"} <= set(attack if isinstance(attack, Mapping) else ())
+            known = {"attack", "baseline", "points", "recovered"} <= set(attack)
             if not known or not attack["points"]:
                 raise ValueError(
-                    f"An attack{f' on {label!r}' if label else ''} has no 'attack', 'baseline', 'came_back' or 'points': "
+                    f"An attack{f' on {label!r}' if label else ''} has no 'attack', 'baseline', 'recovered' or 'points': "
                     "pass what run_attacks returned."
                 )
     check_finite(found, "attacks")
@@ -241,7 +246,7 @@ def _missing(page: Mapping[str, Any], history: bool, runs: Runs, masks: Mapping[
             "Tests and intervals over seeds: pass a list of results, one for each seed, for every label.",
         ),
         (bool(page["comparisons"]), "Comparison with controls: run a random mask and no mask beside the method."),
-        (BEFORE in runs.by_label, 'The model before unlearning: evaluate it under the label "before".'),
+        (BEFORE in runs.by_label, 'The reference model: evaluate it under the label "before".'),
         (
             any(label.startswith(RETRAINED) for label in runs),
             'A model that never saw the forget set: evaluate one under a label that starts with "retrained".',
@@ -253,9 +258,9 @@ def _missing(page: Mapping[str, Any], history: bool, runs: Runs, masks: Mapping[
         (bool(masks), "Where the mask selects: pass trainer.mask, or the folder of a saved mask, as mask."),
         (
             not masks or None not in have_histograms,
-            "Distribution of the scores: compute the mask anew; this one was combined by hand or made by an older version.",
+            "Distribution of the scores: compute the mask again; this one was combined by hand or made by an older version.",
         ),
-        (bool(page["attacks"]), "Whether it comes back: pass what run_attacks returned as attacks."),
+        (bool(page["attacks"]), "Attacks, and what they recover: pass the result of run_attacks as attacks."),
         (
             bool(page["examples"]),
             "Example answers: pass results of a suite that keeps questions and answers per example.",
@@ -287,4 +292,4 @@ def _environment() -> Environment:
 
 
 def _number(value: float, metric: str = "") -> str:
-    return f"{value:.2g}" if metric in _P_VALUES or 0 < abs(value) < 5e-4 else f"{value:.3f}"
+    return f"{value:.2g}" if _is_p_value(metric) or 0 < abs(value) < 5e-4 else f"{value:.3f}"

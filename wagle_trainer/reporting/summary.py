@@ -17,13 +17,13 @@ def forgetting_sentences(
     metrics: Mapping[str, str],
     references: Sequence[str],
 ) -> list[str]:
-    """What became of the main numbers: "forget prob went from 0.983 to 0.122, ...".
+    """The main numbers before and after: "forget prob went from 0.983 to 0.122, ...".
 
     Args:
         intervals: label -> metric -> mean and interval.
         unlearned: labels of the unlearned models, the most important one first.
         metrics: the main numbers -> what to call them.
-        references: labels of the models before unlearning and retrained, in this order, as far as there are any.
+        references: labels of the reference model and the retrained models, in this order, as far as there are any.
     """
     sentences = []
     for label in unlearned[:_NARRATED]:
@@ -76,17 +76,19 @@ def _how(comparison: Comparison) -> str:
 
 
 def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What came back at most, by attack: "Relearning brought back of what was forgotten, at most: wagle: 37.1%; ...".
+    """The highest recovery rate of each attack: "Highest recovery rate of relearning: wagle: 37.1%; ...".
 
     Args:
         attacks: label -> the attacks on that model.
     """
     sentences = []
     for name in dict.fromkeys(attack["attack"] for found in attacks.values() for attack in found):
-        shares = {label: a["came_back"] for label, found in attacks.items() for a in found if a["attack"] == name}
-        said = "; ".join((f"{label}: " if label else "") + f"{share:.1%}" for label, share in shares.items())
-        words = name.replace("_", " ").capitalize()
-        sentences.append(f"{words} brought back of what was forgotten, at most: {said}.")
+        rates = {label: a["recovered"] for label, found in attacks.items() for a in found if a["attack"] == name}
+        said = "; ".join(
+            (f"{label}: " if label else "") + ("none, too little was forgotten" if rate is None else f"{rate:.1%}")
+            for label, rate in rates.items()
+        )
+        sentences.append(f"Highest recovery rate of {name.replace('_', ' ')}: {said}.")
     return sentences
 
 

@@ -25,7 +25,7 @@ def asked_by(name, before, after, tokenizer, rows, **options):
 def test_paraphrased_questions_with_the_same_answers(before, after, tokenizer, rows):
     result, asked = asked_by("paraphrase", before, after, tokenizer, rows)
     assert asked == [(True, [(row["paraphrased_question"], row["answer"]) for row in rows])]
-    assert result["came_back"] == 0.5
+    assert result["recovered"] == 0.5
     without = [{key: row[key] for key in ("question", "answer")} for row in rows]
     with pytest.raises(ValueError, match="needs the column 'paraphrased_question', which row 0 does not have"):
         asked_by("paraphrase", before, after, tokenizer, without)
@@ -67,7 +67,7 @@ def test_answer_prefix_equals_one_prompt_at_a_time(before, after, tokenizer, row
             means[name] += scorer.score(rest, text)["rougeL"].recall / len(rows)
     point = result["points"][0]
     assert {name: point[name] for name in means} == pytest.approx(means)
-    assert point["came_back_raw"] == pytest.approx(
+    assert point["recovered_raw"] == pytest.approx(
         (means["forget"] - means["after"]) / (means["before"] - means["after"])
     )
     assert (result["before"], result["baseline"]) == (point["before"], point["after"])
@@ -78,6 +78,6 @@ def test_answers_without_a_rest(before, after, tokenizer, rows, caplog):
     measure = lambda model, *_: 1.0 if model is before else 0.0  # noqa: E731
     short = [{"question": "Who?", "answer": "baker"}]
     assert run_attacks(before, after, tokenizer, short, ["answer_prefix"], measure=measure, progress=False) == {}
-    assert "'answer_prefix' is left out: there is nothing in these rows" in caplog.text
+    assert "'answer_prefix' is left out: it can be tried on none" in caplog.text
     with pytest.raises(ValueError, match="shares must lie between 0 and 1"):
         attack("answer_prefix", before, after, tokenizer, rows, measure, shares=[1.0])

@@ -50,10 +50,10 @@ def test_the_rest_comes_back_and_the_model_is_left_as_it_was(before, after, toke
 
     points = result["points"]
     assert [point["x"] for point in points] == [0, 1, 5, 20]
-    assert points[0]["came_back"] == 0
+    assert points[0]["recovered"] == 0
     assert points[0]["forget"] == result["baseline"]
-    assert points[-1]["came_back"] > 0.3
-    assert result["came_back"] == max(point["came_back"] for point in points)
+    assert points[-1]["recovered"] > 0.3
+    assert result["recovered"] == max(point["recovered"] for point in points)
 
 
 def test_measured_are_the_rows_that_were_not_trained_on(before, after, tokenizer, rows):
@@ -115,7 +115,7 @@ def test_unrelated_rows(before, after, tokenizer, rows, retain_rows):
     result = relearn(
         before, after, tokenizer, rows, "relearning_unrelated", data=retain_rows, learning_rate=1e-3, steps=[10]
     )
-    assert 0.1 < result["came_back"] <= 1
+    assert 0.1 < result["recovered"] <= 1
     assert result["settings"]["options"]["data"] == "90 rows"
     with pytest.raises(ValueError, match="1 of the 91 rows are forget questions"):
         relearn(before, after, tokenizer, rows, "relearning_unrelated", data=[*retain_rows, rows[0]])
@@ -147,5 +147,5 @@ def test_a_diverging_run_says_so_and_leaves_the_model_alone(before, after, token
 
 
 def test_one_question_cannot_be_divided(before, after, tokenizer, rows):
-    with pytest.raises(ValueError, match="one is too few"):
+    with pytest.raises(ValueError, match="at least two"):
         relearn(before, after, tokenizer, rows[:1], measure=lambda model, *_: 1.0 if model is before else 0.0)

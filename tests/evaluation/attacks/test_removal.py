@@ -17,10 +17,10 @@ def test_all_comes_back_exactly(before, after, tokenizer, rows):
     weights = [weight.detach().clone().view(torch.int32) for weight in after.parameters()]
     result = remove(before, after, tokenizer, rows, shares=[1.0, 0.5])
     assert [point["x"] for point in result["points"]] == [0.5, 1.0]
-    assert result["points"][1]["came_back_raw"] == 1.0  # exactly: it is the model before, bit for bit
-    assert result["points"][1]["came_back_by_measure"] == {"probability": 1.0, "rouge_l_recall": 1.0}
+    assert result["points"][1]["recovered_raw"] == 1.0  # exactly: it is the model before, bit for bit
+    assert result["points"][1]["recovered_by_measure"] == {"probability": 1.0, "rouge_l_recall": 1.0}
     assert result["points"][1]["forget"] == result["before"]
-    assert 0 < result["points"][0]["came_back"] < 1
+    assert 0 < result["points"][0]["recovered"] < 1
     assert all(
         torch.equal(weight.view(torch.int32), old) for weight, old in zip(after.parameters(), weights, strict=True)
     )
@@ -54,8 +54,8 @@ def test_models_that_do_not_belong_together(before, after, make_llama, tokenizer
             remove(one, other, tokenizer, rows, lambda model, *_: 1.0 if model is one else 0.0)
 
     check(before, copy.deepcopy(before), "the same weights: there is no change")
-    check(before, copy.deepcopy(after).bfloat16(), "float32 .* before and torch.bfloat16")
-    check(before, make_llama(num_hidden_layers=1), "is in one of them only")
+    check(before, copy.deepcopy(after).bfloat16(), "float32 .* in the reference model and torch.bfloat16")
+    check(before, make_llama(num_hidden_layers=1), "only one of them has")
 
 
 @pytest.mark.parametrize("shares", [[], [0.0], [1.5]])

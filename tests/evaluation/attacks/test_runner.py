@@ -9,15 +9,14 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers.utils import logging
 
 from wagle_trainer.data import QAFormat
-from wagle_trainer.evaluation import attacks as robustness
 from wagle_trainer.evaluation.attacks import (
     Point,
     describe_attacks,
     forget_knowledge,
     list_attacks,
+    recovery_rate,
     register_attack,
     run_attacks,
-    share_that_came_back,
 )
 from wagle_trainer.evaluation.attacks.attack import _attacks
 
@@ -31,20 +30,20 @@ def simple(before):
 
 
 @given(finite, finite, finite)
-def test_share_that_came_back(before, after, attacked):
+def test_recovery_rate(before, after, attacked):
     if not after < before:
         with pytest.raises(ValueError, match="Nothing was forgotten"):
-            share_that_came_back(before, after, attacked)
+            recovery_rate(before, after, attacked)
         return
-    share = share_that_came_back(before, after, attacked)
+    share = recovery_rate(before, after, attacked)
     assert share == (attacked - after) / (before - after)
-    assert share_that_came_back(before, after, before) == 1
-    assert share_that_came_back(before, after, after) == 0
+    assert recovery_rate(before, after, before) == 1
+    assert recovery_rate(before, after, after) == 0
 
 
 def test_share_of_numbers_that_are_none():
     with pytest.raises(ValueError, match=r"knows \(attacked\) is nan"):
-        share_that_came_back(1.0, 0.0, math.nan)
+        recovery_rate(1.0, 0.0, math.nan)
 
 
 def test_forget_knowledge_by_hand(before, tokenizer, rows, log_probs_by_hand):
@@ -75,12 +74,12 @@ def test_results_follow_the_contract(before, after, tokenizer, rows, retain_rows
     for name, result in results.items():
         assert result["attack"] == name
         assert result["points"]
-        assert result["came_back"] == max(point["came_back"] for point in result["points"])
+        assert result["recovered"] == max(point["recovered"] for point in result["points"])
         for point in result["points"]:
-            assert {"x", "forget", "came_back", "came_back_raw", "before", "after"} <= set(point)
-            assert point["came_back"] == min(1, max(0, point["came_back_raw"]))
+            assert {"x", "forget", "recovered", "recovered_raw", "before", "after"} <= set(point)
+            assert point["recovered"] == min(1, max(0, point["recovered_raw"]))
             share = (point["forget"] - point["after"]) / (point["before"] - point["after"])
-            assert point["came_back_raw"] == pytest.approx(share)
+            assert point["recovered_raw"] == pytest.approx(share)
         assert result["settings"]["seed"] == 42
         assert result["settings"]["examples"] == len(rows)
 
@@ -99,7 +98,7 @@ def test_a_second_measure_that_did_not_fall_has_no_share(before, after, tokenize
         "paraphrase"
     ]["points"]
     assert point["measures"] == {"first": 0.1, "second": 0.2}
-    assert point["came_back_by_measure"] == {"first": 0.0, "second": None}
+    assert point["recovered_by_measure"] == {"first": 0.0, "second": None}
 
 
 def test_an_attack_of_ones_own(before, after, tokenizer, rows, simple):
@@ -115,7 +114,7 @@ def test_an_attack_of_ones_own(before, after, tokenizer, rows, simple):
         assert "louder" in list_attacks()
         assert describe_attacks()["louder"] == "Ask louder."
         results = run_attacks(before, after, tokenizer, rows, ["louder"], measure=simple, progress=False)
-        assert [point["came_back"] for point in results["louder"]["points"]] == pytest.approx([0.0, 1.0])
+        assert [point["recovered"] for point in results["louder"]["points"]] == pytest.approx([0.0, 1.0])
         assert results["louder"]["unit"] == "exclamation marks"
     finally:
         del _attacks._entries["louder"]
@@ -167,22 +166,37 @@ def test_a_point_at_which_nothing_was_forgotten_is_left_out(before, after, token
     finally:
         del _attacks._entries["uneven"]
     assert [point["x"] for point in result["points"]] == [2]
-    assert (result["before"], result["baseline"], result["came_back"]) == (0.9, 0.1, 0.5)
+    assert (result["before"], result["baseline"], result["recovered"]) == (0.9, 0.1, 0.5)
 
 
-@pytest.mark.parametrize(("known_after", "warned"), [(0.8999, True), (0.85, False)])
-def test_shares_of_next_to_nothing_are_warned_of(before, after, tokenizer, rows, caplog, known_after, warned):
-    measure = lambda model, *_: 0.9 if model is before else known_after  # noqa: E731
+@pytest.mark.parametrize(
+    ("knows", "little"),
+    [
+        ({"mine": (0.9, 0.8999)}, True),
+        ({"mine": (0.9, 0.85)}, False),
+        ({"mine": (2e-3, 1e-3)}, False),  # a measure of one's own may have any scale
+        ({"probability": (2e-3, 1e-3)}, True),  # noise of 1e-3 is no recovery
+    ],
+)
+def test_there_is_no_recovery_rate_where_next_to_nothing_was_forgotten(
+    before, after, tokenizer, rows, caplog, knows, little
+):
+    [(name, (known_before, known_after))] = knows.items()
+    measure = lambda model, *_: {name: known_before if model is before else known_after}  # noqa: E731
     logging.enable_propagation()
     try:
         with caplog.at_level("WARNING"):
-            run_attacks(before, after, tokenizer, rows, ["paraphrase", "removal"], measure=measure, progress=False)
+            results = run_attacks(before, after, tokenizer, rows, ["removal"], measure=measure, progress=False)
     finally:
         logging.disable_propagation()
-    assert ("By the measure of paraphrase, removal, less than 5% of what the model knew" in caplog.text) == warned
+    assert ("so little was forgotten" in caplog.text) == little
+    result = results["removal"]
+    assert (result["recovered"] is None) == little
+    assert all((point["recovered"] is None) == little for point in result["points"])
+    assert (result["warning"] is not None) == little
 
 
-def test_an_attack_that_leaves_less_than_unlearning_brings_nothing_back(before, after, tokenizer, rows):
+def test_an_attack_that_leaves_less_than_unlearning_recovers_nothing(before, after, tokenizer, rows):
     weights = next(after.parameters()).detach().clone()
 
     def measure(model, *_):
@@ -193,13 +207,12 @@ def test_an_attack_that_leaves_less_than_unlearning_brings_nothing_back(before, 
         before, after, tokenizer, rows, ["removal"], options=options, measure=measure, progress=False
     )["removal"]
     [point] = result["points"]
-    assert (point["came_back"], result["came_back"]) == (0, 0)
-    assert point["came_back_raw"] == pytest.approx(-0.1)
+    assert (point["recovered"], result["recovered"]) == (0, 0)
+    assert point["recovered_raw"] == pytest.approx(-0.1)
 
 
 def test_every_attack_describes_itself():
     assert all(len(text) > 20 for text in describe_attacks().values())
-    assert all(hasattr(robustness, name) for name in robustness.__all__)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +233,9 @@ def test_nothing_to_measure(before, after, tokenizer, rows, simple):
     def run(one, other, rows=rows, measure=simple):
         run_attacks(one, other, tokenizer, rows, ["quantization"], measure=measure, progress=False)
 
-    with pytest.raises(ValueError, match="one and the same"):
+    with pytest.raises(ValueError, match="are the same object"):
         run(before, before)
-    with pytest.raises(ValueError, match="Nothing was forgotten: the model after unlearning knows 0.9"):
+    with pytest.raises(ValueError, match="Nothing was forgotten: the unlearned model knows 0.9"):
         run(after, before)
     with pytest.raises(ValueError, match="Nothing was forgotten"):
         run(before, after, measure=lambda *_: 0.5)

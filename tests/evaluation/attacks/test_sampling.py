@@ -47,7 +47,7 @@ def test_attack_is_monotone_in_k_and_equals_a_plain_loop(before, after, tokenize
     assert [point["x"] for point in result["points"]] == [1, 2, 4]
     assert values == sorted(values)
     assert values[-1] > values[0]
-    assert result["came_back"] == result["points"][-1]["came_back"]
+    assert result["recovered"] == result["points"][-1]["recovered"]
 
     qa, scorer = QAFormat.for_tokenizer(tokenizer), RougeScorer(["rougeL"], use_stemmer=True)
     texts = generate_samples(

@@ -1,5 +1,7 @@
-"""Does it come back? Attacks on an unlearned model, one file each. Every module of this folder is imported, so a new
-file is all it takes."""
+"""Attacks that try to recover forgotten knowledge, one file each.
+
+Every module of this folder is imported, so a new file is all it takes.
+"""
 
 from wagle_trainer.evaluation.attacks.attack import (
     NothingForgottenError,
@@ -8,9 +10,10 @@ from wagle_trainer.evaluation.attacks.attack import (
     describe_attacks,
     get_attack,
     list_attacks,
+    recovery_rate,
     register_attack,
-    share_that_came_back,
 )
+from wagle_trainer.evaluation.attacks.attack_results import read_attack
 from wagle_trainer.evaluation.attacks.knowledge import forget_knowledge
 from wagle_trainer.evaluation.attacks.runner import run_attacks
 from wagle_trainer.utils.registry import import_all
@@ -25,7 +28,8 @@ __all__ = [
     "forget_knowledge",
     "get_attack",
     "list_attacks",
+    "read_attack",
+    "recovery_rate",
     "register_attack",
     "run_attacks",
-    "share_that_came_back",
 ]

@@ -1,4 +1,4 @@
-"""What an attack is given, what it gives back, and the table of all of them."""
+"""What an attack takes and returns, and the registry of all attacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from wagle_trainer.data.formatting import QAFormat
-from wagle_trainer.evaluation.suite_inputs import Row
+from wagle_trainer.evaluation.suites.suite_inputs import Row
 from wagle_trainer.utils.registry import Registry
 
 Values = Mapping[str, float]
@@ -17,12 +17,12 @@ Values = Mapping[str, float]
 
 @dataclass
 class Target:
-    """The model under attack, and how it is judged.
+    """The model under attack, and how knowledge is measured.
 
     Attributes:
-        before, after: the models before and after unlearning. An attack leaves both as it found them.
+        before, after: the reference model and the unlearned model. An attack leaves both as it found them.
         tokenizer: their tokenizer.
-        rows: the questions and answers that were to be forgotten.
+        rows: the forget questions and answers.
         measure: (model, tokenizer, rows) -> how much the model knows of them, by name; the first name counts.
         qa: how questions and answers become tokens.
         batch_size: of forward passes and of generation.
@@ -42,11 +42,14 @@ class Target:
     _known: dict[tuple, tuple[Values, Values]] = field(default_factory=dict)
 
     def knows(self, rows: Sequence[Row] | None = None) -> Values:
-        """What `after`, as it is now, knows of `rows` (of all of them if None)."""
+        """How much `after`, in its present state, knows of `rows` (of all of them if None)."""
         return self.measure(self.after, self.tokenizer, self.rows if rows is None else rows)
 
     def baselines(self, rows: Sequence[Row] | None = None) -> tuple[Values, Values]:
-        """What `before` and `after` know of `rows` unattacked; measured once. To be called before weights are touched."""
+        """How much `before` and `after` know of `rows` without an attack. Call it before weights are changed.
+
+        Each set of rows is measured once.
+        """
         rows = self.rows if rows is None else rows
         key = tuple((row["question"], row["answer"]) for row in rows)
         if key not in self._known:
@@ -60,9 +63,9 @@ class Point:
     """One strength of an attack.
 
     Attributes:
-        x: how strong, a number in the attack's own unit, such as steps; or a text, such as which prompt.
-        values: what the attacked model knows, by measure; the first measure counts.
-        before, after: the same of the model before unlearning and of the one after it, without the attack.
+        x: the strength, a number in the attack's own unit, such as steps; or a text, such as the name of a prompt.
+        values: how much the attacked model knows, by measure; the first measure counts.
+        before, after: the same of the reference model and of the unlearned model, without the attack.
     """
 
     x: float | str
@@ -82,12 +85,12 @@ def register_attack(
     """Decorator: enter an attack under `name`.
 
     An attack is a function of a `Target` and of keyword arguments, its options; it returns one `Point` for each strength
-    that it tried. An option without a default has to be given by the user.
+    that it tried. The user has to pass an option without a default.
 
     Args:
         name: of the attack.
-        unit: what `Point.x` is, in words: the axis of its curve.
-        columns: what the rows must have besides `question` and `answer`.
+        unit: of `Point.x`, in words: the label of the curve's axis.
+        columns: required columns of the rows besides `question` and `answer`.
 
     Example:
         ```python
@@ -134,16 +137,17 @@ def required_options(attack: Attack) -> list[str]:
 
 
 class NothingForgottenError(ValueError):
-    """The model after unlearning knows no less than the one before it: there is no share that could come back."""
+    """The unlearned model knows no less than the reference model: there is no recovery rate."""
 
 
-def share_that_came_back(before: float, after: float, attacked: float) -> float:
-    """(attacked - after) / (before - after): 0 where an attack changed nothing, 1 where all is known again.
+def recovery_rate(before: float, after: float, attacked: float) -> float:
+    """(attacked - after) / (before - after): 0 where an attack recovered nothing, 1 where it recovered everything.
 
-    Below 0 where the attacked model knows even less, above 1 where it knows more than before unlearning.
+    Below 0 where the attacked model knows even less than the unlearned one, above 1 where it knows more than the
+    reference model.
 
     Args:
-        before, after: how much the models before and after unlearning know.
+        before, after: how much the reference model and the unlearned model know.
         attacked: how much the attacked model knows.
 
     Raises:
@@ -156,8 +160,7 @@ def share_that_came_back(before: float, after: float, attacked: float) -> float:
             raise ValueError(f"What the model knows ({name}) is {number}, not a finite number.")
     if after >= before:
         raise NothingForgottenError(
-            f"Nothing was forgotten: the model after unlearning knows {after:.6g}, the one before it {before:.6g}. There "
-            "is no share that could come back. Are the two models given in the right order, and with the questions "
-            "that were to be forgotten?"
+            f"Nothing was forgotten: the unlearned model knows {after:.6g}, the reference model {before:.6g}. There is no "
+            "recovery rate. Are the two models passed in the right order, and with the forget questions?"
         )
     return (attacked - after) / (before - after)

@@ -1,4 +1,4 @@
-"""How much a model knows of what it was to forget."""
+"""How much a model knows of the forget set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wagle_trainer.data.formatting import QAFormat
 from wagle_trainer.evaluation import metrics
 from wagle_trainer.evaluation.answer_scores import score_answers
 from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
-from wagle_trainer.evaluation.suite_inputs import Row
+from wagle_trainer.evaluation.suites.suite_inputs import Row
 
 MEASURES = ("probability", "rouge_l_recall")
 
@@ -31,8 +31,8 @@ def forget_knowledge(
         model: a causal language model on its device; left in the mode it was in.
         tokenizer: its tokenizer.
         rows: with `question` and `answer`.
-        only: which of "probability" and "rouge_l_recall", in the order in which they are returned. Probability alone
-            needs no generation.
+        only: the requested measures out of "probability" and "rouge_l_recall", in the order of the result. Probability
+            alone needs no generation.
         style: how questions and answers become text, see `QAFormat`.
         batch_size: examples per forward pass and prompts per generation batch.
         max_new_tokens: a generated answer ends after so many tokens, or after three times the tokens of the longest
@@ -47,7 +47,7 @@ def forget_knowledge(
     """
     unknown = sorted(set(only) - set(MEASURES))
     if unknown or not only:
-        raise ValueError(f"Unknown measure {', '.join(unknown) or 'of nothing'}. Known: {', '.join(MEASURES)}.")
+        raise ValueError(f"Unknown measure {', '.join(unknown) or '(none)'}. Known: {', '.join(MEASURES)}.")
     qa = QAFormat.for_tokenizer(tokenizer, style=style)
     examples = [qa.encode(row["question"], row["answer"]) for row in rows]
     measured = {}

@@ -1,4 +1,4 @@
-"""Prompts: is the knowledge there for those who ask otherwise?"""
+"""Attacks by prompt: paraphrases, jailbreaks, and the first words of the answer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ JAILBREAKS = (
 
 @register_attack("paraphrase", unit="prompt", columns=("paraphrased_question",))
 def paraphrase(target: Target) -> list[Point]:
-    """Ask the same in other words: the column `paraphrased_question`.
+    """Ask the same question in other words: the column `paraphrased_question`.
 
-    The measure is that of the same answers. A model that had only unlearned the wording gives itself away.
+    The answers stay the same. A model that unlearned only the wording of the questions still knows them.
 
     Returns:
         One point.
@@ -31,10 +31,10 @@ def paraphrase(target: Target) -> list[Point]:
 
 @register_attack("jailbreak", unit="prompt")
 def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Point]:
-    """Lead in to the question with words that ask for what was forgotten (after Lynch et al. 2024, arXiv 2402.16835).
+    """Put a request for the forgotten knowledge before the question (after Lynch et al. 2024, arXiv 2402.16835).
 
     Args:
-        target: the models and how they are judged.
+        target: the models and the measure.
         prompts: texts with the place `{question}`.
 
     Returns:
@@ -55,19 +55,19 @@ def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Po
     return points
 
 
-@register_attack("answer_prefix", unit="share of the answer given away")
+@register_attack("answer_prefix", unit="share of the answer in the prompt")
 def answer_prefix(
     target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5), max_new_tokens: int = 200
 ) -> list[Point]:
-    """Begin the answer, and let the model go on (as extraction attacks do: Carlini et al. 2021, arXiv 2012.07805).
+    """Begin the answer, and let the model continue (an extraction attack: Carlini et al. 2021, arXiv 2012.07805).
 
-    Measured is the ROUGE-L recall of the *rest* of the answer, with the prefix and without it, by greedy decoding. The
-    first words say much of what an answer is about: a model that never saw the forget set gains by them, too, so hold
-    the result against one for a retrained model. Answers too short to leave a rest behind the prefix are left out.
+    The measure is the ROUGE-L recall of the *rest* of the answer, with the prefix and without it, by greedy decoding. The
+    first words tell much about an answer: a model that never saw the forget set gains by them, too, so compare the
+    result with that of a retrained model. Answers too short to leave a rest after the prefix are left out.
 
     Args:
-        target: the models and how they are judged.
-        shares: of the answer's tokens that are given away, each in (0, 1), at least one token.
+        target: the models and the measure.
+        shares: of the answer's tokens that the prompt contains, each in (0, 1), at least one token.
         max_new_tokens: a continuation ends after so many tokens, or after three times the longest answer if that is less.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Quantisation: do coarser weights undo the small changes of unlearning?"""
+"""Attack by quantisation: rounding may undo the small changes of unlearning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def quantization(target: Target, *, bits: Sequence[int] = (8, 4), group_size: in
     dtype: this is the loss of precision of a quantised model, not its speed or its size.
 
     Args:
-        target: the models and how they are judged.
+        target: the models and the measure.
         bits: how many, each from 2 to 8.
         group_size: inputs that share a scale below 5 bits.
 

@@ -1,4 +1,4 @@
-"""Relearning: does a little fine-tuning bring the rest back?"""
+"""Attack by relearning: fine-tuning on a part recovers the rest."""
 
 from __future__ import annotations
 
@@ -28,19 +28,18 @@ def relearning(
     learning_rate: float = 1e-5,
     batch_size: int = 4,
 ) -> list[Point]:
-    """Fine-tune on a part of the forget set, and measure what is known of the *other* part (Hu et al. 2024,
-    arXiv 2406.13356).
+    """Fine-tune on a part of the forget set and measure the *other* part (Hu et al. 2024, arXiv 2406.13356).
 
-    What was trained on comes back by being taught; only the rest tells whether it had been there all along. So the
-    curve, its baselines included, is of the rows that the attacker does not have. AdamW without weight decay on all
+    The rows that the attacker trains on are taught again; only the rest tells whether the knowledge was still there. So
+    the curve and its baselines are of the rows that the attacker does not have. AdamW without weight decay on all
     weights, dropout as in training.
 
     Args:
-        target: the models and how they are judged.
+        target: the models and the measure.
         share: of the rows that the attacker has, in (0, 1); drawn by the seed.
         steps: after how many optimizer steps to measure.
-        learning_rate: of AdamW. The attack is as strong as this is well chosen: try several. In bfloat16 and float16
-            most steps of 1e-5 are lost in rounding, and nothing seems to come back: load the models in float32.
+        learning_rate: of AdamW. The strength of the attack depends on it: try several. In bfloat16 and float16 rounding
+            swallows most steps of 1e-5, and nothing seems to be recovered: load the models in float32.
         batch_size: rows per step.
 
     Returns:
@@ -54,7 +53,7 @@ def relearning(
         raise ValueError(f"share must lie between 0 and 1, not {share}.")
     if len(target.rows) < 2:
         raise ValueError(
-            "Relearning trains on a part of the forget questions and measures on the rest: one is too few."
+            "Relearning trains on a part of the forget questions and measures the rest: it needs at least two."
         )
     order = torch.randperm(len(target.rows), generator=torch.Generator().manual_seed(target.seed)).tolist()
     count = min(len(order) - 1, max(1, int(share * len(order))))
@@ -71,11 +70,12 @@ def relearning_unrelated(
     learning_rate: float = 1e-5,
     batch_size: int = 4,
 ) -> list[Point]:
-    """Fine-tune on other questions, with nothing of the forget set among them: what an owner does to adapt a model, or
-    an attacker without the data ("benign relearning", Hu et al. 2024, arXiv 2406.13356).
+    """Fine-tune on other questions, none of the forget set ("benign relearning", Hu et al. 2024, arXiv 2406.13356).
+
+    This is what an owner does to adapt a model, or an attacker without the data.
 
     Args:
-        target: the models and how they are judged.
+        target: the models and the measure.
         data: what to train on: rows with `question` and `answer`.
         steps: after how many optimizer steps to measure.
         learning_rate: of AdamW.
@@ -94,7 +94,9 @@ def relearning_unrelated(
         raise ValueError("relearning_unrelated has no data to train on.")
     shared = sum(row["question"] in questions for row in data)
     if shared:
-        raise ValueError(f"{shared} of the {len(data)} rows are forget questions: for those there is 'relearning'.")
+        raise ValueError(
+            f"{shared} of the {len(data)} rows are forget questions: those belong to the attack 'relearning'."
+        )
     return _recovery(target, data, target.rows, steps, learning_rate, batch_size)
 
 

@@ -1,4 +1,4 @@
-"""Removal: does putting the old values back at the changed positions bring the knowledge back?"""
+"""Attack by removal: the reference model's values at a part of the changed weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from wagle_trainer.masking.bits import as_integers
 from wagle_trainer.models.modes import unchanged
 
 
-@register_attack("removal", unit="share of the changed weights put back")
+@register_attack("removal", unit="share of the changed weights restored")
 def removal(target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75)) -> list[Point]:
-    """Put the values before unlearning back at a share of the weights that it changed.
+    """Restore the reference model's values at a share of the weights that unlearning changed.
 
-    What a holder of the base model, or of the sparse adapter, can do: with all of them put back the model is the one
-    before unlearning, bit for bit, and all comes back; so 1 is not among the default shares. The curve says how many of
-    the changed weights the forgetting hangs on. The same positions come first for every share: drawn by the seed, in
-    each tensor for itself.
+    A holder of the base model, or of the sparse adapter, can do this. With all of them restored the model is bitwise
+    identical to the reference model and recovers everything; so 1 is not among the default shares. The curve says how
+    many of the changed weights the forgetting needs. Positions are drawn by the seed within each tensor; a larger share
+    contains the positions of a smaller one.
 
     Args:
-        target: the models and how they are judged.
+        target: the models and the measure.
         shares: of the changed weights, each in (0, 1].
 
     Returns:
@@ -44,13 +44,13 @@ def removal(target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75))
         tqdm(sorted(shares), desc="Removal", disable=not target.progress) as bar,
     ):
         for share in bar:
-            # from small to large share of the same order: what is back stays back
+            # from small to large share of the same order: restored values stay
             for seed, (weight, base, positions) in enumerate(changes, start=target.seed):
                 order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
                 chosen = positions[order[: round(share * len(positions))].to(positions.device)]
                 values = base.detach().flatten()[chosen.to(base.device)].to(weight.device)
                 with torch.no_grad():
-                    weight.put_(chosen, values)  # by flat position, however it lies in memory
+                    weight.put_(chosen, values)  # by flat position, whatever the memory layout
             points.append(Point(share, target.knows(), before, after))
     return points
 
@@ -61,20 +61,22 @@ def _changes(before: Any, after: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
     if bases.keys() != weights.keys():
         first = sorted(bases.keys() ^ weights.keys())[0]
         raise ValueError(
-            f"The models before and after do not have the same weights: {first!r} is in one of them only."
+            f"The reference model and the unlearned model have different weights: only one of them has {first!r}."
         )
     changes = []
     for name, weight in weights.items():
         base = bases[name]
         if (base.shape, base.dtype) != (weight.shape, weight.dtype):
             raise ValueError(
-                f"{name!r} is {base.dtype} {tuple(base.shape)} before and {weight.dtype} {tuple(weight.shape)} after: "
-                "load both models in the same dtype."
+                f"{name!r} is {base.dtype} {tuple(base.shape)} in the reference model and {weight.dtype} "
+                f"{tuple(weight.shape)} in the unlearned model: load both in the same dtype."
             )
         differs = as_integers(base.detach()).to(weight.device) != as_integers(weight.detach())
         positions = differs.flatten().nonzero().squeeze(-1)
         if len(positions):
             changes.append((weight, base, positions))
     if not changes:
-        raise ValueError("The models before and after have the same weights: there is no change to remove.")
+        raise ValueError(
+            "The reference model and the unlearned model have the same weights: there is no change to remove."
+        )
     return changes

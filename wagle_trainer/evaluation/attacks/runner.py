@@ -1,4 +1,4 @@
-"""All attacks on one model, in one call."""
+"""Run attacks on one unlearned model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from transformers.utils import logging
 
 from wagle_trainer.data.formatting import QAFormat
 from wagle_trainer.evaluation.attacks.attack import (
-    Point,
     Target,
     get_attack,
     list_attacks,
+    recovery_rate,
     required_options,
-    share_that_came_back,
 )
+from wagle_trainer.evaluation.attacks.attack_results import attack_result
 from wagle_trainer.evaluation.attacks.knowledge import forget_knowledge
-from wagle_trainer.evaluation.suite_inputs import Row, read_set
+from wagle_trainer.evaluation.suites.suite_inputs import Row, read_set
 
 logger = logging.get_logger(__name__)
-
-_LITTLE = 0.05  # of what was known: having forgotten less is warned of, since shares divide by it
 
 
 def run_attacks(
@@ -42,22 +40,22 @@ def run_attacks(
     progress: bool = True,
     on_result: Callable[[dict[str, dict[str, Any]]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Try to bring back what a model has forgotten, and say which share of it came back.
+    """Try to recover what a model has forgotten, and measure the recovery rate of each attack.
 
-    The share is (attacked - after) / (before - after), of whatever the measure measures: 0 where an attack brought
-    nothing back, 1 where the attacked model knows as much as the one before unlearning. A high share means that the
-    knowledge was hidden, not gone; a low one only that these attacks did not find it.
+    The recovery rate is (attacked - after) / (before - after) in terms of the measure: 0 where an attack recovered
+    nothing, 1 where the attacked model knows as much as the reference model. A high rate means that the knowledge was
+    hidden, not removed; a low one only that these attacks did not find it.
 
     Args:
-        before, after: the models before and after unlearning, each on its device. Both are left as they were, bit for
-            bit. Attacks that change weights hold one more copy of those of `after` meanwhile.
+        before, after: the reference model and the unlearned model, each on its device. Both stay bitwise identical.
+            Attacks that change weights hold one more copy of the weights of `after` meanwhile.
         tokenizer: their tokenizer.
-        rows: what was to be forgotten: rows with `question` and `answer`, as `load_tofu_evaluation(...)["forget"]`.
-        attacks: names out of `list_attacks()`; by default all those whose options and columns are there.
+        rows: the forget set: rows with `question` and `answer`, as `load_tofu_evaluation(...)["forget"]`.
+        attacks: names out of `list_attacks()`; by default all whose options and columns are there.
         options: attack -> its options, see `help(get_attack(name))`.
-        measure: (model, tokenizer, rows) -> how much the model knows of the rows: a number, or several by name, of which
-            the first counts. By default the mean answer probability and, second, ROUGE-L recall: see `forget_knowledge`.
-            Attacks that look at generated answers (sampling, answer_prefix) use ROUGE-L recall whatever the measure.
+        measure: (model, tokenizer, rows) -> how much the model knows of the rows: a number, or several by name; the first
+            counts. By default the mean answer probability and, second, ROUGE-L recall: see `forget_knowledge`.
+            Attacks on generated answers (sampling, answer_prefix) use ROUGE-L recall whatever the measure.
         style: how questions and answers become text, see `QAFormat`.
         batch_size: examples per forward pass and prompts per generation batch.
         seed: of everything random.
@@ -66,21 +64,23 @@ def run_attacks(
             attack fail.
 
     Returns:
-        attack -> a dict that JSON can hold: `attack`, its name; `before` and `baseline`, what the models before and after
-        unlearning know without it; `unit`, what `x` is; `points`, each with `x`, `forget` (what the attacked model
-        knows), `came_back` (the share, clipped to [0, 1]), `came_back_raw`, and both by `measures`; `came_back`, the
-        highest of the points; `settings`. Points at which nothing was forgotten are left out. Shares by further measures
-        are None where, by those, nothing was forgotten; an attack with a measure of its own is left out, with a warning,
-        where by that one nothing was.
+        attack -> a dict that JSON can hold: `attack`, its name; `before` and `baseline`, how much the reference model and
+        the unlearned model know without it; `unit`, that of `x`; `points`, each with `x`, `forget` (how much the attacked
+        model knows), `recovered` (the recovery rate, clipped to [0, 1]), `recovered_raw`, and both by `measures`;
+        `recovered`, the highest of the points; `warning`; `settings`. Points at which nothing was forgotten are left out.
+        Where so little was forgotten that a rate has no meaning, `recovered` is None and `warning` says why. An attack
+        with a measure of its own is left out, with a warning, where by that measure nothing was forgotten.
 
     Raises:
-        NothingForgottenError: nothing was forgotten, so that no share can be given; a ValueError.
-        ValueError: an unknown attack or option, or one that is missing; no rows, or a column is missing; the models are
-            one and the same.
+        NothingForgottenError: nothing was forgotten, so there is no recovery rate; a ValueError.
+        ValueError: an unknown attack or option, or a missing one; no rows, or a column is missing; both models are the
+            same object.
     """
     rows = read_set({"forget": rows}, "forget", ("question", "answer"))
     if before is after:
-        raise ValueError("The models before and after unlearning are one and the same: load the one before it again.")
+        raise ValueError(
+            "The reference model and the unlearned model are the same object: load the reference model again."
+        )
     given = {name: dict(values) for name, values in (options or {}).items()}
     names = _default_attacks(rows, given) if attacks is None else list(dict.fromkeys(attacks))
     for name in names:
@@ -97,7 +97,7 @@ def run_attacks(
     if headline is None:
         raise ValueError("The measure returned nothing: it must give a number, or several by name.")
     # Raises where nothing was forgotten, before any attack is run.
-    share_that_came_back(known_before[headline], known_after[headline], attacked=0.0)
+    recovery_rate(known_before[headline], known_after[headline], attacked=0.0)
     results: dict[str, dict[str, Any]] = {}
     with tqdm(names, desc="Attacks", unit="attack", disable=not progress) as bar:
         for name in bar:
@@ -105,12 +105,10 @@ def run_attacks(
             chosen = given.get(name, {})
             points = get_attack(name)(target, **chosen)
             if not points:
-                logger.warning(
-                    f"The attack {name!r} is left out: there is nothing in these rows that it could be tried on."
-                )
+                logger.warning(f"The attack {name!r} is left out: it can be tried on none of these rows.")
                 continue
             settings = {"seed": seed, "batch_size": batch_size, "style": qa.style, "examples": len(rows)}
-            result = _result(name, points, settings | {"options": _readable(_defaults(name) | chosen)})
+            result = attack_result(name, points, settings | {"options": _readable(_defaults(name) | chosen)})
             if result["points"]:
                 results[name] = result
                 if on_result is not None:
@@ -118,18 +116,11 @@ def run_attacks(
             else:
                 logger.warning(
                     f"The attack {name!r} is left out: by its own measure, {result['settings']['measure']}, or in the rows "
-                    "that it measures on, nothing was forgotten, so there is no share that could come back."
+                    "that it measures, nothing was forgotten, so there is no recovery rate."
                 )
-    little = [
-        name
-        for name, result in results.items()
-        if any(point["before"] - point["after"] < _LITTLE * abs(point["before"]) for point in result["points"])
-    ]
-    if little:
-        logger.warning(
-            f"By the measure of {', '.join(little)}, less than {_LITTLE:.0%} of what the model knew was forgotten. Shares "
-            "are of so little that chance or rounding alone can make them large: look at what the models know instead."
-        )
+    for name, result in results.items():
+        if result["warning"] is not None:
+            logger.warning(f"{name}: {result['warning']}")
     return results
 
 
@@ -171,40 +162,6 @@ def _by_name(
         return {name: float(value) for name, value in values.items()}
 
     return by_name
-
-
-def _result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dict[str, Any]:
-    headline = next(iter(points[0].before))
-    kept = [(point, raw) for point in points if (raw := _share(point, headline)) is not None]
-    first = kept[0][0] if kept else points[0]
-    entries: list[dict[str, Any]] = [
-        {
-            "x": point.x,
-            "forget": point.values[headline],
-            "came_back": min(1.0, max(0.0, raw)),
-            "came_back_raw": raw,
-            "before": point.before[headline],
-            "after": point.after[headline],
-            "measures": dict(point.values),
-            "came_back_by_measure": {measure: _share(point, measure) for measure in point.values},
-        }
-        for point, raw in kept
-    ]
-    return {
-        "attack": name,
-        "unit": get_attack(name).unit,  # type: ignore[attr-defined]
-        "baseline": first.after[headline],
-        "before": first.before[headline],
-        "points": entries,
-        "came_back": max((entry["came_back"] for entry in entries), default=0.0),
-        "settings": settings | {"measure": headline},
-    }
-
-
-def _share(point: Point, measure: str) -> float | None:
-    """The share by one measure; None where, by this measure, nothing was forgotten."""
-    before, after = point.before[measure], point.after[measure]
-    return None if after >= before else share_that_came_back(before, after, point.values[measure])
 
 
 def _defaults(name: str) -> dict[str, Any]:

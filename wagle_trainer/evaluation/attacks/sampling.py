@@ -1,4 +1,4 @@
-"""Sampling: does one of many answers give it away?"""
+"""Attack by sampling: the best of many answers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def sampling(
     top_p: float = 1.0,
     max_new_tokens: int = 200,
 ) -> list[Point]:
-    """Ask k times, and let the best answer count: leak@k (Reisizadeh et al. 2025, arXiv 2511.04934).
+    """Sample k answers and count the best: leak@k (Reisizadeh et al. 2025, arXiv 2511.04934).
 
-    Measured is the ROUGE-L recall of the best of k sampled answers, averaged over the questions; the baselines are the
-    greedy answers of the models before and after unlearning, so the share says what sampling finds beyond greedy
-    decoding. By chance alone the best of many answers is better than one: hold the result against one for a retrained
-    model.
+    The measure is the ROUGE-L recall of the best of k sampled answers, averaged over the questions. The baselines are the
+    greedy answers of the reference model and of the unlearned model, so the recovery rate is what sampling finds beyond
+    greedy decoding. By chance alone the best of many answers is better than one: compare the result with that of a
+    retrained model.
 
     Args:
-        target: the models and how they are judged.
-        k: numbers of answers of which the best counts.
+        target: the models and the measure.
+        k: numbers of answers; the best of them counts.
         samples: answers drawn for each question, at least the largest k (which is the default); more make the estimate
             of the smaller k better.
         temperature, top_p: of the sampling; the paper takes 1 and 1 among others.

@@ -13,11 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
+from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics.metric import ANY, SHARE, register_metric
 from wagle_trainer.evaluation.metrics.metric_checks import Floats, same_length, vector
 
 MIN_STD = 1e-3  # OpenUnlearning's floor of 1e-6 for the variance
 
 
+@register_metric(
+    "min_k",
+    inputs={"predictions": ("numbers", "for each example the log-probability of each of its tokens, in nats")},
+    each=True,
+    range=(0, float("inf")),
+    more_known="lower",
+    source=sources.MIN_K,
+)
 def min_k(token_log_probs: ArrayLike, k: float = 0.2) -> float:
     """Minus the mean log-probability of the share `k` of an example's tokens that the model finds least likely.
 
@@ -33,6 +43,18 @@ def min_k(token_log_probs: ArrayLike, k: float = 0.2) -> float:
     return _mean_of_lowest(vector(token_log_probs, "token_log_probs"), k)
 
 
+@register_metric(
+    "min_k_plus_plus",
+    inputs={
+        "predictions": ("numbers", "for each example the log-probability of each of its tokens, in nats"),
+        "means": ("numbers", "for each token the expected log-probability of one drawn from the model"),
+        "stds": ("numbers", "its standard deviation"),
+    },
+    each=True,
+    range=ANY,
+    more_known="lower",
+    source=sources.MIN_K_PLUS_PLUS,
+)
 def min_k_plus_plus(token_log_probs: ArrayLike, mean: ArrayLike, std: ArrayLike, k: float = 0.2) -> float:
     """`min_k` of log-probabilities that are standardised by the model's own distribution at each position.
 
@@ -55,6 +77,17 @@ def min_k_plus_plus(token_log_probs: ArrayLike, mean: ArrayLike, std: ArrayLike,
     return _mean_of_lowest((values - means) / np.maximum(stds, MIN_STD), k)
 
 
+@register_metric(
+    "zlib",
+    inputs={
+        "predictions": ("number", "mean negative log-likelihood per token of each text, in nats"),
+        "references": ("text", "the texts"),
+    },
+    each=True,
+    range=(0, float("inf")),
+    more_known="lower",
+    source=sources.EXTRACTION,
+)
 def zlib_score(nll: float, text: str) -> float:
     """Negative log-likelihood over the bytes that zlib needs for the text: how surprising it is for its content.
 
@@ -70,6 +103,16 @@ def zlib_score(nll: float, text: str) -> float:
     return float(vector([nll], "nll")[0] / len(zlib.compress(text.encode())))
 
 
+@register_metric(
+    "reference_score",
+    inputs={
+        "predictions": ("number", "mean negative log-likelihood per token of each text, in nats"),
+        "references": ("number", "the same under a model that was not trained on the texts"),
+    },
+    range=ANY,
+    more_known="lower",
+    source=sources.EXTRACTION,
+)
 def reference_score(nll: ArrayLike, reference_nll: ArrayLike) -> Floats:
     """Negative log-likelihood less that of a reference model, which was not trained on the members.
 
@@ -110,6 +153,41 @@ def roc_auc(members: ArrayLike, non_members: ArrayLike) -> float:
     return float(above / (inside.size * outside.size))
 
 
+@register_metric(
+    "roc_auc",
+    inputs={
+        "predictions": ("number", "score of each example, with the sign of a loss: the lower, the likelier a member"),
+        "references": ("flag", "1 for each member (the forget set), 0 for each that was never trained on (holdout)"),
+    },
+    range=SHARE,
+    source=sources.OPEN_UNLEARNING,
+)
+def roc_auc_of_flags(scores: ArrayLike, is_member: ArrayLike) -> float:
+    """Probability that a member of the training set scores below a non-member; 0.5: scores say nothing.
+
+    Args:
+        scores: of each example, (examples,); lower = member.
+        is_member: 1 or 0 for each, (examples,).
+
+    Raises:
+        ValueError: a flag is neither 0 nor 1, or there are no members or no non-members.
+    """
+    values, flags = np.asarray(scores, dtype=np.float64), np.asarray(is_member)
+    if not np.isin(flags, (0, 1)).all():
+        raise ValueError("roc_auc takes 1 (member) and 0 (non-member) as references.")
+    return roc_auc(values[flags == 1], values[flags == 0])
+
+
+@register_metric(
+    "privacy_leakage",
+    inputs={
+        "predictions": ("number", "AUC of the attack on each unlearned model, as `roc_auc` gives it"),
+        "references": ("number", "AUC of the same attack on a model retrained without the forget set"),
+    },
+    each=True,
+    range=(-100, float("inf")),
+    source=sources.MUSE,
+)
 def privacy_leakage(auc: float, reference_auc: float) -> float:
     """How far an attack's AUC is from that on a retrained model, in percent: ((1 - auc) - (1 - ref)) / (1 - ref) * 100.
 

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics.metric import SHARE, Entry, register_metric
 
+_INPUTS: dict[str, tuple[Entry, str]] = {
+    "predictions": ("flags", "for each answer, whether each of its tokens is the most likely one")
+}
+
+
+def _is_top1(response: Any) -> tuple[Any] | None:
+    return (response.score.is_top1,) if response.score is not None and response.score.is_top1 else None
+
+
+@register_metric(
+    "exact_memorization",
+    inputs=_INPUTS,
+    each=True,
+    range=SHARE,
+    more_known="higher",
+    of_response=_is_top1,
+    source=sources.MEMORIZATION,
+)
 def exact_memorization(is_top1: ArrayLike) -> float:
     """Share of an answer's tokens that are the most likely ones after the true tokens before them.
 
@@ -24,8 +46,17 @@ def exact_memorization(is_top1: ArrayLike) -> float:
     return float(_flags(is_top1, "exact memorization").mean())
 
 
+@register_metric(
+    "extraction_strength",
+    inputs=_INPUTS,
+    each=True,
+    range=SHARE,
+    more_known="higher",
+    of_response=_is_top1,
+    source=sources.EXTRACTION,
+)
 def extraction_strength(is_top1: ArrayLike) -> float:
-    """1 - (1 / n) min{k : all tokens after the first k are predicted}: how little of an answer recalls the rest.
+    """1 - (1 / n) min{k : all tokens after the first k are predicted}: how short a prefix recalls the rest of an answer.
 
     From Carlini et al. 2021 (arXiv 2012.07805) as defined in OpenUnlearning (arXiv 2506.12618). Where not even the
     last token is predicted this is 0; OpenUnlearning's code, unlike its definition, gives 1 / n there. As in its code,
@@ -35,7 +66,7 @@ def extraction_strength(is_top1: ArrayLike) -> float:
         is_top1: for each of the n answer tokens, whether it is the most likely one after all tokens before it.
 
     Returns:
-        A number in [0, 1]: 1 if the question alone brings the whole answer back.
+        A number in [0, 1]: 1 if the question alone recalls the whole answer.
 
     Raises:
         ValueError: `is_top1` is empty.

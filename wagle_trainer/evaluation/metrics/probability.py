@@ -1,19 +1,33 @@
-"""How likely a model finds true answers, by themselves and beside wrong ones (TOFU, arXiv 2401.06121, section 2.2)."""
+"""How likely a model finds true answers, alone and beside wrong ones (TOFU, arXiv 2401.06121, section 2.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
+from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics.metric import SHARE, register_metric
 from wagle_trainer.evaluation.metrics.metric_checks import Floats, same_length, vector
 
 Aggregation = Literal["closer_to_1_better", "true_better"]
 
 
+def _of_answer(response: Any) -> tuple[float] | None:
+    return None if response.score is None else (response.score.mean_log_prob,)
+
+
+@register_metric(
+    "answer_probability",
+    inputs={"predictions": ("number", "mean log-probability per token of each answer, in nats")},
+    range=SHARE,
+    more_known="higher",
+    of_response=_of_answer,
+    source=sources.TOFU,
+)
 def answer_probability(mean_log_probs: ArrayLike) -> Floats:
     """exp(mean log-probability per token): the answer's probability, normalised for its length.
 
@@ -74,6 +88,15 @@ def log_truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
     return np.array([others.mean() - p for p, others in zip(right, options, strict=True)])
 
 
+@register_metric(
+    "truth_ratio",
+    inputs={
+        "predictions": ("number", "mean log-probability per token of each true (paraphrased) answer, in nats"),
+        "references": ("numbers", "for each of them those of its wrong answers"),
+    },
+    range=SHARE,
+    source=sources.TOFU,
+)
 def truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike], *, aggregation: Aggregation) -> float:
     """Truth ratio r = exp(mean over wrong answers of their mean log-probability) / exp(that of the correct answer).
 

@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
+from wagle_trainer.evaluation.suites.suite_metric import Better, SuiteMetric
 from wagle_trainer.utils.registry import Registry
-
-Better = Literal["lower", "higher"]
 
 
 class Suite:
     """A set of measurements under one name: where its data are, how a model is measured, how to read the numbers.
 
-    A subclass defines `load` and `evaluate` and says what its numbers mean. A number may be absent from a result, such
-    as the forget quality without a retrained model. One that is best near a value, neither low nor high, such as a
-    leakage that is best at zero, stands in neither `forget_metrics` nor `utility_metrics`.
+    A subclass defines `load`, `evaluate` and its table of `metrics`; tables, intervals, reports and documentation follow
+    from the latter. A number may be absent from a result, such as the forget quality without a retrained model. One that
+    is best near a value, neither low nor high, such as a leakage that is best at zero, is neither `forget` nor `utility`.
 
     Attributes:
         name: what it is registered under.
-        headline: the metrics that a reader looks at first, in the order of the table's columns -> the two lines of the
-            column's head.
-        forget_metrics: metric -> whether a "lower" or a "higher" value says that more was forgotten. The first one is
-            the suite's own summary, for whoever needs a single number.
-        utility_metrics: metric -> whether a "lower" or a "higher" value says that more was kept; the first as above.
+        metrics: the numbers of the suite, in the order of the table's columns.
+        headline: the metrics that a reader looks at first -> the two lines of the column's head; from `metrics`.
+        forget_metrics: metric -> whether a "lower" or a "higher" value says that more was forgotten; the main one first.
+        utility_metrics: metric -> whether a "lower" or a "higher" value says that more was kept; the main one first.
 
     Example:
         ```python
         @register_suite("capitals")
         class Capitals(Suite):
-            headline = {"forget_accuracy": ("forget", "accuracy"), "retain_accuracy": ("retain", "accuracy")}
-            forget_metrics = {"forget_accuracy": "lower"}
-            utility_metrics = {"retain_accuracy": "higher"}
+            metrics = (
+                mean_of("forget_accuracy", "forget", "right", "Share of right answers.", forget="lower", main=True,
+                        head=("forget", "accuracy")),
+                mean_of("retain_accuracy", "retain", "right", "Share of right answers.", utility="higher", main=True,
+                        head=("retain", "accuracy")),
+            )
 
             def load(self, data, **options):
                 return {name: load_dataset("json", data_files=f"{data}/{name}.json") for name in ("forget", "retain")}
 
             def evaluate(self, model, tokenizer, data, **kwargs):
-                return {f"{name}_accuracy": accuracy(model, tokenizer, rows) for name, rows in data.items()}
+                per_example = {name: {"right": answers(model, tokenizer, rows)} for name, rows in data.items()}
+                return {**self.numbers(per_example, {}), "per_example": per_example, "settings": {}}
         ```
     """
 
     name: ClassVar[str]
+    metrics: ClassVar[Sequence[SuiteMetric]] = ()
     headline: ClassVar[Mapping[str, tuple[str, str]]] = {}
     forget_metrics: ClassVar[Mapping[str, Better]] = {}
     utility_metrics: ClassVar[Mapping[str, Better]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "metrics" in vars(cls):
+            cls.headline = {metric.name: metric.head for metric in cls.metrics if metric.head is not None}
+            main_first = sorted(cls.metrics, key=lambda metric: not metric.main)
+            cls.forget_metrics = {metric.name: metric.forget for metric in main_first if metric.forget is not None}
+            cls.utility_metrics = {metric.name: metric.utility for metric in main_first if metric.utility is not None}
 
     def load(self, data: str, *args: Any, **options: Any) -> Any:
         """The data of the suite, as `evaluate` takes them.
@@ -71,6 +82,24 @@ class Suite:
             A dict that JSON can hold: the metrics by name, `per_example` and `settings`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(model, tokenizer, data, **kwargs).")
+
+    def metric(self, name: str, settings: Mapping[str, Any]) -> SuiteMetric | None:
+        """How to read one number of a result; None if the suite has no such metric.
+
+        Args:
+            name: of the number.
+            settings: of the result, for suites whose metrics depend on them.
+        """
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+    def numbers(self, per_example: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
+        """All metrics that the examples give, by name."""
+        found = {
+            metric.name: metric.statistic.of(per_example, settings)
+            for metric in self.metrics
+            if metric.statistic is not None
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 _suites: Registry[type[Suite]] = Registry("suite")
@@ -104,3 +133,15 @@ def list_suites() -> list[str]:
 def describe_suites() -> dict[str, str]:
     """Name -> the first paragraph of its docstring."""
     return _suites.describe()
+
+
+def readings(name: str, result: Mapping[str, Any]) -> Iterator[SuiteMetric]:
+    """How the suites read a number of a result: one entry for each suite that has a metric of this name.
+
+    The suite that made the result comes first, where the result says which.
+    """
+    settings = result.get("settings", {})
+    for suite in sorted(list_suites(), key=lambda suite: suite != settings.get("suite")):
+        metric = get_suite(suite).metric(name, settings)
+        if metric is not None:
+            yield metric

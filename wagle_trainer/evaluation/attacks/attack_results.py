@@ -1,0 +1,79 @@
+"""The result of an attack: its recovery rates, and whether they have a meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wagle_trainer.evaluation.attacks.attack import Point, get_attack, recovery_rate
+
+# A recovery rate divides by what was forgotten. Below this share of what was known, or below this difference of a
+# measure in [0, 1], rounding and chance alone make it large: then there is none.
+_LITTLE, _NOISE = 0.05, 0.01
+_SHARES = ("probability", "rouge_l_recall")
+
+
+def attack_result(name: str, points: Sequence[Point], settings: dict[str, Any]) -> dict[str, Any]:
+    """The result of one attack as `run_attacks` returns it; without points where nothing was forgotten.
+
+    Args:
+        name: of the attack.
+        points: what it returned.
+        settings: what was used.
+    """
+    headline = next(iter(points[0].before))
+    kept = [(point, raw) for point in points if (raw := _rate(point, headline)) is not None]
+    first = kept[0][0] if kept else points[0]
+    warning = _warning([point for point, _ in kept], headline)
+    entries: list[dict[str, Any]] = [
+        {
+            "x": point.x,
+            "forget": point.values[headline],
+            "recovered": None if warning is not None else min(1.0, max(0.0, raw)),
+            "recovered_raw": raw,
+            "before": point.before[headline],
+            "after": point.after[headline],
+            "measures": dict(point.values),
+            "recovered_by_measure": {measure: _rate(point, measure) for measure in point.values},
+        }
+        for point, raw in kept
+    ]
+    return {
+        "attack": name,
+        "unit": get_attack(name).unit,  # type: ignore[attr-defined]
+        "baseline": first.after[headline],
+        "before": first.before[headline],
+        "points": entries,
+        "recovered": None if warning is not None else max((entry["recovered"] for entry in entries), default=0.0),
+        "warning": warning,
+        "settings": settings | {"measure": headline},
+    }
+
+
+def _rate(point: Point, measure: str) -> float | None:
+    """The recovery rate by one measure; None where, by this measure, nothing was forgotten."""
+    before, after = point.before[measure], point.after[measure]
+    return None if after >= before else recovery_rate(before, after, point.values[measure])
+
+
+def _warning(points: Sequence[Point], measure: str) -> str | None:
+    """Why the recovery rates have no meaning; None if they have one."""
+    for point in points:
+        before, after = point.before[measure], point.after[measure]
+        if before - after < max(_LITTLE * abs(before), _NOISE if measure in _SHARES else 0.0):
+            return (
+                f"so little was forgotten by the measure {measure} (from {before:.3g} to {after:.3g}) that a recovery rate "
+                "has no meaning: chance or rounding alone can make it large. Compare what the models know instead."
+            )
+    return None
+
+
+def read_attack(attack: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of one attack under the present names; files of earlier versions have others."""
+    renamed = {key.replace("came_back", "recovered"): value for key, value in attack.items()}
+    if isinstance(renamed.get("points"), Sequence):
+        renamed["points"] = [
+            {key.replace("came_back", "recovered"): value for key, value in point.items()}
+            for point in renamed["points"]
+        ]
+    return {"warning": None, **renamed}
