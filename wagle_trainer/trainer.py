@@ -27,7 +27,7 @@ from wagle_trainer.adapters.adapter_checkpoints import (
 from wagle_trainer.adapters.lora import check_same_modules
 from wagle_trainer.data.loading import pair_loader
 from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
-from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format
+from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format, target_counts
 from wagle_trainer.data.splits import check_chosen_answers, check_vocabulary
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.evaluation_callback import EvaluationCallback
@@ -149,6 +149,8 @@ class WagleTrainer(SFTTrainer):
     def _set_up_objective(self, setup: UnlearningSetup) -> None:
         """Prepare the losses and what provides their needs."""
         self.objective.check_engine()
+        if "forget" in self.objective.splits:
+            self.objective.forget.check_answers(target_counts(self.train_dataset.forget))
         self._layers = self.objective.layers(self.model)
         self.references = ReferenceOutputs(
             self.objective,

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 
 from wagle_trainer import WagleTrainer
 from wagle_trainer.engines.fsdp2 import FSDP2
@@ -254,6 +255,16 @@ def test_layers_that_do_not_exist(make_trainer):
         make_trainer("npo", loss_kwargs={"retain_loss": "embed_diff", "retain_layer": -1})
     with pytest.raises(ValueError, match=r'embed_diff\' needs a layer.*counted from 0: .*"retain_layer": 7'):
         make_trainer("npo", loss_kwargs={"retain_loss": "embed_diff"})
+
+
+def test_answers_that_cross_entropy_unlearning_ignores(make_trainer):
+    tokenized = {"input_ids": [[6, 9], [7, 10], [8, 11, 12]], "labels": [[-100, 9], [-100, 10], [-100, 11, 12]]}
+    forget = Dataset.from_dict(tokenized)
+    with pytest.warns(UserWarning, match="2 of 3 forget answers have no more than 1 target token"):
+        make_trainer("ceu", forget=forget)
+    with pytest.raises(ValueError, match=r"2 of 2 forget answers .*\"ignore_first_tokens\": 0"):
+        make_trainer("ceu", forget=forget.select(range(2)))
+    make_trainer("ceu", forget=forget.select(range(2)), loss_kwargs={"ignore_first_tokens": 0})
 
 
 def test_alternate_answers_are_not_made_of_refusals(make_trainer, make_set):

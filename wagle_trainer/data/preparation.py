@@ -176,6 +176,11 @@ def _any_label(labels: list[int]) -> bool:
     return any(token != IGNORE_INDEX for token in labels[1:])
 
 
+def target_counts(dataset: Dataset) -> list[int]:
+    """Return the number of target tokens of each example of a tokenized set."""
+    return [sum(label != IGNORE_INDEX for label in labels[1:]) for labels in dataset["labels"]]
+
+
 def is_preference(dataset: Dataset) -> bool:
     """Whether the set has TRL's preference format."""
     return {"chosen", "rejected"} <= set(dataset.column_names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class UnlearningLoss:
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         """Return one loss per forget example, (batch,)."""
         raise NotImplementedError(f"{type(self).__name__} must define forget_loss(inputs) -> (batch,) tensor.")
+
+    def check_answers(self, lengths: Sequence[int]) -> None:
+        """Raise ValueError, or warn, if the objective cannot learn from answers of these numbers of target tokens."""
 
     def setup(self, tokenizer: Any, seed: int) -> None:
         """Prepare for a run; called once, before training."""

@@ -1,5 +1,7 @@
 """Cross-entropy unlearning."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -21,7 +23,8 @@ class CEU(UnlearningLoss):
 
     Args:
         ignore_first_tokens: answer tokens at the start that are left as they are; 1 in the paper, since the first
-            token says little and opens every answer. An answer with no more tokens than that adds nothing.
+            token says little and opens every answer. Answers with no more tokens than that train nothing: they are
+            counted in a warning, and a forget set of such answers alone is refused.
 
     Example:
         >>> from wagle_trainer import WagleConfig
@@ -35,6 +38,18 @@ class CEU(UnlearningLoss):
         if ignore_first_tokens < 0:
             raise ValueError(f"CE-U's ignore_first_tokens must not be negative, got {ignore_first_tokens}.")
         self.ignore_first_tokens = ignore_first_tokens
+
+    def check_answers(self, lengths: Sequence[int]) -> None:
+        short = sum(length <= self.ignore_first_tokens for length in lengths)
+        if not short:
+            return
+        text = (
+            f"{short} of {len(lengths)} forget answers have no more than {self.ignore_first_tokens} target tokens, which CE-U "
+            'ignores: they train nothing. Set loss_kwargs={"ignore_first_tokens": 0}.'
+        )
+        if short == len(lengths):
+            raise ValueError(text)
+        warnings.warn(text, stacklevel=2)
 
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None

@@ -14,14 +14,14 @@ class DPO(UnlearningLoss):
 
         L = -log sigmoid(beta * (log p(chosen) / p_ref(chosen) - log p(rejected) / p_ref(rejected)))
 
-    with the log-probabilities of whole answers, summed over tokens. Unlearning codes multiply it by 1 / beta or
-    2 / beta, so that its slope at the start does not depend on beta: see `altpo`.
+    with the log-probabilities of full answers, summed over tokens. OpenUnlearning multiplies it by 2 / beta, so that its
+    slope at the start does not depend on beta: that is `altpo`, or `dpo` with forget_weight = 2 / beta.
 
     Data: preference format (`prompt`, `chosen`, `rejected`), or prompt-completion; then the chosen answers come
     from `refusals`, by default the bundled sentences.
 
     Args:
-        beta: inverse temperature; 0.1 in the paper.
+        beta: inverse temperature; 0.1 in the paper and in OpenUnlearning's configuration.
 
     Example:
         >>> from wagle_trainer import WagleConfig

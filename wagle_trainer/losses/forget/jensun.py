@@ -20,7 +20,8 @@ class JensUn(UnlearningLoss):
 
     r_t repeats the tokens of the refusal over the answer. JS(p, onehot(r)) depends on q = p(r) alone and equals
     log 2 + (q * log q - (1 + q) * log(1 + q)) / 2: between 0 and log 2, with a gradient that fades at both ends. The
-    paper's code puts mass on all tokens of the refusal at every position and clamps; here it is the paper's one-hot.
+    authors' code has the same target, clamps probabilities at 1e-9, and averages over the tokens of a batch, where this
+    loss averages over each answer first.
 
     Data: forget and retain set in any TRL format.
 

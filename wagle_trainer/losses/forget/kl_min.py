@@ -11,7 +11,8 @@ class KLMin(GradAscent):
 
         L = forget_weight * mean log p(forget answer) + retain_weight * mean KL(p_ref || p)
 
-    The divergence is that over the whole vocabulary at the answer tokens of the retain set.
+    The divergence is over the full vocabulary, at the positions that predict answer tokens of the retain set.
+    OpenUnlearning's code averages it over prompts and padding, too.
 
     Data: forget and retain set in any TRL format.
 

@@ -18,21 +18,23 @@ class PDU(UnlearningLoss):
         after each step: lambda <- max(0, lambda + dual_step_size * (retain loss - retain_eps))
 
     so that lambda grows for as long as the retain loss lies above `retain_eps`. It multiplies `retain_weight`, is logged
-    as `retain_factor`, and is saved in every checkpoint. The code of the paper averages the logits' term over prompts
-    and padding, too; here over answer tokens.
+    as `retain_factor`, and is saved in every checkpoint. OpenUnlearning's code, which is the authors', takes the logits
+    at the answer tokens themselves; here they are those that predict the answer tokens. It updates lambda after every
+    micro-batch, with the loss of that alone; here lambda moves once per optimizer step.
 
     Data: forget and retain set in any TRL format.
 
     Args:
         retain_eps: the retain loss that is tolerated. The paper suggests somewhat more than that of the reference model;
             there is no default.
-        dual_step_size: 1.0 in the paper's code.
-        dual_warmup_epochs: epochs before lambda moves for the first time; 5 of 10 in the paper's configuration.
-        initial_dual: lambda at the start.
+        dual_step_size: 1.0 in OpenUnlearning's configuration, 5 in the authors' runs on TOFU.
+        dual_warmup_epochs: epochs before lambda moves for the first time; 5 in OpenUnlearning's configuration.
+        initial_dual: lambda at the start; the authors recommend 50 to 100, since the squared logit term is large, and
+            take 100 on TOFU.
 
     Example:
         >>> from wagle_trainer import WagleConfig
-        >>> args = WagleConfig(output_dir="out", loss_type="pdu", loss_kwargs={"retain_eps": 0.3})
+        >>> args = WagleConfig(output_dir="out", loss_type="pdu", loss_kwargs={"retain_eps": 0.3, "initial_dual": 100.0})
     """
 
     needs = frozenset({"forget", "forget_logits"})

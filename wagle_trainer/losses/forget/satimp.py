@@ -17,8 +17,8 @@ class SatImp(UnlearningLoss):
     Data: forget and retain set in any TRL format.
 
     Args:
-        beta1, beta2: 5 and 1 in the paper, whose code weighs the retain loss by 0.1 (`retain_weight`). OpenUnlearning's
-            configuration weighs the forget loss by 0.1 instead.
+        beta1, beta2: 5 and 1 in the paper, with a retain loss weighed by 0.1 (`retain_weight`); the authors' repository
+            recommends 5 and 0.1. OpenUnlearning's configuration has 5 and 1, and weighs the forget loss by 0.1 instead.
 
     Example:
         >>> from wagle_trainer import WagleConfig

@@ -13,13 +13,14 @@ class UNDIAL(UnlearningLoss):
 
         L = -mean over tokens of sum_v q_t(v) * log p_t(v)    with q_t = softmax(logits_ref,t - beta * onehot(y_t))
 
-    at the positions that predict answer tokens, and there only; OpenUnlearning's code also averages over prompts and
-    padding. No retain loss by default.
+    at the positions that predict answer tokens, and there only. OpenUnlearning's code also averages over prompts and
+    padding, where it lowers the logit of an unrelated token; its retain weight is 0, as there is no retain loss by
+    default here.
 
     Data: forget and retain set in any TRL format.
 
     Args:
-        beta: how far the true token's logit is lowered; 10 in OpenUnlearning's configuration.
+        beta: how much the true token's logit is lowered; 10 in OpenUnlearning's configuration.
 
     Example:
         >>> from wagle_trainer import WagleConfig

@@ -18,7 +18,7 @@ class WGA(UnlearningLoss):
     Data: forget and retain set in any TRL format.
 
     Args:
-        beta: 1.0 in OpenUnlearning; 0 is gradient ascent.
+        beta: 1.0 in OpenUnlearning, which quotes the paper; 5 by default in the authors' code. 0 is gradient ascent.
 
     Example:
         >>> from wagle_trainer import WagleConfig
