@@ -3,7 +3,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from wagle_trainer.data.formatting import QAFormat
 
@@ -40,13 +40,10 @@ def rows() -> list[tuple[str, str]]:
     ]
 
 
-def trl_rows(qa: QAFormat, tmp_path) -> list[dict]:
+def trl_rows(qa: QAFormat, model, tmp_path) -> list[dict]:
     """What a real SFTTrainer makes of the examples."""
     from trl import SFTConfig, SFTTrainer
 
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=300, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    )
     questions, answers = zip(*rows(), strict=True)
     trainer = SFTTrainer(
         model,
@@ -73,9 +70,9 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_encode_equals_trl(name, tmp_path):
+def test_encode_equals_trl(name, make_llama, tmp_path):
     qa = FORMATS[name]()
-    expected = trl_rows(qa, tmp_path)
+    expected = trl_rows(qa, make_llama(vocab_size=300), tmp_path)
     assert [qa.encode(*row) for row in rows()] == expected
     assert all(row["labels"][0] == -100 and row["labels"][-1] == qa.tokenizer.eos_token_id for row in expected)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
 WORDS = ["Question", ":", "Answer", *(f"w{index}" for index in range(34))]
@@ -25,44 +25,24 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def tiny_model(architecture: str, vocabulary: int) -> torch.nn.Module:
-    torch.manual_seed(0)
-    # A wide initial range makes predictions differ from token to token, so that a shifted position shows.
-    if architecture == "llama":
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.3,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=1,
-        )
-        return LlamaForCausalLM(config)
-    config = GPT2Config(
-        vocab_size=vocabulary,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        n_positions=256,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    return GPT2LMHeadModel(config)
-
-
-@pytest.fixture(params=["llama", "gpt2"])
-def model(request, tokenizer):
-    return tiny_model(request.param, len(tokenizer)).eval()
+# A wide initial range makes predictions differ from token to token, so that a shifted position shows.
+WIDE = 0.3
 
 
 @pytest.fixture
-def llama(tokenizer):
-    return tiny_model("llama", len(tokenizer)).eval()
+def llama(tokenizer, make_llama):
+    config = {"intermediate_size": 48, "max_position_embeddings": 256, "initializer_range": WIDE}
+    return make_llama(vocab_size=len(tokenizer), **config).eval()
+
+
+@pytest.fixture
+def gpt2(tokenizer, make_gpt2):
+    return make_gpt2(vocab_size=len(tokenizer), n_positions=256, initializer_range=WIDE).eval()
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")
