@@ -1,8 +1,9 @@
-"""Objectives and scores: one table each drives the README, the help text and the errors, and a new file is enough."""
+"""Objectives and scores: one table each drives the site, the help text and the errors, and a new file is enough."""
 
 import doctest
 import inspect
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,13 @@ import wagle_trainer
 from wagle_trainer import WagleConfig
 from wagle_trainer.attribution import describe_scores, get_score, list_scores, register_score
 from wagle_trainer.attribution.scores import score as scores_base
-from wagle_trainer.losses import LossInputs, UnlearningLoss, describe_losses, get_loss, list_losses, register_loss
+from wagle_trainer.losses import LossInputs, UnlearningLoss, get_loss, list_losses, register_loss
 from wagle_trainer.losses import unlearning_loss as losses_base
 from wagle_trainer.losses.unlearning_loss import example_of
 from wagle_trainer.models.log_probs import TokenLogProbs
 from wagle_trainer.utils.registry import Registry
 
-README = Path(wagle_trainer.__file__).parents[1] / "README.md"
+DOCS = Path(wagle_trainer.__file__).parents[1] / "docs"
 
 
 def built_in(names, get):
@@ -41,19 +42,12 @@ def nothing_is_left_behind(monkeypatch):
 # Documentation
 
 
-@pytest.mark.parametrize(
-    ("title", "names", "described"),
-    [("Objective", LOSSES, describe_losses()), ("Score", SCORES, describe_scores())],
-    ids=["losses", "scores"],
-)
-def test_the_readmes_table_is_that_of_the_registry(title, names, described):
-    expected = [f"| {title} | |", "|---|---|"]
-    expected += [f"| `{name}` | {described[name].replace('|', chr(92) + '|')} |" for name in names]
-    lines = README.read_text().splitlines()
-    start = lines.index(expected[0]) if expected[0] in lines else 0
-    found = lines[start : start + len(expected)]
-    assert found == expected, "README.md should have this table:\n" + "\n".join(expected)
-    assert not lines[start + len(expected)].startswith("|"), "the table goes on, with what is not there"
+@pytest.mark.parametrize(("table", "names"), [("losses", LOSSES), ("scores", SCORES)])
+def test_the_sites_table_is_that_of_the_registry(table, names):
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    rows = hooks["on_page_markdown"](f"<!-- table: {table} -->").splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == names
+    assert all(row.count(" | ") == 1 for row in rows), "a bar within a cell is not escaped"
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -98,10 +92,10 @@ def test_the_examples_of_ones_own_run(documented):
     assert doctest.DocTestRunner().run(test).failed == 0
 
 
-def test_the_readmes_own_objective_and_score():
-    """Ten lines each: they are taken from the README, run, and used."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    namespace = {"__name__": "readme"}
+def test_the_guides_objective_and_score():
+    """Ten lines each: they are taken from the guide, run, and used."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "guides" / "extend.md").read_text(), re.DOTALL)
+    namespace = {"__name__": "guide"}
     for block in blocks:
         if "\n@register_" in block:
             assert len([line for line in block.splitlines() if line and "import" not in line]) <= 10
