@@ -1,6 +1,7 @@
 """Settings and fixtures that all tests share."""
 
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -82,6 +83,49 @@ def run_script():
                 if process.poll() is None:  # it hangs: end the launcher's own processes, too
                     os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == 0, text[-4000:]
+
+    return run
+
+
+FORK = """
+import importlib, json, os, sys, tempfile, traceback
+imported, codes = json.load(sys.stdin)
+for module in imported:
+    importlib.import_module(module)
+results = []
+for code in codes:
+    with tempfile.TemporaryFile() as output:
+        process = os.fork()
+        if not process:
+            os.dup2(output.fileno(), 1), os.dup2(output.fileno(), 2)
+            status = 1
+            try:
+                exec(code, {"__name__": "__main__"})
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        output.seek(0)
+        results.append([status, output.read().decode()])
+json.dump(results, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_fresh():
+    """run_fresh(codes, imported) -> (exit code, output) of each, in a process of its own that has imported these modules.
+
+    The processes are forks of one, so that what takes seconds to import is imported once.
+    """
+
+    def run(codes: list[str], imported: tuple[str, ...] = ()) -> list[list]:
+        done = subprocess.run(
+            [sys.executable, "-c", FORK], input=json.dumps([imported, codes]), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
     return run
 
@@ -350,8 +394,6 @@ def muse_rows() -> dict[str, list[dict[str, str]]]:
 @pytest.fixture
 def muse_folder(tmp_path, muse_rows) -> Path:
     """`muse_rows` as a folder in MUSE's layout."""
-    import json
-
     for split, rows in muse_rows.items():
         path = tmp_path / "muse" / f"{split}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,5 @@
 """`import wagle_trainer` is light: scoring, masks and losses run where TRL is not installed."""
 
-import subprocess
-import sys
-
 import pytest
 
 import wagle_trainer
@@ -42,35 +39,44 @@ get_loss("npo")()
 """
 
 
-def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+STATEMENTS = [
+    "import wagle_trainer",
+    "from wagle_trainer import attribute, WeightMask",
+    "import wagle_trainer.attribution, wagle_trainer.masking, wagle_trainer.losses",
+    "import wagle_trainer.models.log_probs, wagle_trainer.models.reference_model, wagle_trainer.data.pairing",
+]
+MODULES = "\nimport sys\nprint(*sorted({name.split('.')[0] for name in sys.modules}))"
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import wagle_trainer",
-        "from wagle_trainer import attribute, WeightMask",
-        "import wagle_trainer.attribution, wagle_trainer.masking, wagle_trainer.losses",
-        "import wagle_trainer.models.log_probs, wagle_trainer.models.reference_model, wagle_trainer.data.pairing",
-    ],
-)
-def test_imports_nothing_heavy(statement):
-    result = run(f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))")
-    assert result.returncode == 0, result.stderr
-    assert not set(result.stdout.split()) & set(HEAVY)
+@pytest.fixture(scope="module")
+def results(run_fresh):
+    """Code -> (exit code, output), after torch alone was imported."""
+    codes = [
+        *(statement + MODULES for statement in STATEMENTS),
+        WITHOUT_HEAVY + USE,
+        WITHOUT_HEAVY + "from wagle_trainer import WagleTrainer",
+    ]
+    return dict(zip(codes, run_fresh(codes, ["torch"]), strict=True))
 
 
-def test_import_alone_does_not_even_load_torch():
-    assert run("import wagle_trainer, sys; sys.exit('torch' in sys.modules)").returncode == 0
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_imports_nothing_heavy(statement, results):
+    code, output = results[statement + MODULES]
+    assert code == 0, output
+    assert "wagle_trainer" in output.split()
+    assert not set(output.split()) & set(HEAVY)
 
 
-def test_scores_masks_and_losses_work_without_trl():
-    result = run(WITHOUT_HEAVY + USE)
-    assert result.returncode == 0, result.stderr
-    blocked = run(WITHOUT_HEAVY + "from wagle_trainer import WagleTrainer")
-    assert blocked.returncode != 0
-    assert "ModuleNotFoundError" in blocked.stderr
+def test_import_alone_does_not_even_load_torch(run_fresh):
+    assert run_fresh(["import wagle_trainer, sys; assert 'torch' not in sys.modules"]) == [[0, ""]]
+
+
+def test_scores_masks_and_losses_work_without_trl(results):
+    code, output = results[WITHOUT_HEAVY + USE]
+    assert code == 0, output
+    code, output = results[WITHOUT_HEAVY + "from wagle_trainer import WagleTrainer"]
+    assert code == 1
+    assert "ModuleNotFoundError" in output
 
 
 @pytest.mark.parametrize("name", wagle_trainer.__all__)

@@ -4,8 +4,6 @@ import copy
 import itertools
 import json
 import pickle
-import subprocess
-import sys
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -450,10 +448,31 @@ def test_values_that_are_not_finite(make_net, tmp_path):
 # How PEFT learns of it
 
 
-@pytest.mark.parametrize("imports", ["import peft, wagle_trainer", "import wagle_trainer; import peft"])
-def test_importing_the_package_is_enough_in_any_order(imports):
-    code = f"{imports}; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+ORDERS = [
+    "import peft, wagle_trainer",
+    "import wagle_trainer; import peft",
+    *(
+        f"import {first}, wagle_trainer, peft"
+        for first in ("wagle_trainer.adapters", "wagle_trainer.masking", "peft.utils.peft_types", "trl")
+    ),
+]
+UNPICKLE = "import peft, pickle; print(*map(repr, pickle.loads({content})))"
+
+
+@pytest.fixture(scope="module")
+def fresh(run_fresh):
+    """Code -> (exit code, output), where neither PEFT nor this package was imported before."""
+    content = pickle.dumps([PeftType.WAGLE, PeftType.LORA, WagleAdapterConfig()])
+    codes = [f"{order}; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING" for order in ORDERS]
+    results = run_fresh(
+        [*codes, UNPICKLE.format(content=content)], ["torch", "transformers", "accelerate", "datasets"]
+    )
+    return dict(zip([*ORDERS, UNPICKLE], results, strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_importing_the_package_is_enough_in_any_order(order, fresh):
+    assert fresh[order][0] == 0, fresh[order][1]
 
 
 def test_the_method_is_one_of_pefts(tmp_path):
@@ -466,16 +485,9 @@ def test_the_method_is_one_of_pefts(tmp_path):
     assert PeftConfig.from_pretrained(tmp_path) == config
 
 
-def test_a_process_that_knows_peft_alone_can_unpickle_it():
+def test_a_process_that_knows_peft_alone_can_unpickle_it(fresh):
     """As a worker that is handed a model, whose kind comes before the adapter's own classes."""
-    code = "import peft, pickle, sys; print(*map(repr, pickle.load(sys.stdin.buffer)))"
-    content = pickle.dumps([PeftType.WAGLE, PeftType.LORA, WagleAdapterConfig()])
-    result = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True)
-    assert result.stdout.decode().startswith(f"{PeftType.WAGLE!r} {PeftType.LORA!r} WagleAdapterConfig(")
+    code, output = fresh[UNPICKLE]
+    assert code == 0, output
+    assert output.splitlines()[-1].startswith(f"{PeftType.WAGLE!r} {PeftType.LORA!r} WagleAdapterConfig(")
     assert pickle.loads(pickle.dumps(PeftType.WAGLE)) is copy.deepcopy(PeftType.WAGLE) is PeftType.WAGLE
-
-
-@pytest.mark.parametrize("first", ["wagle_trainer.adapters", "wagle_trainer.masking", "peft.utils.peft_types", "trl"])
-def test_whatever_part_is_imported_first(first):
-    code = f"import {first}, wagle_trainer, peft; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
