@@ -57,7 +57,9 @@ def peak_mib(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> floa
     of its own: of the GPU's memory if there is one, of the process's otherwise."""
     # Freed blocks go back at once, in every variant: else glibc keeps them, and its fragments are measured, too.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    context = get_context("forkserver")  # so that all these processes import but once
+    context.set_forkserver_preload(["measure", "transformers", "trl", "wagle_trainer.trainer"])
+    with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_peak, prepare, arguments, torch.get_num_threads()).result()
 
 

@@ -465,7 +465,7 @@ def fresh(run_fresh):
     content = pickle.dumps([PeftType.WAGLE, PeftType.LORA, WagleAdapterConfig()])
     codes = [f"{order}; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING" for order in ORDERS]
     results = run_fresh(
-        [*codes, UNPICKLE.format(content=content)], ["torch", "transformers", "accelerate", "datasets"]
+        [*codes, UNPICKLE.format(content=content)], ["transformers.modeling_utils", "torch._dynamo", "datasets"]
     )
     return dict(zip([*ORDERS, UNPICKLE], results, strict=True))
 
