@@ -71,7 +71,12 @@ class Rows:
         """Add a row and write the file."""
         name = hashlib.sha256(repr(sorted(environment.items())).encode()).hexdigest()[:12]
         self.content["environments"][name] = dict(environment)
-        self.content[where].append(row | {"environment": name})
+        row["environment"] = name
+        self.content[where].append(row)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file."""
         save_results(self.content, self.path)
 
 
@@ -92,7 +97,9 @@ class Bench:
         task: model and sets.
         seed: of the order of the examples and of the random mask.
         steps, batch_size: optimizer steps and forget examples in each.
-        relearning: learning rate -> steps of the attack.
+        relearning_rates, relearning_steps: of the attack, which counts with its worst rate.
+        folder: for the trainer, which writes nothing into it.
+        beta: of NPO.
     """
 
     def __init__(
@@ -105,13 +112,16 @@ class Bench:
         relearning_rates: Sequence[float],
         relearning_steps: int,
         folder: Path,
+        beta: float = 0.1,
     ):
         self.task, self.model, self.seed = task, task.model, seed
         self.steps, self.batch_size = steps, batch_size
         self.relearning_rates, self.relearning_steps = list(relearning_rates), relearning_steps
-        self.folder = folder
+        self.folder, self.beta = folder, beta
         self.weights = _reference_weights(self.model)
         self.masks: dict[tuple[Any, ...], WeightMask] = {}
+        self._after: dict[float, dict[str, torch.Tensor]] = {}  # by learning rate, of one mask
+        self.given: dict[str, WeightMask] = {}  # masks that no score makes, by the label that stands for them
         forget = task.sets["forget"]
         order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(seed)).tolist()
         half = max(1, len(order) // 2)
@@ -156,7 +166,8 @@ class Bench:
         args = WagleConfig(
             output_dir=str(self.folder / "trainer"),
             loss_type=objective,
-            attribution=None if score == NO_MASK else score,
+            loss_kwargs={"beta": self.beta} if objective == "npo" else {},
+            attribution=None if score == NO_MASK else "random" if score in self.given else score,
             attribution_samples=len(self.task.sets["forget"]),
             density=density,
             attribution_gamma=1e-6 if gamma is None else gamma,
@@ -181,7 +192,7 @@ class Bench:
             forget_dataset=Dataset.from_list(self.task.sets["forget"]),
             retain_dataset=Dataset.from_list(self.task.sets["retain"]),
             processing_class=self.task.tokenizer,
-            mask=self.masks.get(key),
+            mask=self.given.get(score) or self.masks.get(key),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -190,12 +201,12 @@ class Bench:
         return trainer
 
     def run(
-        self, objective: str, score: str, gamma: float | str | None, density: float, rate: float, goal: float
+        self, objective: str, score: str, gamma: float | str | None, density: float, rate: float, attack: bool = True
     ) -> dict[str, Any]:
-        """Unlearn and measure; attack what reached the goal.
+        """Unlearn and measure.
 
         Args:
-            goal: highest mean probability of the forget answers that counts as forgotten.
+            attack: also attack. Without, the weights are kept for `attack_later`, until `forget_runs` is called.
 
         Returns:
             The measurements of a row; `failed` alone where the loss was not finite.
@@ -205,14 +216,34 @@ class Bench:
             trainer = self.unlearn(objective, score, gamma, density, rate)
             row = self.measure()
             row |= self._patch(trainer.mask)
-            if row["forget"] <= goal:
+            if attack:
                 row |= self.attack()
+            else:
+                self._after[rate] = {name: p.detach().clone() for name, p in self.model.named_parameters()}
             del trainer
         except FloatingPointError as error:
             row = {"failed": str(error)}
         self.reset()
         gc.collect()  # a trainer and its optimizer refer to each other
-        return row | {"steps": self.steps, "batch_size": self.batch_size, "seconds": time.perf_counter() - start}
+        return row | {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "beta": self.beta,
+            "seconds": time.perf_counter() - start,
+        }
+
+    def attack_later(self, rate: float) -> dict[str, Any] | None:
+        """Attack the model of a run whose weights were kept; None if they were not."""
+        if rate not in self._after:
+            return None
+        self._put(self._after[rate])
+        found = self.attack()
+        self.reset()
+        return found
+
+    def forget_runs(self) -> None:
+        """Let go of the weights that were kept for `attack_later`."""
+        self._after.clear()
 
     def measure(self) -> dict[str, Any]:
         """Probabilities of the answers of each set."""

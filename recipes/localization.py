@@ -1,0 +1,306 @@
+"""Do scores find where facts are stored? Facts are taught to known weights alone, and each score's mask is compared.
+
+python recipes/localization.py                       # a small Llama, four ways to plant, about 15 minutes on one core
+
+After LACUNA (arXiv 2607.02513). A small Llama that never knew some of the bundled people is taught them by training
+only a known set of weights: a mask of our own. So it is known where they are stored. How they are planted varies, since
+each way favours some score: large steps make planted weights large. For each score: precision, lift over chance and area
+under the ROC curve; then unlearning within the true mask, the found ones and a random one, each at its best learning
+rate, with relearning.
+
+Each way and seed is one row of `results.json`; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from patch_size import search_rate
+from patch_size_runs import NO_MASK, Bench, Rows, spread
+from patch_size_tasks import Task, load
+from small_llama import small_llama
+from torch import Tensor
+from transformers import AutoTokenizer, PrinterCallback
+from transformers.utils import logging
+from trl import TrlParser
+
+from wagle_trainer import WagleConfig, WagleTrainer, WeightMask, attribute
+from wagle_trainer.attribution import get_score
+from wagle_trainer.data import QAFormat, fictional_split
+from wagle_trainer.data.facts import pad_examples
+from wagle_trainer.evaluation.metrics.localization import (
+    localization_auc,
+    localization_lift,
+    localization_precision,
+)
+
+ENVIRONMENT = {"torch": torch.__version__}
+# How the facts are planted: which weights may learn them (patterns, or any), and how large the steps are.
+WAYS: dict[str, dict[str, Any]] = {
+    "anywhere, large steps": {"include": None, "learning_rate": 2e-2, "steps": 150},
+    "anywhere, small steps": {"include": None, "learning_rate": 3e-3, "steps": 400},
+    "MLPs, small steps": {"include": ["mlp"], "learning_rate": 3e-3, "steps": 400},
+    "one layer, small steps": {"include": [r"layers\.2\."], "learning_rate": 3e-3, "steps": 400},
+}
+
+
+@dataclass
+class LocalizationArguments:
+    """What is planted, and what is compared."""
+
+    output_dir: str = field(default="outputs/localization", metadata={"help": "Folder of results.json and report.md."})
+    ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": "Ways to plant the facts."})
+    scores: list[str] = field(
+        default_factory=lambda: [
+            *("random", "magnitude", "gradient", "snip", "wagle:1e-6", "wagle:1e-3", "grad_ratio", "fisher"),
+            *("frp", "wanda"),
+        ],
+        metadata={"help": "Scores; wagle with its gamma."},
+    )
+    unlearned: list[str] = field(
+        default_factory=lambda: ["random", "magnitude", "gradient", "snip", "wagle:1e-6"],
+        metadata={"help": "Scores whose masks are also unlearned within; the true mask and all weights always are."},
+    )
+    densities: list[float] = field(
+        default_factory=lambda: [0.005, 0.02, 0.05, 0.2],
+        metadata={"help": "Densities of the masks that are compared."},
+    )
+    planted: float = field(default=0.05, metadata={"help": "Share of the weights that the facts are taught to."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Of model, planted weights and order."}
+    )
+    steps: int = field(default=40, metadata={"help": "Optimizer steps of unlearning."})
+    relearning_rates: list[float] = field(
+        default_factory=lambda: [3e-4, 1e-3], metadata={"help": "Learning rates of the relearning attack."}
+    )
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.ways) - set(WAYS))
+        if unknown:
+            raise ValueError(f"Unknown way {', '.join(unknown)}. Known: {'; '.join(WAYS)}.")
+        for label in {*self.scores, *self.unlearned}:
+            get_score(spread(label)[0])
+
+
+def plant(
+    model: Any, tokenizer: Any, sets: dict[str, list[Any]], args: LocalizationArguments, way: str, seed: int
+) -> WeightMask:
+    """Teach the forget set to a random share of the weights, and return their mask.
+
+    The share is of all weights, drawn from those that the way allows. The retain set is taught along, so that the
+    other people stay.
+    """
+    how = WAYS[way]
+    total = sum(p.numel() for p in model.parameters())
+    allowed = attribute(
+        model, None, None, score="random", density=1.0, include=how["include"], seed=seed, progress=False
+    )
+    mask = attribute(
+        model,
+        None,
+        None,
+        score="random",
+        density=args.planted * total / allowed.num_weights,
+        include=how["include"],
+        seed=seed,
+        progress=False,
+    )
+    taught = sets["forget"] + sets["retain"]
+    trainer = WagleTrainer(
+        model=model,
+        args=WagleConfig(
+            output_dir=args.output_dir,
+            loss_type="finetune",
+            learning_rate=how["learning_rate"],
+            max_steps=how["steps"],
+            per_device_train_batch_size=len(sets["forget"]),
+            lr_scheduler_type="cosine",
+            weight_decay=0.0,
+            seed=seed,
+            **quiet(),
+        ),
+        forget_dataset=Dataset.from_list(taught),
+        retain_dataset=Dataset.from_list(taught),
+        processing_class=tokenizer,
+        mask=mask,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return complete(mask, model)
+
+
+def complete(mask: WeightMask, model: Any) -> WeightMask:
+    """The mask with all parameters of the model: those that it leaves out have no weight selected."""
+    return WeightMask.from_dict(
+        {
+            name: mask[name] if name in mask else torch.zeros(parameter.shape, dtype=torch.bool)
+            for name, parameter in model.named_parameters()
+        }
+    )
+
+
+def quiet() -> dict[str, Any]:
+    """Arguments of a trainer that writes nothing."""
+    return {
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def scored(model: Any, sets: dict[str, list[Any]], label: str, density: float) -> tuple[WeightMask, dict[str, Tensor]]:
+    """The mask of a score, and the scores themselves."""
+    name, gamma = spread(label)
+    function = get_score(name)
+    values: list[Tensor] = []
+
+    @wraps(function)
+    def kept(*args: Any, **kwargs: Any) -> Tensor:
+        result = function(*args, **kwargs)
+        values.append(result.clone())
+        return result
+
+    batches = {which: [pad_examples(sets[which][:40])] for which in ("forget", "retain")}
+    mask = attribute(
+        model,
+        batches["forget"],
+        batches["retain"],
+        score=kept,
+        density=density,
+        gamma=1e-6 if gamma is None else gamma,
+        progress=False,
+    )
+    return mask, dict(zip(mask, values, strict=True))
+
+
+def one_way(args: LocalizationArguments, way: str, seed: int) -> dict[str, Any]:
+    """Plant, score, compare and unlearn."""
+    cache = Path(args.output_dir) / "models"
+    folder = small_llama("retain90", cache, seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    qa = QAFormat.for_tokenizer(tokenizer)
+    others = [qa.encode(row["question"], row["answer"]) for row in fictional_split("retain90")]
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
+    sets = {
+        "forget": [qa.encode(row["question"], row["answer"]) for row in fictional_split("forget10")],
+        "retain": [others[index] for index in order[:80]],
+        "unseen": [others[index] for index in order[80:160]],
+    }
+    model = load(folder)
+    truth = plant(model, tokenizer, sets, args, way, seed)
+    bench = Bench(
+        Task(model, tokenizer, sets, load(folder)),
+        seed,
+        steps=args.steps,
+        batch_size=len(sets["forget"]),
+        relearning_rates=args.relearning_rates,
+        relearning_steps=8,
+        folder=Path(args.output_dir),
+    )
+    bench.given["truth"] = truth
+    reference = bench.references()
+    found: dict[str, Any] = {}
+    for label in args.scores:
+        entry: dict[str, Any] = {"precision": {}, "lift": {}}
+        for density in args.densities:
+            mask, values = scored(model, sets, label, density)
+            entry["precision"][f"{density:g}"] = localization_precision(mask, truth)
+            entry["lift"][f"{density:g}"] = localization_lift(mask, truth)
+        entry["auc"] = localization_auc(values, truth)
+        found[label] = entry
+        print(f"{way}, seed {seed}, {label}: AUC {entry['auc']:.3f}, lift {entry['lift']}", flush=True)
+    goal = reference["forget"] - 0.9 * (reference["forget"] - reference["retrained_forget"])
+    unlearned = {}
+    for label in [NO_MASK, "truth", *args.unlearned]:
+        unlearned[label] = best_run(bench, label, args.planted, reference)
+        print(f"{way}, seed {seed}, within {label}: {unlearned[label]}", flush=True)
+    return {
+        "way": way,
+        "seed": seed,
+        "planted_density": truth.density,
+        "truth": truth.digest,
+        "reference": reference,
+        "goal": goal,
+        "scores": found,
+        "unlearned": unlearned,
+    }
+
+
+def best_run(bench: Bench, label: str, density: float, reference: dict[str, Any]) -> dict[str, Any]:
+    """The run of a mask at the learning rate that the rule of `patch_size.py` chooses."""
+    score, gamma = (label, None) if label in (NO_MASK, "truth") else spread(label)
+    runs: dict[float, dict[str, Any]] = {}
+
+    def badness(rate: float) -> float:
+        run = runs[rate] = bench.run("npo", score, gamma, 1.0 if label == NO_MASK else density, rate)
+        if "failed" in run:
+            return float("inf")
+        lost = sum(max(0.0, 1 - run[name] / reference[name]) for name in ("retain", "held_out"))
+        return run["forget"] / reference["forget"] + lost
+
+    rate, edge = search_rate(badness, score, 1.0 if label == NO_MASK else density, 6)
+    return runs[rate] | {"learning_rate": rate, "at_edge": edge, "rates": sorted(runs)}
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a table of AUC and lift, and one of unlearning, means over seeds."""
+    parts = ["# Do scores find where facts are stored?\n"]
+    for way in dict.fromkeys(row["way"] for row in rows):
+        same = [row for row in rows if row["way"] == way]
+        densities = list(next(iter(same[0]["scores"].values()))["lift"])
+        share = sum(row["planted_density"] for row in same) / len(same)
+        parts.append(f"## {way} ({len(same)} seeds; {share:.1%} of the weights)\n")
+        parts.append(f"| score | AUC | {' | '.join(f'lift at {density}' for density in densities)} |")
+        parts.append("| --- " * (2 + len(densities)) + "|")
+        for label in same[0]["scores"]:
+            values = [_mean([row["scores"][label]["auc"] for row in same])]
+            values += [_mean([row["scores"][label]["lift"][density] for row in same], 2) for density in densities]
+            parts.append(f"| {label} | {' | '.join(values)} |")
+        parts.append("\n| within | lr | forget | retain | unseen | relearned | reached the goal |")
+        parts.append("| --- " * 7 + "|")
+        names = ("forget", "retain", "held_out", "relearned")
+        reference = " | ".join(_mean([row["reference"][name] for row in same]) for name in names)
+        parts.append(f"| *reference* | | {reference} | |")
+        for label in same[0]["unlearned"]:
+            runs = [row["unlearned"][label] for row in same]
+            rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in runs}))
+            cells = " | ".join(_mean([run[name] for run in runs if name in run]) for name in names)
+            reached = sum(run.get("forget", 1) <= row["goal"] for run, row in zip(runs, same, strict=True))
+            parts.append(f"| {label} | {rates} | {cells} | {reached}/{len(runs)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _mean(values: list[float], digits: int = 3) -> str:
+    return f"{sum(values) / len(values):.{digits}f}" if values else "-"
+
+
+def main() -> None:
+    [args] = TrlParser((LocalizationArguments,)).parse_args_and_config(sys.argv[1:])
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    torch.set_num_threads(1)  # so small a model gains nothing from more
+    folder = Path(args.output_dir)
+    rows = Rows(folder / "results.json")
+    for seed in args.seeds:
+        for way in args.ways:
+            if rows.find(way=way, seed=seed) is None:
+                rows.add(one_way(args, way, seed), ENVIRONMENT)
+    text = report(rows.rows)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
