@@ -14,6 +14,7 @@ Each way and seed is one row of `results.json`; what is there is not run again.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -37,7 +38,6 @@ from wagle_trainer.data import QAFormat, fictional_split
 from wagle_trainer.data.facts import pad_examples
 from wagle_trainer.evaluation.metrics.localization import (
     localization_auc,
-    localization_lift,
     localization_precision,
 )
 
@@ -146,6 +146,11 @@ def complete(mask: WeightMask, model: Any) -> WeightMask:
     )
 
 
+def flat(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Any:
+    """The entries of all tensors, one after the other."""
+    return torch.cat([tensors[name].flatten() for name in names]).numpy()
+
+
 def quiet() -> dict[str, Any]:
     """Arguments of a trainer that writes nothing."""
     return {
@@ -215,9 +220,10 @@ def one_way(args: LocalizationArguments, way: str, seed: int) -> dict[str, Any]:
         entry: dict[str, Any] = {"precision": {}, "lift": {}}
         for density in args.densities:
             mask, values = scored(model, sets, label, density)
-            entry["precision"][f"{density:g}"] = localization_precision(mask, truth)
-            entry["lift"][f"{density:g}"] = localization_lift(mask, truth)
-        entry["auc"] = localization_auc(values, truth)
+            precision = localization_precision(flat(mask, truth), flat(truth, truth))
+            entry["precision"][f"{density:g}"] = precision
+            entry["lift"][f"{density:g}"] = precision / truth.density
+        entry["auc"] = localization_auc(flat(values, truth), flat(truth, truth))
         found[label] = entry
         print(f"{way}, seed {seed}, {label}: AUC {entry['auc']:.3f}, lift {entry['lift']}", flush=True)
     goal = reference["forget"] - 0.9 * (reference["forget"] - reference["retrained_forget"])

@@ -25,6 +25,8 @@ CASES = {
         ks_2samp([0.1, 0.5, -0.3, 0.9], [0.2, 1.5, 1.3, 1.9]).pvalue,
         None,
     ),
+    "localization_auc": ({"predictions": [1.0, 3.0, 2.0, 3.0], "references": [0, 1, 1, 0]}, {}, 0.625, None),
+    "localization_precision": ({"predictions": [1, 0, 1, 1], "references": [1, 1, 0, 1]}, {}, 2 / 3, None),
     "min_k": ({"predictions": [[-1.0, -5.0, -2.0, -4.0, -3.0], [-7.0]]}, {"k": 0.4}, 5.75, [4.5, 7.0]),
     "min_k_plus_plus": (
         {"predictions": [[-1.0, -3.0], [-4.0]], "means": [[-2.0, -2.0], [-1.0]], "stds": [[0.5, 0.5], [2.0]]},

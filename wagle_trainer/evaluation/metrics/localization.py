@@ -1,73 +1,65 @@
-"""Whether a score finds the weights that hold what is to be forgotten, where it is known which those are."""
+"""Whether a score finds the weights that store facts, where it is known which those are (LACUNA, arXiv 2607.02513)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
-from torch import Tensor
 
-from wagle_trainer.masking import WeightMask
+from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics.metric import SHARE, Entry, register_metric
+from wagle_trainer.evaluation.metrics.metric_checks import same_length, vector
 
-
-def localization_precision(found: WeightMask, truth: WeightMask) -> float:
-    """Share of the selected weights that belong to the true ones.
-
-    Args:
-        found: the mask of a score.
-        truth: the mask that the facts were taught within. Its density is the precision of chance.
-
-    Returns:
-        In [0, 1].
-
-    Raises:
-        MaskMismatchError: the masks are of different models.
-        ValueError: `found` selects nothing.
-    """
-    if found.num_selected == 0:
-        raise ValueError("The mask selects no weight: its precision has no value.")
-    return (found & truth).num_selected / found.num_selected
+TRUE_WEIGHTS: tuple[Entry, str] = ("flag", "for each weight whether the facts were taught to it")
 
 
-def localization_lift(found: WeightMask, truth: WeightMask) -> float:
-    """Precision over that of chance: how many times more true weights than in a random mask of the same size.
+@register_metric(
+    "localization_precision",
+    inputs={"predictions": ("flag", "for each weight whether a score selected it"), "references": TRUE_WEIGHTS},
+    range=SHARE,
+    source=sources.LACUNA,
+)
+def localization_precision(selected: ArrayLike, true: ArrayLike) -> float:
+    """Share of the selected weights that are among the true ones.
+
+    The density of the true weights is the precision of chance; precision over that density is the lift.
 
     Args:
-        found, truth: as for `localization_precision`.
+        selected: bool, (weights,).
+        true: bool, (weights,).
 
     Raises:
-        MaskMismatchError, ValueError: as `localization_precision`.
-        ValueError: `truth` selects nothing.
+        ValueError: no weight is selected; the lengths differ.
     """
-    if truth.num_selected == 0:
-        raise ValueError("The true mask selects no weight: there is nothing to find.")
-    return localization_precision(found, truth) / truth.density
+    found, truth = np.asarray(selected, dtype=bool).ravel(), np.asarray(true, dtype=bool).ravel()
+    same_length(selected=found, true=truth)
+    if not found.any():
+        raise ValueError("No weight is selected: the precision has no value.")
+    return float(truth[found].mean())
 
 
-def localization_auc(scores: Mapping[str, Tensor], truth: WeightMask) -> float:
+@register_metric(
+    "localization_auc",
+    inputs={"predictions": ("number", "the score of each weight"), "references": TRUE_WEIGHTS},
+    range=SHARE,
+    source=sources.LACUNA,
+)
+def localization_auc(scores: ArrayLike, true: ArrayLike) -> float:
     """Probability that a true weight has a higher score than another one; ties count half.
 
-    The area under the ROC curve (the Mann-Whitney statistic), over all weights of the mask.
+    It is the area under the ROC curve (the Mann-Whitney statistic); 0.5 is chance.
 
     Args:
-        scores: parameter name -> score, of the parameter's shape.
-        truth: the mask that the facts were taught within.
-
-    Returns:
-        In [0, 1]; 0.5 is chance.
+        scores: finite, (weights,).
+        true: bool, (weights,).
 
     Raises:
-        ValueError: names or shapes differ; a score is not finite; all weights are true, or none is.
+        ValueError: a score is not finite; the lengths differ; all weights are true, or none is.
     """
-    if scores.keys() != set(truth) or any(tuple(scores[name].shape) != truth.shape(name) for name in truth):
-        raise ValueError("The scores are not of the parameters of the true mask: names or shapes differ.")
-    values = np.concatenate([scores[name].detach().cpu().float().numpy().ravel() for name in truth])
-    if not np.isfinite(values).all():
-        raise ValueError("A score is not finite.")
-    positive = np.concatenate([truth[name].numpy().ravel() for name in truth])
-    number = int(positive.sum())
-    if number in (0, len(positive)):
-        raise ValueError(f"{number} of {len(positive)} weights are true: there is nothing to tell apart.")
+    values, truth = vector(np.ravel(np.asarray(scores)), "scores"), np.asarray(true, dtype=bool).ravel()
+    same_length(scores=values, true=truth)
+    number = int(truth.sum())
+    if number in (0, len(truth)):
+        raise ValueError(f"{number} of {len(truth)} weights are true: there is nothing to tell apart.")
     ranks = rankdata(values)
-    return float((ranks[positive].sum() - number * (number + 1) / 2) / (number * (len(positive) - number)))
+    return float((ranks[truth].sum() - number * (number + 1) / 2) / (number * (len(truth) - number)))

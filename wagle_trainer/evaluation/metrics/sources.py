@@ -52,3 +52,9 @@ MIN_K_PLUS_PLUS = """@inproceedings{zhang2025mink,
     booktitle = {International Conference on Learning Representations},
     year = {2025}
 }"""
+LACUNA = """@article{boglioni2026lacuna,
+    title = {{LACUNA}: A Testbed for Evaluating Localization Precision for {LLM} Unlearning},
+    author = {Boglioni, Matteo and Rousset, Thibault and Reddy, Siva and Mosbach, Marius and Dankers, Verna},
+    journal = {arXiv preprint arXiv:2607.02513},
+    year = {2026}
+}"""
