@@ -255,7 +255,7 @@ def best_run(bench: Bench, label: str, density: float, reference: dict[str, Any]
         lost = sum(max(0.0, 1 - run[name] / reference[name]) for name in ("retain", "held_out"))
         return run["forget"] / reference["forget"] + lost
 
-    rate, edge = search_rate(badness, score, 1.0 if label == NO_MASK else density, 6)
+    rate, edge = search_rate(badness, score, 1.0 if label == NO_MASK else density, 8, base=1e-3)
     return runs[rate] | {"learning_rate": rate, "at_edge": edge, "rates": sorted(runs)}
 
 

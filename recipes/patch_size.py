@@ -9,7 +9,7 @@ it stopped, and seeds, densities, scores, tasks and objectives can be added late
 The learning rate is chosen by one rule on the first seed, for each score and density. The best rate of the grid 1e-6,
 3e-6, 1e-5, ..., 10 has the smallest sum of what is left of the forget set and of what is lost on the retain and on the
 unseen set, each as a share of what the reference model knows. The search begins where earlier runs found good rates, at
-3e-5 / density for scores that look at no gradient and at 3e-5 / sqrt(density) for the others; it goes up until a rate is
+base_rate / density for scores that look at no gradient and at base_rate / sqrt(density) for the others; it goes up until a rate is
 clearly worse than the best so far (by 0.1), and down until one is worse than the best. The other seeds use the best rate.
 One at the end of what was tried is reported as such.
 """
@@ -91,6 +91,7 @@ class PatchSizeArguments:
         default=0.05, metadata={"help": "How much probability retained and unseen answers may lose at most."}
     )
     beta: float = field(default=1.0, metadata={"help": "NPO's beta; the paper's 0.1 suits long answers."})
+    base_rate: float = field(default=3e-5, metadata={"help": "Learning rate where the search begins for all weights."})
     max_rates: int = field(default=6, metadata={"help": "Learning rates that are tried at most for one mask."})
 
     def __post_init__(self) -> None:
@@ -207,7 +208,7 @@ class Study:
 
         first = self.args.seeds[0]
         self.bench(first).forget_runs()
-        best = search_rate(badness, spread(label)[0], density, self.args.max_rates)
+        best = search_rate(badness, spread(label)[0], density, self.args.max_rates, self.args.base_rate)
         self.run(objective, label, density, best[0], first)
         self.bench(first).forget_runs()
         return best
@@ -220,15 +221,18 @@ class Study:
                 self.run(objective, label, density, rate, seed)
 
 
-def search_rate(badness: Callable[[float], float], score: str, density: float, limit: int) -> tuple[float, bool]:
+def search_rate(
+    badness: Callable[[float], float], score: str, density: float, limit: int, base: float = 3e-5
+) -> tuple[float, bool]:
     """The rate of `GRID` with the smallest badness by the rule of this file's head, and whether it is at the edge.
 
     Args:
         badness: of a rate.
         score, density: of the mask; they say where the search begins.
         limit: rates to try at most.
+        base: where the search begins for all weights.
     """
-    centre = 3e-5 / (density if score in BLIND else density**0.5)
+    centre = base / (density if score in BLIND else density**0.5)
     start = min(range(len(GRID)), key=lambda index: abs(math.log(GRID[index] / centre)))
     tried = {start: badness(GRID[start])}
     index = start

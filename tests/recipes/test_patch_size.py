@@ -1,0 +1,291 @@
+"""recipes/patch_size.py: its rule for learning rates, what its rows hold, that a run can be repeated, and what follows."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recipes():
+    """Recipes import each other by their bare names, as they do when they are run."""
+    sys.path.insert(0, str(RECIPES))
+    yield
+    sys.path.remove(str(RECIPES))
+
+
+@pytest.fixture(scope="module")
+def patch_size(recipes):
+    return importlib.import_module("patch_size")
+
+
+@pytest.fixture(scope="module")
+def runs(recipes):
+    return importlib.import_module("patch_size_runs")
+
+
+@pytest.fixture(scope="module")
+def report(recipes):
+    return importlib.import_module("patch_size_report")
+
+
+# The rule for the learning rate
+
+
+def valley(at):
+    """Badness that falls to a valley and rises again; a plateau of 1 far below."""
+    return lambda rate: min(1.0, abs(math.log10(rate / at)) / 2)
+
+
+@pytest.mark.parametrize("score", ["random", "gradient"])
+@pytest.mark.parametrize("factor", [1 / 9, 1 / 3, 1, 3, 9])
+def test_finds_the_valley(patch_size, score, factor):
+    density = 1e-2
+    centre = 3e-5 / (density if score == "random" else density**0.5)
+    grid = min(patch_size.GRID, key=lambda rate: abs(math.log(rate / (centre * factor))))
+    assert patch_size.search_rate(valley(grid), score, density, 8) == (grid, False)
+
+
+def test_climbs_over_a_plateau(patch_size):
+    """Nothing is forgotten at the first rates: they are all as bad."""
+    tried = []
+
+    def badness(rate):
+        tried.append(rate)
+        return 1.0 if rate < 0.05 else abs(math.log10(rate / 0.1))
+
+    assert patch_size.search_rate(badness, "random", 1e-2, 8) == (0.1, False)
+
+
+def test_says_that_the_best_is_at_the_edge(patch_size):
+    assert patch_size.search_rate(lambda rate: -math.log(rate), "gradient", 1.0, 4) == (1e-3, True)
+    assert patch_size.search_rate(lambda rate: rate, "gradient", 1e-2, 3)[1]
+
+
+def test_failed_runs_are_the_worst(patch_size):
+    def badness(rate):
+        return math.inf if rate > 1e-3 else valley(3e-4)(rate)
+
+    assert patch_size.search_rate(badness, "gradient", 1e-2, 6) == (3e-4, False)
+
+
+def test_labels(runs):
+    assert runs.spread("wagle") == ("wagle", 1e-6)
+    assert runs.spread("wagle:1e-3") == ("wagle", 1e-3)
+    assert runs.spread("wagle:balanced") == ("wagle", "balanced")
+    assert runs.spread("snip") == ("snip", None)
+
+
+# Runs
+
+
+@pytest.fixture
+def bench(recipes, runs, make_llama, make_word_tokenizer, make_examples, tmp_path):
+    """A bench on a tiny model; the forget set is what the model says most likely, so that there is something to lose."""
+    tasks = importlib.import_module("patch_size_tasks")
+
+    def make():
+        examples = [{"input_ids": ids, "labels": labels} for ids, labels in make_examples(24, prompt=(2, 4))]
+        sets = {"forget": examples[:8], "retain": examples[8:16], "unseen": examples[16:]}
+        tokenizer = make_word_tokenizer()
+        task = tasks.Task(make_llama(), tokenizer, sets)
+        tasks.teach(task.model, examples, seed=0, rate=1e-2, goal=0.9)
+        return runs.Bench(
+            task,
+            0,
+            steps=6,
+            batch_size=4,
+            relearning_rates=[1e-3, 1e-2],
+            relearning_steps=3,
+            folder=tmp_path,
+            beta=1.0,
+        )
+
+    return make
+
+
+def measured(row):
+    return {name: value for name, value in row.items() if name != "seconds"}
+
+
+def test_a_run_comes_out_the_same_again(bench, one_thread):
+    """After other runs on the same model, and in a new bench."""
+    one = bench()
+    first = one.run("npo", "snip", None, 0.05, 1e-2)
+    other = one.run("grad_diff", "none", None, 1.0, 3e-3)
+    again = one.run("npo", "snip", None, 0.05, 1e-2)
+    assert measured(first) == measured(again)
+    assert first["weights_digest"] != other["weights_digest"]
+    assert measured(bench().run("npo", "snip", None, 0.05, 1e-2)) == measured(first)
+
+
+def test_the_reference_weights_are_back_after_a_run(bench, one_thread):
+    one = bench()
+    before = one.digest()
+    row = one.run("npo", "gradient", None, 0.1, 3e-2)
+    assert one.digest() == before
+    assert row["weights_digest"] != before
+    assert row["num_selected"] == math.floor(0.1 * sum(p.numel() for p in one.model.parameters()))
+    assert row["forget"] < 0.7 * one.measure()["forget"]
+
+
+def test_attack_later_is_attack_at_once(bench, one_thread):
+    one = bench()
+    at_once = one.run("npo", "gradient", None, 0.1, 3e-2)
+    without = one.run("npo", "gradient", None, 0.1, 3e-2, attack=False)
+    assert "relearned" not in without
+    assert measured(without | one.attack_later(3e-2)) == measured(at_once)
+    one.forget_runs()
+    assert one.attack_later(3e-2) is None
+
+
+def test_a_run_that_fails_is_a_row(bench):
+    one = bench()
+    before = one.digest()
+    row = one.run("grad_ascent", "none", None, 1.0, 1e20)
+    assert "not finite" in row["failed"] or "nan" in row["failed"]
+    assert one.digest() == before
+
+
+def test_relearning_and_rounding_by_hand(bench, one_thread):
+    one = bench()
+    attacked = one.attack()
+    assert attacked["relearned"] == max(attacked["relearning"].values())
+    assert one.taught and one.asked and all(example not in one.asked for example in one.taught)
+    with torch.no_grad():
+        for module in one.model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not one.model.lm_head:
+                scale = module.weight.abs().amax(1, keepdim=True) / 127
+                module.weight.copy_((module.weight / scale).round() * scale)
+    assert attacked["quantized"]["8"]["forget"] == pytest.approx(one.known(one.task.sets["forget"]), abs=1e-5)
+
+
+def test_rows_are_kept_and_found(runs, tmp_path):
+    path = tmp_path / "results.json"
+    rows = runs.Rows(path)
+    key = {"score": "snip", "gamma": None, "density": 1e-3, "learning_rate": 3e-3, "seed": 1}
+    assert rows.find(**key) is None
+    rows.add({**key, "forget": 0.5}, {"torch": "2"})
+    again = runs.Rows(path)
+    assert again.find(**key)["forget"] == 0.5
+    assert again.find(**(key | {"seed": 2})) is None
+    assert again.content["environments"][again.rows[0]["environment"]] == {"torch": "2"}
+
+
+# What follows from the rows
+
+
+def row(score, density, seed, forget, *, rate=1e-3, held_out=0.5, relearned=0.0, gamma=None):
+    return {
+        "model": "m",
+        "task": "t",
+        "objective": "npo",
+        "score": score,
+        "gamma": gamma,
+        "density": density,
+        "learning_rate": rate,
+        "seed": seed,
+        "forget": forget,
+        "retain": 0.9,
+        "held_out": held_out,
+        "goal": 0.1,
+        "relearned": relearned,
+        "quantized": {"8": {"forget": forget}, "4": {"forget": forget}},
+        "patch_bytes": 1000,
+    }
+
+
+def reference(seed):
+    return {
+        "model": "m",
+        "task": "t",
+        "seed": seed,
+        "forget": 0.6,
+        "retain": 0.5,
+        "held_out": 0.5,
+        "relearned": 0.8,
+        "quantized": {"8": {"forget": 0.6}, "4": {"forget": 0.2}},
+    }
+
+
+def content(rows, seeds=(0, 1)):
+    return {"rows": rows, "references": [reference(seed) for seed in seeds], "environments": {}}
+
+
+def test_ratio_to_random(report):
+    rows = [row("none", 1.0, seed, 0.05) for seed in (0, 1)]
+    for seed, found in ((0, 1e-5), (1, 1e-4)):
+        rows += [row("snip", density, seed, 0.05 if density >= found else 0.5) for density in (1e-5, 1e-4, 1e-3)]
+        rows += [row("random", density, seed, 0.05 if density >= 1e-3 else 0.5) for density in (1e-5, 1e-4, 1e-3)]
+    [group] = report.groups(content(rows))
+    ratio = report.ratio_to_random(group, "snip", 0.05, robust=False)
+    assert ratio.mean == pytest.approx(math.sqrt(100 * 10))
+    assert ratio.seeds == 2 and not ratio.bound
+    # t(0.975, 1) = 12.706; the logarithms 2 and 1 have a standard deviation of sqrt(1 / 2)
+    assert math.log10(ratio.high / ratio.mean) == pytest.approx(12.706 / 2, rel=1e-3)
+    assert any("31.6 times fewer weights than random to forget (" in text for text in report.sentences(group, 0.05))
+
+
+def test_random_that_never_reaches_the_goal_is_a_bound(report):
+    rows = [row("snip", 1e-3, 0, 0.05), row("random", 1e-3, 0, 0.5), row("random", 1e-2, 0, 0.5)]
+    [group] = report.groups(content(rows, [0]))
+    ratio = report.ratio_to_random(group, "snip", 0.05, robust=False)
+    assert ratio.bound and ratio.mean == pytest.approx(100)
+
+
+def test_a_score_that_misses_the_goal_has_no_ratio(report):
+    rows = [row("snip", 1e-3, seed, 0.5 if seed else 0.05) for seed in (0, 1)]
+    rows += [row("random", 1e-3, seed, 0.05) for seed in (0, 1)]
+    [group] = report.groups(content(rows))
+    assert report.ratio_to_random(group, "snip", 0.05, robust=False) is None
+
+
+def test_lost_utility_and_relearning_count(report):
+    rows = [
+        row("none", 1.0, 0, 0.05, relearned=0.2),
+        row("snip", 1e-3, 0, 0.05, held_out=0.44),
+        row("gradient", 1e-3, 0, 0.05, relearned=0.23),
+        row("wagle", 1e-3, 0, 0.05, relearned=0.21, gamma=1e-6),
+    ]
+    [group] = report.groups(content(rows, [0]))
+    snip, gradient, wagle = rows[1:]
+    assert not group.reached(snip, 0.05) and group.reached(snip, 0.07)
+    assert group.reached(gradient, 0.05) and not group.robust(gradient, 0.05)
+    assert group.robust(wagle, 0.05)
+
+
+def test_the_rate_that_all_seeds_were_run_with_counts(report):
+    rows = [row("snip", 1e-3, 0, forget, rate=rate) for rate, forget in ((1e-4, 0.5), (1e-3, 0.05), (1e-2, 0.01))]
+    rows.append(row("snip", 1e-3, 1, 0.06, rate=1e-3))
+    [group] = report.groups(content(rows))
+    assert {seed: found["forget"] for seed, found in group.chosen("snip", 1e-3).items()} == {0: 0.05, 1: 0.06}
+    assert not group.at_edge("snip", 1e-3)
+    assert "| snip | 0.001 | 0.001 | 0.0001 to 0.01 | 2 | 0.055 |" in report.table(group, 0.05)
+
+
+def test_report_has_figures_in_both_formats(report, tmp_path):
+    rows = [row("none", 1.0, 0, 0.05), row("random", 1e-3, 0, 0.5), row("snip", 1e-3, 0, 0.05)]
+    text = report.write_report(content(rows, [0]), tmp_path, 0.05)
+    assert (tmp_path / "patch_size_t_npo.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "patch_size_t_npo.svg").read_bytes()
+    assert (tmp_path / "report.md").read_text() == text
+    assert "(edge)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"densities": [1e-3, 1.0]}, "densities must lie between 0 and 1"),
+        ({"seeds": [0, 0]}, "seeds must hold at least one value, and none twice"),
+        ({"scores": ["colour"]}, "Unknown attribution score 'colour'"),
+        ({"objectives": ["colour"]}, "colour"),
+    ],
+)
+def test_refuses(patch_size, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        patch_size.PatchSizeArguments(output_dir="out", **arguments)
