@@ -8,7 +8,7 @@ each way favours some score: large steps make planted weights large. For each sc
 under the ROC curve; then unlearning within the true mask, the found ones and a random one, each at its best learning
 rate, with relearning.
 
-Each way and seed is one row of `results.json`; what is there is not run again.
+Each score, and each mask that is unlearned within, is one row of `results.json`; what is there is not run again.
 """
 
 from __future__ import annotations
@@ -189,58 +189,55 @@ def scored(model: Any, sets: dict[str, list[Any]], label: str, density: float) -
     return mask, dict(zip(mask, values, strict=True))
 
 
-def one_way(args: LocalizationArguments, way: str, seed: int) -> dict[str, Any]:
-    """Plant, score, compare and unlearn."""
-    cache = Path(args.output_dir) / "models"
-    folder = small_llama("retain90", cache, seed)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    qa = QAFormat.for_tokenizer(tokenizer)
-    others = [qa.encode(row["question"], row["answer"]) for row in fictional_split("retain90")]
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
-    sets = {
-        "forget": [qa.encode(row["question"], row["answer"]) for row in fictional_split("forget10")],
-        "retain": [others[index] for index in order[:80]],
-        "unseen": [others[index] for index in order[80:160]],
-    }
-    model = load(folder)
-    truth = plant(model, tokenizer, sets, args, way, seed)
-    bench = Bench(
-        Task(model, tokenizer, sets, load(folder)),
-        seed,
-        steps=args.steps,
-        batch_size=len(sets["forget"]),
-        relearning_rates=args.relearning_rates,
-        relearning_steps=8,
-        folder=Path(args.output_dir),
-    )
-    bench.given["truth"] = truth
-    reference = bench.references()
-    found: dict[str, Any] = {}
-    for label in args.scores:
-        entry: dict[str, Any] = {"precision": {}, "lift": {}}
-        for density in args.densities:
-            mask, values = scored(model, sets, label, density)
-            precision = localization_precision(flat(mask, truth), flat(truth, truth))
-            entry["precision"][f"{density:g}"] = precision
-            entry["lift"][f"{density:g}"] = precision / truth.density
-        entry["auc"] = localization_auc(flat(values, truth), flat(truth, truth))
-        found[label] = entry
-        print(f"{way}, seed {seed}, {label}: AUC {entry['auc']:.3f}, lift {entry['lift']}", flush=True)
-    goal = reference["forget"] - 0.9 * (reference["forget"] - reference["retrained_forget"])
-    unlearned = {}
-    for label in [NO_MASK, "truth", *args.unlearned]:
-        unlearned[label] = best_run(bench, label, args.planted, reference)
-        print(f"{way}, seed {seed}, within {label}: {unlearned[label]}", flush=True)
-    return {
-        "way": way,
-        "seed": seed,
-        "planted_density": truth.density,
-        "truth": truth.digest,
-        "reference": reference,
-        "goal": goal,
-        "scores": found,
-        "unlearned": unlearned,
-    }
+class Planted:
+    """A model with facts in known weights, by way and seed; made once, then read from the cache."""
+
+    def __init__(self, args: LocalizationArguments, way: str, seed: int):
+        self.args, self.way, self.seed = args, way, seed
+        cache = Path(args.output_dir) / "models"
+        folder = small_llama("retain90", cache, seed)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        qa = QAFormat.for_tokenizer(tokenizer)
+        others = [qa.encode(row["question"], row["answer"]) for row in fictional_split("retain90")]
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
+        self.sets = {
+            "forget": [qa.encode(row["question"], row["answer"]) for row in fictional_split("forget10")],
+            "retain": [others[index] for index in order[:80]],
+            "unseen": [others[index] for index in order[80:160]],
+        }
+        planted = cache / f"planted, {way}, {args.planted:g}, {seed}"
+        if not (planted / "mask_config.json").exists():
+            model = load(folder)
+            truth = plant(model, tokenizer, self.sets, args, way, seed)
+            model.save_pretrained(planted)
+            truth.save_pretrained(planted)
+        self.truth = WeightMask.from_pretrained(planted)
+        self.model = load(str(planted))
+        self.bench = Bench(
+            Task(self.model, tokenizer, self.sets, load(folder)),
+            seed,
+            steps=args.steps,
+            batch_size=len(self.sets["forget"]),
+            relearning_rates=args.relearning_rates,
+            relearning_steps=8,
+            folder=Path(args.output_dir),
+        )
+        self.bench.given["truth"] = self.truth
+
+    def reference(self) -> dict[str, Any]:
+        """What the model knows before unlearning, and the one that never knew."""
+        return self.bench.references() | {"planted_density": self.truth.density, "truth": self.truth.digest}
+
+    def score(self, label: str) -> dict[str, Any]:
+        """How well a score finds the true weights."""
+        row: dict[str, Any] = {"precision": {}, "lift": {}}
+        truth = flat(self.truth, self.truth)
+        for density in self.args.densities:
+            mask, values = scored(self.model, self.sets, label, density)
+            precision = localization_precision(flat(mask, self.truth), truth)
+            row["precision"][f"{density:g}"] = precision
+            row["lift"][f"{density:g}"] = precision / self.truth.density
+        return row | {"auc": localization_auc(flat(values, self.truth), truth)}
 
 
 def best_run(bench: Bench, label: str, density: float, reference: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +253,12 @@ def best_run(bench: Bench, label: str, density: float, reference: dict[str, Any]
         return run["forget"] / reference["forget"] + lost
 
     rate, edge = search_rate(badness, score, 1.0 if label == NO_MASK else density, 8, base=1e-3)
-    return runs[rate] | {"learning_rate": rate, "at_edge": edge, "rates": sorted(runs)}
+    return runs[rate] | {
+        "density": 1.0 if label == NO_MASK else density,
+        "learning_rate": rate,
+        "at_edge": edge,
+        "rates": sorted(runs),
+    }
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -264,28 +266,43 @@ def report(rows: list[dict[str, Any]]) -> str:
     parts = ["# Do scores find where facts are stored?\n"]
     for way in dict.fromkeys(row["way"] for row in rows):
         same = [row for row in rows if row["way"] == way]
-        densities = list(next(iter(same[0]["scores"].values()))["lift"])
-        share = sum(row["planted_density"] for row in same) / len(same)
-        parts.append(f"## {way} ({len(same)} seeds; {share:.1%} of the weights)\n")
-        parts.append(f"| score | AUC | {' | '.join(f'lift at {density}' for density in densities)} |")
-        parts.append("| --- " * (2 + len(densities)) + "|")
-        for label in same[0]["scores"]:
-            values = [_mean([row["scores"][label]["auc"] for row in same])]
-            values += [_mean([row["scores"][label]["lift"][density] for row in same], 2) for density in densities]
-            parts.append(f"| {label} | {' | '.join(values)} |")
-        parts.append("\n| within | lr | forget | retain | unseen | relearned | reached the goal |")
-        parts.append("| --- " * 7 + "|")
-        names = ("forget", "retain", "held_out", "relearned")
-        reference = " | ".join(_mean([row["reference"][name] for row in same]) for name in names)
-        parts.append(f"| *reference* | | {reference} | |")
-        for label in same[0]["unlearned"]:
-            runs = [row["unlearned"][label] for row in same]
-            rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in runs}))
-            cells = " | ".join(_mean([run[name] for run in runs if name in run]) for name in names)
-            reached = sum(run.get("forget", 1) <= row["goal"] for run, row in zip(runs, same, strict=True))
-            parts.append(f"| {label} | {rates} | {cells} | {reached}/{len(runs)} |")
-        parts.append("")
+        references = {row["seed"]: row for row in same if row["kind"] == "reference"}
+        share = sum(row["planted_density"] for row in references.values()) / len(references)
+        parts.append(f"## {way} ({share:.1%} of the weights)\n")
+        parts += [*_score_table([row for row in same if row["kind"] == "score"]), ""]
+        parts += [*_unlearning_table([row for row in same if row["kind"] == "unlearned"], references), ""]
     return "\n".join(parts)
+
+
+def _score_table(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    densities = list(rows[0]["lift"])
+    lines = [f"| score | seeds | AUC | {' | '.join(f'lift at {density}' for density in densities)} |"]
+    lines.append("| --- " * (3 + len(densities)) + "|")
+    for label in dict.fromkeys(row["label"] for row in rows):
+        same = [row for row in rows if row["label"] == label]
+        values = [str(len(same)), _mean([row["auc"] for row in same])]
+        values += [_mean([row["lift"][density] for row in same], 2) for density in densities]
+        lines.append(f"| {label} | {' | '.join(values)} |")
+    return lines
+
+
+def _unlearning_table(rows: list[dict[str, Any]], references: dict[int, dict[str, Any]]) -> list[str]:
+    names = ("forget", "retain", "held_out", "relearned")
+    lines = ["| within | seeds | lr | forget | retain | unseen | relearned |", "| --- " * 7 + "|"]
+    cells = " | ".join(_mean([row[name] for row in references.values()]) for name in names)
+    lines.append(f"| *reference* | {len(references)} | | {cells} |")
+    never = [row["retrained_relearned"] for row in references.values()]
+    knew = [row["retrained_forget"] for row in references.values()]
+    lines.append(f"| *never knew* | {len(references)} | | {_mean(knew)} | | | {_mean(never)} |")
+    for label in dict.fromkeys(row["label"] for row in rows):
+        same = [row for row in rows if row["label"] == label]
+        rates = ", ".join(f"{rate:g}" for rate in sorted({row["learning_rate"] for row in same}))
+        edge = " (edge)" if any(row["at_edge"] for row in same) else ""
+        cells = " | ".join(_mean([row[name] for row in same if name in row]) for name in names)
+        lines.append(f"| {label} | {len(same)} | {rates}{edge} | {cells} |")
+    return lines
 
 
 def _mean(values: list[float], digits: int = 3) -> str:
@@ -301,11 +318,32 @@ def main() -> None:
     rows = Rows(folder / "results.json")
     for seed in args.seeds:
         for way in args.ways:
-            if rows.find(way=way, seed=seed) is None:
-                rows.add(one_way(args, way, seed), ENVIRONMENT)
+            fill(args, rows, way, seed)
     text = report(rows.rows)
     (folder / "report.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def fill(args: LocalizationArguments, rows: Rows, way: str, seed: int) -> None:
+    """Run what is missing of one way and seed."""
+    wanted = [("reference", ""), *(("score", label) for label in args.scores)]
+    wanted += [("unlearned", label) for label in (NO_MASK, "truth", *args.unlearned)]
+    planted = None
+    for kind, label in wanted:
+        key = {"kind": kind, "label": label, "way": way, "seed": seed}
+        if rows.find(**key) is None:
+            planted = planted or Planted(args, way, seed)
+            if kind == "reference":
+                found = planted.reference()
+            elif kind == "score":
+                found = planted.score(label)
+            else:
+                reference = rows.find(kind="reference", label="", way=way, seed=seed)
+                assert reference is not None
+                found = best_run(planted.bench, label, args.planted, reference)
+            rows.add(key | found, ENVIRONMENT)
+            shown = {name: found[name] for name in ("auc", "forget", "held_out", "relearned") if name in found}
+            print(way, seed, kind, label, shown, flush=True)
 
 
 if __name__ == "__main__":
