@@ -61,71 +61,74 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def run_script():
-    """run_script(script, *arguments, processes, **environment): on the CPU; more than one process are launched by torch."""
+class ForkServer:
+    """A process that has imported the modules, and forks others: `tests/fork_server.py`."""
 
-    def run(script: Path, *arguments, processes: int, **environment: str) -> None:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-        command = [sys.executable, *(launcher if processes > 1 else []), script, *arguments]
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "FSDP"))}
-        with subprocess.Popen(
-            list(map(str, command)),
-            env=inherited | {"OMP_NUM_THREADS": "1"} | (environment or {"ACCELERATE_USE_CPU": "1"}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                text, _ = process.communicate(timeout=1500)
-            finally:
-                if process.poll() is None:  # it hangs: end the launcher's own processes, too
-                    os.killpg(process.pid, signal.SIGKILL)
-        assert process.returncode == 0, text[-4000:]
+    def __init__(self, *modules: str):
+        command = [sys.executable, str(REPOSITORY / "tests" / "fork_server.py"), *modules]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
 
-    return run
+    def run(self, programs: list[dict]) -> list[tuple[int, str]]:
+        """(exit code, output) of each program."""
+        print(json.dumps(programs), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        assert answer, "the fork server ended: see stderr"
+        return [(code, output) for code, output in json.loads(answer)]
 
+    def __enter__(self):
+        return self
 
-FORK = """
-import importlib, json, os, sys, tempfile, traceback
-imported, codes = json.load(sys.stdin)
-for module in imported:
-    importlib.import_module(module)
-results = []
-for code in codes:
-    with tempfile.TemporaryFile() as output:
-        process = os.fork()
-        if not process:
-            os.dup2(output.fileno(), 1), os.dup2(output.fileno(), 2)
-            status = 1
-            try:
-                exec(code, {"__name__": "__main__"})
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(status)
-        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        output.seek(0)
-        results.append([status, output.read().decode()])
-json.dump(results, sys.stdout)
-"""
+    def __exit__(self, *_):
+        os.killpg(self.process.pid, signal.SIGKILL)  # its children, too
+        self.process.communicate()
 
 
 @pytest.fixture(scope="session")
 def run_fresh():
-    """run_fresh(codes, imported) -> (exit code, output) of each, in a process of its own that has imported these modules.
+    """run_fresh(codes, imported) -> (exit code, output) of each, where only `imported` was imported before."""
 
-    The processes are forks of one, so that what takes seconds to import is imported once.
-    """
+    def run(codes: list[str], imported: tuple[str, ...] = ()) -> list[tuple[int, str]]:
+        with ForkServer(*imported) as server:
+            return [server.run([{"code": code}])[0] for code in codes]
 
-    def run(codes: list[str], imported: tuple[str, ...] = ()) -> list[list]:
-        done = subprocess.run(
-            [sys.executable, "-c", FORK], input=json.dumps([imported, codes]), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+    return run
+
+
+@pytest.fixture(scope="session")
+def _trainers():
+    """The processes of `run_script` have imported what nearly all scripts import."""
+    with ForkServer(
+        "transformers.trainer", "trl", "wagle_trainer.trainer", "wagle_trainer.evaluation.attacks"
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def run_script(_trainers):
+    """run_script(script, *arguments, processes, **environment): on the CPU, as torchrun starts `processes` of them."""
+    from torch.distributed import TCPStore
+
+    def run(script: Path, *arguments, processes: int, **environment: str) -> None:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "FSDP"))}
+        shared = inherited | {"OMP_NUM_THREADS": "1"} | (environment or {"ACCELERATE_USE_CPU": "1"})
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        if processes > 1:
+            shared |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here, on a port that is free
+                "TORCHELASTIC_RESTART_COUNT": "0",
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+            }
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)]
+        program = {"script": str(script), "arguments": list(map(str, arguments))}
+        results = _trainers.run([program | {"environment": shared | rank} for rank in ranks])
+        failed = {rank: output[-4000:] for rank, (code, output) in enumerate(results) if code}
+        assert not failed, "\n".join(f"rank {rank}: {output}" for rank, output in failed.items())
 
     return run
 

@@ -68,7 +68,7 @@ def test_imports_nothing_heavy(statement, results):
 
 
 def test_import_alone_does_not_even_load_torch(run_fresh):
-    assert run_fresh(["import wagle_trainer, sys; assert 'torch' not in sys.modules"]) == [[0, ""]]
+    assert run_fresh(["import wagle_trainer, sys; assert 'torch' not in sys.modules"]) == [(0, "")]
 
 
 def test_scores_masks_and_losses_work_without_trl(results):

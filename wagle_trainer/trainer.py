@@ -76,12 +76,12 @@ class WagleTrainer(SFTTrainer):
             a model, engine or mask that do not go together. All of it before any work is done.
 
     Example:
-        >>> trainer = WagleTrainer(                                                       # doctest: +SKIP
+        >>> trainer = WagleTrainer(
         ...     model="path-or-hub-id",
         ...     args=WagleConfig(output_dir="out", loss_type="npo", attribution="wagle", density=0.8),
         ...     forget_dataset=forget, retain_dataset=retain,
         ... )
-        >>> trainer.train(); trainer.save_model(); trainer.mask                           # doctest: +SKIP
+        >>> trainer.train(); trainer.save_model(); trainer.mask
 
     Attributes:
         lora_modules: names of the modules that a score chose for LoRA, highest share first; None otherwise.

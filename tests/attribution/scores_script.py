@@ -1,6 +1,6 @@
 """One of several processes that compute a mask by every score, for tests/attribution/test_processes.py:
 
-FOLDER RANK WORLD_SIZE
+FOLDER
 
 First each process has its share of the batches and the whole model, then FSDP2 shards the model.
 """
@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 from wagle_trainer import WeightMask, attribute
 
 torch.set_num_threads(1)
-folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=size)
+folder = Path(sys.argv[1])
+dist.init_process_group("gloo")
+rank, size = dist.get_rank(), dist.get_world_size()
 model = AutoModelForCausalLM.from_pretrained(folder / "model")
 cases, sets = (json.loads((folder / name).read_text()) for name in ("cases.json", "sets.json"))
 shares = [

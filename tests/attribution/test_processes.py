@@ -1,8 +1,6 @@
 """Every score on two processes (gloo, on the CPU) and on one: whole models with shares of the data, and FSDP2."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +25,7 @@ NOT_ON_FSDP2 = {"fisher"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, make_llama, make_examples, pad_batches):
+def folder(tmp_path_factory, make_llama, make_examples, pad_batches, run_script):
     """Masks by two processes in ddp/ and fsdp2/, by one in one/."""
     folder = tmp_path_factory.mktemp("processes")
     model = make_llama(tie_word_embeddings=False)
@@ -38,22 +36,12 @@ def folder(tmp_path_factory, make_llama, make_examples, pad_batches):
     (folder / "cases.json").write_text(json.dumps(CASES))
     earlier = attribute(model, None, None, score="random", density=0.2, progress=False)
     earlier.save_pretrained(folder / "earlier")
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in range(2)
-    ]
-    try:
-        for name, arguments in CASES.items():
-            options = {key: value for key, value in arguments.items() if key != "exclude"}
-            exclude_mask = earlier if "exclude" in arguments else None
-            mask = attribute(model, *sets, **options, exclude_mask=exclude_mask, progress=False)
-            mask.save_pretrained(folder / "one" / name)
-        texts = [process.communicate(timeout=1500)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(texts)[-4000:]
+    run_script(SCRIPT, folder, processes=2)
+    for name, arguments in CASES.items():
+        options = {key: value for key, value in arguments.items() if key != "exclude"}
+        exclude_mask = earlier if "exclude" in arguments else None
+        mask = attribute(model, *sets, **options, exclude_mask=exclude_mask, progress=False)
+        mask.save_pretrained(folder / "one" / name)
     return folder
 
 

@@ -29,11 +29,11 @@ class WagleModel(BaseTuner):
     biases. Made by training with `WagleConfig(save_adapter=True)` or by [`diff`], and loaded as every PEFT adapter:
 
     Example:
-        >>> import wagle_trainer                                                       # doctest: +SKIP
-        >>> model = PeftModel.from_pretrained(base, "forget-request-1", "one")         # doctest: +SKIP
-        >>> model.load_adapter("forget-request-2", "two")                              # doctest: +SKIP
-        >>> model.base_model.set_adapter(["one", "two"], combine="error")              # doctest: +SKIP
-        >>> model.delete_adapter("one")  # revoked: exactly what "two" alone gives     # doctest: +SKIP
+        >>> import wagle_trainer
+        >>> model = PeftModel.from_pretrained(base, "forget-request-1", "one")
+        >>> model.load_adapter("forget-request-2", "two")
+        >>> model.base_model.set_adapter(["one", "two"], combine="error")
+        >>> model.delete_adapter("one")  # revoked: exactly what "two" alone gives
 
     The base model's tensors are shared, not copied: an active adapter costs one touched module's parameters at a time.
     After `merge_adapter` a forward pass costs nothing more; the adapter holds the displaced values meanwhile, so that

@@ -73,10 +73,10 @@ def attribute(
         OutOfMemoryError: says which options help.
 
     Example:
-        >>> mask = attribute(model, forget_batches, retain_batches, density=0.05)       # doctest: +SKIP
+        >>> mask = attribute(model, forget_batches, retain_batches, density=0.05)
         >>> config = AttributionConfig(score="snip", density=0.05)
-        >>> mask = attribute(model, forget_batches, None, config)                       # doctest: +SKIP
-        >>> mask.save_pretrained("mask")                                                # doctest: +SKIP
+        >>> mask = attribute(model, forget_batches, None, config)
+        >>> mask.save_pretrained("mask")
     """
     config = as_attribution_config(config, arguments)
     for unused in _NOT_FOR_BATCHES & arguments.keys():

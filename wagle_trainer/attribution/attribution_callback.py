@@ -50,10 +50,10 @@ class WeightAttributionCallback(TrainerCallback):
         saves_mask: whether the callback writes the mask into checkpoints; WagleTrainer does it by itself.
 
     Example:
-        >>> SFTTrainer(model, args, train_dataset=data,                                         # doctest: +SKIP
+        >>> SFTTrainer(model, args, train_dataset=forget,
         ...            callbacks=[WeightAttributionCallback(forget_dataset=forget, retain_dataset=retain, density=0.05)])
         >>> config = AttributionConfig(score="snip", density=0.05)
-        >>> callback = WeightAttributionCallback(forget, config=config)                         # doctest: +SKIP
+        >>> callback = WeightAttributionCallback(forget, config=config)
     """
 
     def __init__(

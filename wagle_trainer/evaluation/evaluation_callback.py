@@ -63,7 +63,7 @@ class EvaluationCallback(TrainerCallback):
             the model is under before training, or a trainer that chooses its best checkpoint by a metric of its own.
 
     Example:
-        >>> WagleTrainer(                                                                        # doctest: +SKIP
+        >>> WagleTrainer(
         ...     ..., callbacks=[EvaluationCallback("tofu", data, every_n_steps=50, forget_goal=0.1, utility_floor=0.6)]
         ... )
     """

@@ -35,8 +35,8 @@ class CompactAdamW(AdamW):
         ValueError: `amsgrad` or `maximize` is set.
 
     Example:
-        >>> optimizer = CompactAdamW(model.parameters(), lr=1e-5)   # doctest: +SKIP
-        >>> MaskedUpdates(model, mask, optimizer)                   # doctest: +SKIP
+        >>> optimizer = CompactAdamW(model.parameters(), lr=1e-5)
+        >>> MaskedUpdates(model, mask, optimizer)
     """
 
     # Parameter -> positions of the selected weights in each of its chunks; None until masks are set. A class attribute,

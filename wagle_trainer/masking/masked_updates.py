@@ -47,9 +47,9 @@ class MaskedUpdates:
         ValueError: the optimizer updates parameters that are not the model's.
 
     Example:
-        >>> updates = MaskedUpdates(model, mask, optimizer)   # doctest: +SKIP
-        >>> loss.backward(); optimizer.step()                 # doctest: +SKIP
-        >>> updates.detach()                                  # doctest: +SKIP
+        >>> updates = MaskedUpdates(model, mask, optimizer)
+        >>> loss.backward(); optimizer.step()
+        >>> updates.detach()
     """
 
     def __init__(self, model: nn.Module, mask: WeightMask, optimizer: Any, *, skip_frozen: bool = False):
