@@ -78,36 +78,40 @@ class ForkServer:
         assert answer, "the fork server ended: see stderr"
         return [(code, output) for code, output in json.loads(answer)]
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        os.killpg(self.process.pid, signal.SIGKILL)  # its children, too
+    def end(self) -> None:
+        """Its children end, too."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
 
 
 @pytest.fixture(scope="session")
-def run_fresh():
-    """run_fresh(codes, imported) -> (exit code, output) of each, where only `imported` was imported before."""
+def fork_server():
+    """fork_server(*modules) -> the one that has imported these modules."""
+    servers: dict[tuple[str, ...], ForkServer] = {}
 
-    def run(codes: list[str], imported: tuple[str, ...] = ()) -> list[tuple[int, str]]:
-        with ForkServer(*imported) as server:
-            return [server.run([{"code": code}])[0] for code in codes]
+    def find(*modules: str) -> ForkServer:
+        if modules not in servers:
+            servers[modules] = ForkServer(*modules)
+        return servers[modules]
+
+    yield find
+    for server in servers.values():
+        server.end()
+
+
+@pytest.fixture(scope="session")
+def run_fresh(fork_server):
+    """run_fresh(codes, *imported) -> (exit code, output) of each, where only the modules `imported` were imported before."""
+
+    def run(codes: list[str], *imported: str) -> list[tuple[int, str]]:
+        server = fork_server(*imported)
+        return [server.run([{"code": code}])[0] for code in codes]
 
     return run
 
 
 @pytest.fixture(scope="session")
-def _trainers():
-    """The processes of `run_script` have imported what nearly all scripts import."""
-    with ForkServer(
-        "transformers.trainer", "trl", "wagle_trainer.trainer", "wagle_trainer.evaluation.attacks"
-    ) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def run_script(_trainers):
+def run_script(fork_server):
     """run_script(script, *arguments, processes, **environment): on the CPU, as torchrun starts `processes` of them."""
     from torch.distributed import TCPStore
 
@@ -126,7 +130,8 @@ def run_script(_trainers):
             }
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)]
         program = {"script": str(script), "arguments": list(map(str, arguments))}
-        results = _trainers.run([program | {"environment": shared | rank} for rank in ranks])
+        server = fork_server("wagle_trainer.trainer", "wagle_trainer.evaluation.attacks")
+        results = server.run([program | {"environment": shared | rank} for rank in ranks])
         failed = {rank: output[-4000:] for rank, (code, output) in enumerate(results) if code}
         assert not failed, "\n".join(f"rank {rank}: {output}" for rank, output in failed.items())
 

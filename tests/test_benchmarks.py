@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from wagle_trainer.data import fictional_tokenizer
 
-pytestmark = pytest.mark.slow
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory, make_llama) -> Path:
     """A tiny Llama with the tokenizer of the bundled people."""
-    from wagle_trainer.data import fictional_tokenizer
-
     folder = tmp_path_factory.mktemp("model")
     tokenizer = fictional_tokenizer()
     make_llama(vocab_size=len(tokenizer)).save_pretrained(folder)
@@ -119,3 +117,18 @@ def test_evaluation(run, model_folder):
     seconds = [row["seconds"] for row in result["rows"]]
     assert result["rows"][2]["speed-up"] == pytest.approx(seconds[0] / seconds[2])
     assert result["rows"][3]["speed-up"] == pytest.approx(2 * seconds[0] / seconds[3])  # per row
+
+
+def test_objectives(tmp_path, monkeypatch, make_llama):
+    """On a tiny model that knows nothing, for a step or two."""
+    folder, output = tmp_path / "small-llama-full-0", tmp_path / "out.json"
+    tokenizer = fictional_tokenizer()
+    make_llama(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    options = {"--models": tmp_path, "--output": output, "--epochs": 0.2, "--objectives": "altpo"}
+    monkeypatch.setattr(sys, "argv", ["objectives.py", *(str(part) for pair in options.items() for part in pair)])
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    importlib.import_module("objectives").main()
+    result = json.loads(output.read_text())
+    assert [row["weights"] for row in result["rows"]] == ["before", "dense", "wagle", "random"]
+    assert all(0 <= row[f"{kind} probability"] <= 1 for row in result["rows"] for kind in ("forget", "retain"))

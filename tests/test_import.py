@@ -56,7 +56,7 @@ def results(run_fresh):
         WITHOUT_HEAVY + USE,
         WITHOUT_HEAVY + "from wagle_trainer import WagleTrainer",
     ]
-    return dict(zip(codes, run_fresh(codes, ["torch"]), strict=True))
+    return dict(zip(codes, run_fresh(codes, "torch"), strict=True))
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)

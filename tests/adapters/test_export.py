@@ -1,8 +1,6 @@
 """Export to Super-Tuning, read by PEFT's own classes."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -55,7 +53,7 @@ def test_peft_loads_it(density, dtype, make_adapter, tmp_path):
             assert torch.equal(parameter[~adapter.mask[name]], wanted[~adapter.mask[name]])
 
 
-def test_a_process_without_this_package_loads_it(make_adapter, tmp_path):
+def test_a_process_without_this_package_loads_it(make_adapter, run_fresh, tmp_path):
     base, tuned, adapter = make_adapter()
     export_supertuning(adapter, base, tmp_path / "exported")
     base.save_pretrained(tmp_path / "base")
@@ -70,8 +68,8 @@ base = AutoModelForCausalLM.from_pretrained({str(tmp_path / "base")!r})
 model = PeftModel.from_pretrained(base, {str(tmp_path / "exported")!r})
 save_file({{"logits": model(torch.tensor({IDS.tolist()})).logits.detach()}}, {str(tmp_path / "logits")!r})
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    [(status, output)] = run_fresh([code], "trl")
+    assert status == 0, output
     found = load_file(tmp_path / "logits")
     torch.testing.assert_close(found["logits"], tuned(IDS).logits.detach(), rtol=1e-6, atol=2e-5)
 

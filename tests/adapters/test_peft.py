@@ -464,9 +464,8 @@ def fresh(run_fresh):
     """Code -> (exit code, output), where neither PEFT nor this package was imported before."""
     content = pickle.dumps([PeftType.WAGLE, PeftType.LORA, WagleAdapterConfig()])
     codes = [f"{order}; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING" for order in ORDERS]
-    results = run_fresh(
-        [*codes, UNPICKLE.format(content=content)], ["transformers.modeling_utils", "torch._dynamo", "datasets"]
-    )
+    libraries = ("transformers.modeling_utils", "torch._dynamo", "datasets")  # none of which imports PEFT
+    results = run_fresh([*codes, UNPICKLE.format(content=content)], *libraries)
     return dict(zip([*ORDERS, UNPICKLE], results, strict=True))
 
 

@@ -1,8 +1,5 @@
 """The command line as a whole: help everywhere, exit codes, and what is imported when."""
 
-import subprocess
-import sys
-
 import pytest
 
 from wagle_trainer import __version__
@@ -14,15 +11,15 @@ COMMANDS = {
 }
 
 
-def test_help_needs_neither_torch_nor_transformers():
+def test_help_needs_neither_torch_nor_transformers(run_fresh):
     code = (
         "import sys\nfrom wagle_trainer.cli import main\n"
         "for arguments in ([], ['--help'], ['mask'], ['mask', 'and', '--help'], ['adapter'], ['report'], ['evaluate']):\n"
         "    try:\n        main(arguments)\n    except SystemExit as stopped:\n        assert stopped.code == 0\n"
-        "print(*{'torch', 'transformers', 'trl', 'datasets', 'peft'} & set(sys.modules), file=sys.stderr)"
+        "print('loaded:', *{'torch', 'transformers', 'trl', 'datasets', 'peft'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr.strip()) == (0, "")
+    [(status, output)] = run_fresh([code])
+    assert (status, output.splitlines()[-1]) == (0, "loaded:")
 
 
 @pytest.mark.parametrize(
@@ -71,8 +68,8 @@ def test_refusals_have_no_traceback_but_faults_do(wagle, monkeypatch):
         main(["mask", "info", "m"])
 
 
-def test_as_a_module():
-    command = [sys.executable, "-m", "wagle_trainer.cli", "report", "none.json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "wagle report: [Errno 2] No such file or directory: 'none.json'\n"
+def test_as_a_module(run_fresh):
+    code = "import runpy, sys\nsys.argv[1:] = ['report', 'none.json']\n"
+    code += "runpy.run_module('wagle_trainer.cli', run_name='__main__')"
+    message = "wagle report: [Errno 2] No such file or directory: 'none.json'\n"
+    assert run_fresh([code], "trl") == [(1, message)]

@@ -5,8 +5,6 @@ import inspect
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -110,7 +108,7 @@ def test_the_guides_objective_and_score():
     assert get_loss("bounded_ascent").retain_loss == "nll"
 
 
-def test_a_new_file_is_enough(tmp_path):
+def test_a_new_file_is_enough(run_fresh, tmp_path):
     """In a copy of the package, an objective and a score more: both appear in the lists, the help and the errors."""
     package = tmp_path / "wagle_trainer"
     shutil.copytree(Path(wagle_trainer.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -135,10 +133,9 @@ def test_a_new_file_is_enough(tmp_path):
         "    except ValueError as error:\n        assert ', mine,' in str(error), error\n"
         "    else:\n        raise AssertionError(field)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    here = f"import os, sys\nos.chdir({str(tmp_path)!r})\nsys.path.insert(0, os.getcwd())\n"
+    [(status, output)] = run_fresh([here + code], "trl")
+    assert status == 0, output
 
 
 # The tables themselves
