@@ -25,6 +25,19 @@ def scores() -> str:
     return table(("`attribution`", "Score"), [(f"`{name}`", text) for name, text in describe_scores().items()])
 
 
+def metrics() -> str:
+    """Every number of every suite, and every metric function."""
+    from wagle_trainer.evaluation.metrics import get_metric, list_metrics
+    from wagle_trainer.evaluation.suites import get_suite, list_suites
+
+    parts = []
+    for suite in map(get_suite, list_suites()):
+        if suite.metrics:
+            parts += [f"## Suite `{suite.name}`", table(*suite.describe())]
+    rows = [(f"`{name}`", get_metric(name).description) for name in list_metrics()]
+    return "\n\n".join([*parts, "## Functions, as `load_metric` gives them", table(("Metric", "What it is"), rows)])
+
+
 def changelog() -> str:
     """The changelog without its title."""
     return (Path(__file__).parents[1] / "CHANGELOG.md").read_text().partition("\n")[2]
@@ -34,7 +47,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "losses": losses,
     "scores": scores,
     "changelog": changelog,
-    "metrics": lambda: "",
+    "metrics": metrics,
 }
 
 

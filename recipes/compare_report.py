@@ -113,6 +113,7 @@ def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
         mask={label: runs.folder / "masks" / label for label in drawn if label in masked},
         attacks={f"{label} (seed {seeds[0]})": attacked[label][0] for label in drawn if label in attacked},
         config=runs.args.to_dict() | asdict(runs.task.data) | asdict(compare),
+        forget_goal=goal,
         suite=SimpleNamespace(
             headline=headline,
             forget_metrics={

@@ -274,7 +274,10 @@ def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, com
             for seed in (0, 1)
         ]
         assert [run["relearning_recovered"] for run in results[label]] == shares
-        assert page["table"][label]["relearning_recovered"]["mean"] == pytest.approx(sum(shares) / 2)
+        if None in shares:  # too little was forgotten for a rate
+            assert "relearning_recovered" not in page["table"][label]
+        else:
+            assert page["table"][label]["relearning_recovered"]["mean"] == pytest.approx(sum(shares) / 2)
     assert set(page["attacks"]) == {f"{label} (seed 0)" for label in ("random 0.1", "no mask", compare_runs.RETRAINED)}
     assert "relearning_unrelated_recovered" in results[compare_runs.RETRAINED]
     assert "relearning_recovered" not in results["before"]

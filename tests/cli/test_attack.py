@@ -61,7 +61,7 @@ def test_attacks_and_a_page_with_them(files, models, wagle, tmp_path):
     assert code == 0, err
     page = (tmp_path / "report" / "report.html").read_text()
     for words in (
-        "Does it come back?",
+        "recovery<br>rate",
         "Over the steps of training",
         "quantization",
         "again",

@@ -65,7 +65,10 @@ def test_evaluation_sets(folder, limit, rows):
     assert list(sets) == SETS
     names = ["forget05", *SETS[1:]]
     for dataset, name in zip(sets.values(), names, strict=True):
-        assert dataset["question"] == [f"{name}_perturbed {i}?" for i in range(rows)]
+        kept = range(5) if rows == 5 else (0, 1, 3)  # evenly spaced
+        assert dataset["question"] == [f"{name}_perturbed {i}?" for i in kept]
+        assert "group" not in dataset.column_names, "five rows are no blocks of twenty"
+        assert (dataset["set_size"][:] == [5] * 3) if rows == 3 else ("set_size" not in dataset.column_names)
 
 
 def test_evaluation_has_a_holdout_set_where_there_is_one(folder):
@@ -75,7 +78,9 @@ def test_evaluation_has_a_holdout_set_where_there_is_one(folder):
     sets = load_tofu_evaluation(str(folder), "forget05")
     assert sets["holdout"].to_list() == [{"question": f"q {i}?", "answer": f"{i}"} for i in (1, 2)]
     assert len(load_tofu_evaluation(str(folder), "forget05", 1)["holdout"]) == 1
-    assert load_tofu_evaluation("fictional", "forget10")["holdout"].to_list() == fictional_split("holdout10").to_list()
+    holdout = load_tofu_evaluation("fictional", "forget10")["holdout"]
+    assert holdout.remove_columns("group").to_list() == fictional_split("holdout10").to_list()
+    assert list(holdout["group"]) == [row // 10 for row in range(len(holdout))]
 
 
 def test_a_broken_holdout_set_is_not_passed_over(folder):
@@ -88,7 +93,7 @@ def test_evaluation_does_without_a_holdout_set_on_the_hub(monkeypatch):
     def load(name, configuration, **kwargs):
         if error and configuration.startswith("holdout"):
             raise error
-        return configuration
+        return datasets.Dataset.from_list([{"question": configuration}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     error = ValueError("BuilderConfig 'holdout01' not found.")
@@ -97,7 +102,7 @@ def test_evaluation_does_without_a_holdout_set_on_the_hub(monkeypatch):
     with pytest.raises(FileNotFoundError, match="no network"):
         load_tofu_evaluation("locuslab/TOFU", "forget01")
     error = None
-    assert load_tofu_evaluation("locuslab/TOFU", "forget01")["holdout"] == "holdout01"
+    assert load_tofu_evaluation("locuslab/TOFU", "forget01")["holdout"]["question"][:] == ["holdout01"]
 
 
 def test_evaluation_limit_must_leave_a_row(folder):
@@ -152,5 +157,5 @@ def test_real_tofu_evaluation(tofu_dir):
     assert sets["forget"].select_columns(forgotten.column_names).to_list() == forgotten.to_list()
     for name, dataset in sets.items():
         bundled = load_tofu_evaluation("fictional", "forget05", 1)[name]
-        assert set(bundled.column_names) == set(dataset.column_names)
+        assert set(bundled.column_names) == {*dataset.column_names, "set_size"}
         assert all(isinstance(answer, str) for answer in dataset[0].get("perturbed_answer", []))

@@ -38,6 +38,12 @@ CASES = {
     "privacy_leakage": ({"predictions": [0.8, 0.5], "references": [0.5, 0.5]}, {}, -30.0, [-60.0, 0.0]),
     "reference_score": ({"predictions": [2.0, 1.0], "references": [0.5, 3.0]}, {}, -0.25, [1.5, -2.0]),
     "roc_auc": ({"predictions": [1.0, 3.0, 2.0, 3.0], "references": [1, 0, 0, 1]}, {}, 0.625, None),
+    "rouge_1_recall": (
+        {"predictions": ["mat the on", "no"], "references": ["the cat jumps on mats", "nothing"]},
+        {},
+        0.3,
+        [0.6, 0.0],
+    ),
     "rouge_l_f1": (
         {"predictions": ["he jumped", "no"], "references": ["she jumps", "no"]},
         {"use_stemmer": True},
@@ -59,6 +65,7 @@ CASES = {
         (1 - math.exp(-1)) / 2,
         None,
     ),
+    "verbatim_prefix": ({"predictions": [[True, True, False, True], [False]]}, {}, 0.25, [0.5, 0.0]),
     "zlib": ({"predictions": [3.0], "references": ["ä text"]}, {}, 3 / len(zlib.compress("ä text".encode())), None),
 }
 

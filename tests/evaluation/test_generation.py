@@ -38,6 +38,25 @@ def test_equals_one_unpadded_prompt_at_a_time(model, tokenizer, prompts, batch_s
     assert result == expected
 
 
+def test_a_model_that_reads_padding_as_text_gets_none(llama, tokenizer, prompts):
+    """Batches of equal length: answers are those of one prompt at a time, whatever the batch size."""
+    inner = llama.model.forward
+    widths = []
+
+    def recurrent(*args, attention_mask=None, input_ids=None, **kwargs):  # as RWKV, it does not look at the mask
+        if input_ids is not None and input_ids.shape[1] > 1:
+            widths.append(len(input_ids))
+        return inner(*args, input_ids=input_ids, attention_mask=None, **kwargs)
+
+    llama.model.forward = recurrent
+    expected = [generate_greedy(llama, tokenizer, [prompt], max_new_tokens=6, progress=False)[0] for prompt in prompts]
+    same = [*prompts, prompts[0]]
+    widths.clear()
+    found = generate_greedy(llama, tokenizer, same, max_new_tokens=6, batch_size=8, progress=False)
+    assert found == [*expected, expected[0]]
+    assert max(widths) > 1, "those of equal length share a batch"
+
+
 def test_an_ordinary_pad_token_stays_out_of_the_text(llama, tokenizer, prompts):
     expected = generate_greedy(llama, tokenizer, prompts, max_new_tokens=8, progress=False)
     stop = tokenizer.convert_tokens_to_ids(expected[0].split()[2])

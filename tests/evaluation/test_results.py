@@ -1,8 +1,10 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
-from wagle_trainer.evaluation import get_suite, load_results, results_table, save_results
+from wagle_trainer.evaluation import add_results, get_suite, load_results, results_table, save_results
 
 
 def test_round_trip_makes_the_folder(tmp_path):
@@ -67,3 +69,49 @@ def test_table_of_another_suite():
     assert lines[0].split() == ["seen", "seen", "seen", "unseen", "unseen"]
     assert lines[1].split() == ["ROUGE-L", "exact", "prefix", "ROUGE-L", "perplexity"]
     assert lines[3].split() == ["before", "0.500", "0.250", "-", "-", "12.346"]
+
+
+def test_secrets_in_settings_are_not_saved(tmp_path):
+    token = "hf_" + "a" * 30
+    results = {
+        "after": {
+            "x": 0.5,
+            "settings": {"model": f"https://me:{token}@host/m", "options": {"hub_token": "abc"}},
+            "per_example": {"forget": {"question": [token]}},
+        }
+    }
+    save_results(results, tmp_path / "results.json")
+    text = (tmp_path / "results.json").read_text()
+    assert "abc" not in text
+    assert text.count(token) == 1, "examples stay as they are"
+    assert load_results(tmp_path / "results.json")["after"]["x"] == 0.5
+
+
+def test_nested_too_deeply(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(ValueError, match="deep.json is nested too deeply"):
+        load_results(tmp_path / "deep.json")
+
+
+ADD = """
+import sys
+from wagle_trainer.evaluation import add_results
+for number in range(15):
+    add_results(f"{sys.argv[2]} {number}", {"x": number}, sys.argv[1])
+"""
+
+
+def test_several_processes_add_to_one_file(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    processes = [subprocess.Popen([sys.executable, "-c", ADD, path, f"process {index}"]) for index in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert len(load_results(path)) == 45
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_file_that_holds_no_results_is_left_alone(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="does not hold results by label"):
+        add_results("after", {}, path)
+    assert path.read_text() == "[1]"

@@ -1,13 +1,14 @@
-"""Bootstrap intervals against a plain loop that draws and measures anew."""
+"""Intervals compared with a plain bootstrap: a loop that draws groups and measures again."""
 
 import copy
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import hmean
 
 from wagle_trainer.evaluation.metrics import perplexity
-from wagle_trainer.reporting.intervals import example_interval
+from wagle_trainer.reporting.intervals import example_counts, example_interval
 
 PARTS = {
     "forget_Q_A_Prob": [("forget", "probability", lambda x: x)],
@@ -27,7 +28,7 @@ PARTS = {
 
 @pytest.mark.parametrize("metric", PARTS)
 def test_equals_a_plain_loop(make_result, metric):
-    result = make_result(3, 0.5, 0.7)
+    result = make_result(3, 0.5, 0.7, number=150)
     examples, random = result["per_example"], np.random.default_rng(1)
     values = {
         (name, column): np.array([function(x) for x in examples[name][column]])
@@ -45,24 +46,24 @@ def test_equals_a_plain_loop(make_result, metric):
     width = expected[1] - expected[0]
     assert found.low == pytest.approx(expected[0], abs=0.12 * width)
     assert found.high == pytest.approx(expected[1], abs=0.12 * width)
-    assert found == example_interval(result, metric), "seeded"
+    assert found == example_interval(result, metric)
 
 
 RANDOM = np.random.default_rng(7)
 OTHERS = {
     "per_example": {
         "seen": {
-            "common_prefix": RANDOM.choice([3, 8], 12).tolist(),
-            "answer_log_prob": RANDOM.normal(-2, 0.5, 12).tolist(),
+            "common_prefix": RANDOM.choice([3, 8], 120).tolist(),
+            "answer_log_prob": RANDOM.normal(-2, 0.5, 120).tolist(),
         },
-        "prompts": {"toxicity": RANDOM.choice([0.2, 0.5, 0.9], 12).tolist()},
-        "forget": {"mia_loss": RANDOM.normal(1, 1, 14).round(1).tolist()},
-        "retain": {"mia_loss": RANDOM.normal(1.5, 1, 9).round(1).tolist()},
-        "privleak_forget": {"min_k": RANDOM.normal(1, 1, 14).round(1).tolist()},
-        "privleak_holdout": {"min_k": RANDOM.normal(1.5, 1, 9).round(1).tolist()},
-        "bio": {"acc": RANDOM.choice([0.0, 1.0], 20).tolist()},
-        "law": {"acc": RANDOM.choice([0.0, 1.0], 8).tolist()},
-        "art": {"acc": RANDOM.choice([0.0, 1.0], 15).tolist()},
+        "prompts": {"toxicity": RANDOM.choice([0.2, 0.5, 0.9], 120).tolist()},
+        "forget": {"mia_loss": RANDOM.normal(1, 1, 140).round(1).tolist()},
+        "retain": {"mia_loss": RANDOM.normal(1.5, 1, 90).round(1).tolist()},
+        "privleak_forget": {"min_k": RANDOM.normal(1, 1, 140).round(1).tolist()},
+        "privleak_holdout": {"min_k": RANDOM.normal(1.5, 1, 90).round(1).tolist()},
+        "bio": {"acc": RANDOM.choice([0.0, 1.0], 200).tolist()},
+        "law": {"acc": RANDOM.choice([0.0, 1.0], 80).tolist()},
+        "art": {"acc": RANDOM.choice([0.0, 1.0], 150).tolist()},
     },
     "settings": {
         "non_members": "retain",
@@ -120,6 +121,60 @@ def test_other_suites_equal_a_plain_loop(metric):
     width = expected[1] - expected[0]
     assert found.low == pytest.approx(expected[0], abs=0.12 * width)
     assert found.high == pytest.approx(expected[1], abs=0.12 * width)
+
+
+def clustered(groups, rows, seed=0):
+    """Rows of which those of one group are alike: (column, group of each row)."""
+    random = np.random.default_rng(seed)
+    level = random.normal(0, 1, groups)
+    return expit(np.repeat(level, rows) + random.normal(0, 0.3, groups * rows)), np.repeat(np.arange(groups), rows)
+
+
+def result_of(values, groups=None):
+    columns = {"probability": values.tolist()} | ({} if groups is None else {"group": groups.tolist()})
+    return {"forget_Q_A_Prob": float(values.mean()), "per_example": {"forget": columns}, "settings": {}}
+
+
+def test_groups_are_drawn_and_not_rows():
+    values, groups = clustered(60, 10)
+    found = example_interval(result_of(values, groups), "forget_Q_A_Prob")
+    random = np.random.default_rng(1)
+    by_group = values.reshape(60, 10).mean(1)
+    expected = np.percentile([by_group[random.integers(0, 60, 60)].mean() for _ in range(3000)], [2.5, 97.5])
+    width = expected[1] - expected[0]
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.12 * width)
+    single = example_interval(result_of(values), "forget_Q_A_Prob")
+    assert single.high - single.low < 0.5 * width
+    assert example_counts(result_of(values, groups), "forget_Q_A_Prob") == {"forget": (600, 60)}
+    assert example_counts(result_of(values), "forget_Q_A_Prob") == {"forget": (600, 600)}
+
+
+def test_names_of_groups_and_their_order_play_no_part():
+    values, groups = clustered(6, 5)
+    expected = example_interval(result_of(values, groups), "forget_Q_A_Prob")
+    names = np.array(["b", "a", "f", "c", "e", "d"])[groups]
+    order = np.random.default_rng(0).permutation(30)
+    assert example_interval(result_of(values[order], names[order]), "forget_Q_A_Prob") == pytest.approx(expected)
+
+
+def test_one_group_has_no_interval():
+    values, _ = clustered(1, 20)
+    assert example_interval(result_of(values, np.zeros(20)), "forget_Q_A_Prob").low is None
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_intervals_stay_within_the_range_of_the_metric(level):
+    values = np.full(40, level)
+    values[:3] = abs(level - np.array([0.9, 0.5, 0.4]))
+    found = example_interval(result_of(values, np.repeat(np.arange(4), 10)), "forget_Q_A_Prob")
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+    assert found.high - found.low > 0.05
+
+
+def test_many_rows_take_little_time_and_memory():
+    values = np.random.default_rng(0).random(20_000)
+    found = example_interval(result_of(values), "forget_Q_A_Prob")
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(20_000), rel=0.15)
 
 
 def test_a_setting_that_is_not_known():

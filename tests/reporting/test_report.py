@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import statistics
+import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from wagle_trainer.evaluation import load_results
 from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.reporting import example_interval, plots, t_interval, write_report
 from wagle_trainer.reporting.examples import rows_at_quantiles
-from wagle_trainer.reporting.statistics import as_p_value
+from wagle_trainer.reporting.statistics import as_p_value, holm
 
 SECTIONS = ("comparisons", "masks", "attacks", "answers")
 
@@ -129,11 +130,69 @@ def test_families_are_corrected_together(write, several_seeds):
     several_seeds["snip 0.05"] = several_seeds["no mask"]
     pairs = [("wagle 0.05", "random 0.05"), ("snip 0.05", "random 0.05")]
     page, numbers = write(several_seeds, comparisons={"a random mask": pairs})
-    assert [c["comparisons"] for c in numbers["comparisons"]] == [2] * 4
+    assert [c["comparisons"] for c in numbers["comparisons"]] == [4] * 4, "all tests of the page"
     assert "Against a random mask, on model utility: better are wagle 0.05 and snip 0.05" in page.text
-    assert "Holm-corrected for 2 comparisons" in page.text
+    assert "Holm-corrected for 4 comparisons" in page.text
     assert page.all("table")[1]["class"] == "comparisons"
     assert "snip 0.05 against" not in page.text, "the heading names the one reference that there is"
+
+
+def test_all_families_of_a_page_are_corrected_together(write, several_seeds):
+    _, numbers = write(several_seeds)  # two controls, two numbers
+    p_values = [c["uncorrected_p_value"] for c in numbers["comparisons"]]
+    assert len(p_values) == 4
+    assert [c["corrected_p_value"] for c in numbers["comparisons"]] == holm(p_values)
+
+
+def test_utility_is_compared_among_those_that_reached_the_goal(write, several_seeds):
+    forgot = several_seeds["wagle 0.05"]
+    goal = max(statistics.fmean(r["forget_Q_A_Prob"] for r in forgot), 0.0) + 1e-9
+    for run in several_seeds["random 0.05"]:
+        run["forget_Q_A_Prob"], run["per_example"]["forget"]["probability"] = 0.5, [0.5] * 12
+    page, numbers = write(several_seeds, forget_goal=goal)
+    verdicts = {(c["reference"], c["metric"]): c["verdict"] for c in numbers["comparisons"]}
+    assert verdicts["random 0.05", "model_utility"] == "goal not reached"
+    assert verdicts["random 0.05", "forget_Q_A_Prob"] in ("better", "no difference found")
+    assert "random 0.05 did not reach the forget goal" in "".join(c["sentence"] for c in numbers["comparisons"])
+    assert "only among models that reached the forget goal" in page.text
+    _, numbers = write(several_seeds)
+    assert all(c["verdict"] != "goal not reached" for c in numbers["comparisons"])
+
+
+def test_numbers_of_rows_and_groups_are_said(write, single_runs):
+    for run in single_runs.values():
+        run["per_example"]["forget"]["group"] = [row // 4 for row in range(12)]
+        run["forget_quality"] = 0.25
+        run["settings"] |= {"examples": {"forget": 12}, "warnings": {"forget_quality": "is of 12 of 400 rows"}}
+    page, numbers = write(single_runs)
+    assert (
+        "Examples: forget: 12 rows in 3 groups; retain: 15 rows; real authors: 9 rows; world facts: 10 rows"
+        in page.text
+    )
+    assert "n = 12" in page.text
+    assert "forget quality of before, after, wagle mask 0.05" in page.text
+    assert numbers["warnings"][0].endswith("is of 12 of 400 rows.")
+    assert numbers["counts"]["before"]["forget_Q_A_Prob"] == {"forget": {"rows": 12, "groups": 3}}
+
+
+def test_intervals_over_seeds_stay_within_the_range(write, several_seeds):
+    for number, run in enumerate(several_seeds["no mask"]):
+        value = (0.0, 0.0, 0.03)[number]
+        run["forget_Q_A_Prob"] = value
+    _, numbers = write(several_seeds)
+    assert numbers["table"]["no mask"]["forget_Q_A_Prob"]["low"] == 0
+
+
+def test_no_secret_in_any_file(write, single_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", "first-secret", "--report_to=none"])
+    single_runs["before"]["settings"] |= {
+        "api": {"api_key": "second-secret"},
+        "data": "https://me:third-secret@host/x",
+    }
+    write(single_runs, config={"trackers": {"wandb": {"password": "fourth-secret"}}, "seed": 3})
+    for path in (tmp_path / "report").iterdir():
+        if path.is_file():
+            assert "secret" not in path.read_text().replace("secrets", ""), path.name
 
 
 def test_each_row_names_its_reference_where_these_differ(write, several_seeds):

@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
     from wagle_trainer.cli.models import load_model
-    from wagle_trainer.evaluation import list_attacks, load_results, run_attacks, save_results
+    from wagle_trainer.evaluation import add_results, list_attacks, load_results, run_attacks
 
     # Whatever can be refused is, before a model is loaded.
     chosen = _by_attack(pairs(options.options))
@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
     def keep(found: Mapping[str, Any]) -> None:
         if output is not None:
-            save_results({**known, label: found}, output)
+            add_results(label, found, output)
 
     before, _ = load_model(options.before, options.dtype, device)
     after, tokenizer = load_model(options.after, options.dtype, device)

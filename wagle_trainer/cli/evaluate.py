@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
     from wagle_trainer.cli.models import load_model
-    from wagle_trainer.evaluation import load_results, results_table, save_results
+    from wagle_trainer.evaluation import add_results, load_results, results_table
     from wagle_trainer.evaluation.suites import get_suite
 
     # Whatever can be refused is, before a model is loaded.
@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"The suite {suite.name!r} does not take this: {error}.") from error
     label = options.label or options.model
     if output is not None and state.is_main_process:
-        save_results({**known, label: results}, output)
+        known = add_results(label, results, output)
     rows = {name: row for name, row in {**known, label: results}.items() if isinstance(row, Mapping)}
     options.show = lambda _: results_table(rows, suite.headline)
     return {label: {name: value for name, value in results.items() if name != "per_example"}}

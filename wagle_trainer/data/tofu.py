@@ -8,11 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wagle_trainer.data.sources import first_rows, load_rows
+from wagle_trainer.data.groups import with_groups
+from wagle_trainer.data.sources import load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_ROWS_PER_AUTHOR = 20
 _RETAIN_SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 
 
@@ -46,11 +48,13 @@ def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None
     Args:
         name_or_path: as for `load_tofu`.
         forget_split: `"forget01"`, `"forget05"` or `"forget10"`.
-        limit: take only the first `limit` rows of each set; None for all.
+        limit: rows of each set, drawn evenly over the authors; None for all.
 
     Returns:
         `forget`, `retain`, `real_authors` and `world_facts`, each a `*_perturbed` split; and `holdout`, questions about
-        people that no model was trained on, where there is such a split (`"holdout01"` for `"forget01"`).
+        people that no model was trained on, where there is such a split (`"holdout01"` for `"forget01"`). Rows about
+        invented authors have a column `group`, which says whose they are; intervals need it. With `limit`, the column
+        `set_size` is the number of rows of the full set.
 
     Raises:
         FileNotFoundError, ValueError: as `load_tofu`.
@@ -61,7 +65,21 @@ def load_tofu_evaluation(name_or_path: str, forget_split: str, limit: int | None
     holdout = _holdout(name_or_path, forget_split.replace("forget", "holdout"))
     if holdout is not None:
         sets["holdout"] = holdout
-    return {key: first_rows(rows, limit) for key, rows in sets.items()}
+    return {
+        key: with_groups(rows, _rows_per_author(name_or_path, key, len(rows)), limit) for key, rows in sets.items()
+    }
+
+
+def _rows_per_author(name_or_path: str, key: str, rows: int) -> int | None:
+    """How many consecutive rows are about one author; None where single rows are independent."""
+    if key in ("real_authors", "world_facts"):
+        return None
+    if name_or_path == "fictional":
+        from .fictional import QUESTIONS_PER_PERSON
+
+        return QUESTIONS_PER_PERSON
+    # Other files in TOFU's format need not come in its blocks.
+    return _ROWS_PER_AUTHOR if rows >= 2 * _ROWS_PER_AUTHOR and rows % _ROWS_PER_AUTHOR == 0 else None
 
 
 def _holdout(name_or_path: str, split: str) -> Dataset | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -22,8 +22,8 @@ class AnswerScore:
     """What one teacher-forced pass tells about one answer.
 
     Attributes:
-        mean_log_prob: mean log-probability per label token, the end-of-sequence token included; in nats.
-        num_tokens: label tokens, the end-of-sequence token included.
+        mean_log_prob: mean log-probability per target token, the end-of-sequence token included; in nats.
+        num_tokens: target tokens, the end-of-sequence token included.
         extraction_strength: of the answer without its end-of-sequence token, in [0, 1].
         is_top1: for each token of the answer without its end-of-sequence token, whether it is the most likely one; what
             `exact_memorization` takes.
@@ -46,7 +46,8 @@ def score_answers(
     examples: Sequence[Mapping[str, Sequence[int]]],
     names: Sequence[str],
     *,
-    eos_token_id: int | None,
+    eos_token_id: int | Literal["last"] | None,
+    masked_token: int | None = None,
     batch_size: int = 32,
     tokens: bool = False,
     vocabulary: bool = False,
@@ -61,7 +62,8 @@ def score_answers(
             `QAFormat.encode` gives them.
         names: what to call each example in an error, such as "forget, row 3".
         eos_token_id: the token that ends an answer; extraction strength leaves out the last one among the labels and
-            what a chat template puts after it. None: the answer is all of its labels.
+            what a chat template puts after it. None: the answer is all of its labels; "last": all but the last label.
+        masked_token: a token that is not attended to wherever it stands; None for none.
         batch_size: examples per forward pass.
         tokens: also keep `is_top1` and `token_log_probs`.
         vocabulary: also keep `vocabulary_mean` and `vocabulary_std`.
@@ -78,6 +80,7 @@ def score_answers(
     """
     lengths = answer_lengths(examples, names, eos_token_id)
     device = next(model.parameters()).device
+    forward = model if masked_token is None else _WithoutToken(model, masked_token)
     scores: dict[int, AnswerScore] = {}
     batches = shard_batches(
         batches_by_length([len(row["input_ids"]) for row in examples], batch_size), across_processes
@@ -94,7 +97,7 @@ def score_answers(
         for batch in batches:
             rows = [examples[index] for index in batch]
             result = token_log_probs(
-                model,
+                forward,
                 {
                     "input_ids": pad([row["input_ids"] for row in rows], 0, "right").to(device),
                     "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0, "right").to(device),
@@ -127,6 +130,17 @@ def score_answers(
     return [scores[index] for index in range(len(examples))]
 
 
+class _WithoutToken(nn.Module):
+    """A model that does not attend to a token, wherever it stands; its labels count all the same."""
+
+    def __init__(self, module: nn.Module, token: int):
+        super().__init__()
+        self.module, self.token = module, token
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Any:
+        return self.module(input_ids=input_ids, attention_mask=attention_mask * (input_ids != self.token), **inputs)
+
+
 def _vocabulary_moments(logits: Tensor, counts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """For each example mean and standard deviation of the log-probability of a token drawn from the model.
 
@@ -144,9 +158,9 @@ def _vocabulary_moments(logits: Tensor, counts: Sequence[int]) -> list[tuple[Ten
 
 
 def answer_lengths(
-    examples: Sequence[Mapping[str, Sequence[int]]], names: Sequence[str], eos_token_id: int | None
+    examples: Sequence[Mapping[str, Sequence[int]]], names: Sequence[str], eos_token_id: int | Literal["last"] | None
 ) -> list[int]:
-    """Label tokens of each example before its last end-of-sequence token.
+    """Number of target tokens of each example before its last end-of-sequence token, or before its last one.
 
     Raises:
         ValueError: an answer has none; the message has its name.
@@ -154,8 +168,11 @@ def answer_lengths(
     lengths = []
     for example, name in zip(examples, names, strict=True):
         tokens = [label for label in example["labels"] if label != IGNORE_INDEX]
-        length = max((index for index, token in enumerate(tokens) if token == eos_token_id), default=len(tokens))
-        if length == 0:
+        if eos_token_id == "last":
+            length = len(tokens) - 1
+        else:
+            length = max((index for index, token in enumerate(tokens) if token == eos_token_id), default=len(tokens))
+        if length < 1:
             raise ValueError(f"{name}: the answer has no tokens.")
         lengths.append(length)
     return lengths

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
+from wagle_trainer.models.architecture import stands_left_padding
 from wagle_trainer.models.log_probs import IGNORE_INDEX
 from wagle_trainer.models.modes import evaluation_mode, preserved_rng
 
@@ -24,6 +25,7 @@ def generate_greedy(
     *,
     max_new_tokens: int,
     ends: Sequence[str] = (),
+    masked_token: int | None = None,
     batch_size: int = 32,
     across_processes: bool = False,
     progress: bool = True,
@@ -39,6 +41,7 @@ def generate_greedy(
         prompts: tokens of each prompt.
         max_new_tokens: tokens after which an answer is cut off.
         ends: texts that end an answer, too; one that begins with such a text is empty.
+        masked_token: a token of the prompts that is not attended to; None for none.
         batch_size: prompts per batch.
         across_processes: shard the batches over accelerate's processes. All have to call this with the same
             arguments; all get all texts.
@@ -50,7 +53,17 @@ def generate_greedy(
     # What is unset here comes from the model's config, where values for sampling would only raise warnings.
     settings = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     return _continue(
-        model, tokenizer, prompts, settings, None, max_new_tokens, ends, batch_size, across_processes, progress
+        model,
+        tokenizer,
+        prompts,
+        settings,
+        None,
+        max_new_tokens,
+        ends,
+        batch_size,
+        across_processes,
+        progress,
+        masked_token,
     )
 
 
@@ -122,6 +135,7 @@ def _continue(
     batch_size: int,
     across_processes: bool,
     progress: bool,
+    masked_token: int | None = None,
 ) -> list[str]:
     """One continuation of each prompt, decoded as the `settings` of a `GenerationConfig` say."""
     stop = _stop_tokens(model, tokenizer)
@@ -136,7 +150,11 @@ def _continue(
     )
     device = next(model.parameters()).device
     texts: dict[int, str] = {}
-    batches = shard_batches(batches_by_length([len(prompt) for prompt in prompts], batch_size), across_processes)
+    # Some recurrent models read padding as text: their batches need none.
+    equal = len({len(prompt) for prompt in prompts}) > 1 and batch_size > 1 and not stands_left_padding(model)
+    batches = shard_batches(
+        batches_by_length([len(prompt) for prompt in prompts], batch_size, equal=equal), across_processes
+    )
     with (
         evaluation_mode(model),
         _without_max_length(model.generation_config),
@@ -153,7 +171,7 @@ def _continue(
                 torch.manual_seed(seed + batch[0])  # whichever process runs this batch
             rows = [prompts[index] for index in batch]
             input_ids = pad(rows, filler, "left").to(device)
-            attention_mask = pad([[1] * len(row) for row in rows], 0, "left").to(device)
+            attention_mask = pad([[int(token != masked_token) for token in row] for row in rows], 0, "left").to(device)
             output = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

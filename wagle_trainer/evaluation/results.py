@@ -10,18 +10,57 @@ from typing import Any
 
 from wagle_trainer.evaluation.suites import get_suite, readings
 from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.folder_lock import folder_lock
+from wagle_trainer.utils.secrets import redacted
 from wagle_trainer.utils.text_table import text_table
 
 
 def save_results(results: Any, path: str | PathLike[str]) -> None:
-    """Write results (of evaluations, attacks, or a history) as JSON, whole or not at all; missing folders are made.
+    """Write results (of evaluations, attacks, or a history) as JSON, completely or not at all; missing folders are made.
+
+    Tokens, passwords and credentials in their settings are left out.
 
     Raises:
         ValueError: a number is infinite or not a number; an existing file stays as it was.
     """
-    content = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(path), f"{content}\n".encode())
+    write_atomically(Path(path), as_json(results))
+
+
+def as_json(results: Any) -> bytes:
+    """Results as `save_results` writes them."""
+    content = json.dumps(without_secrets(results), indent=1, ensure_ascii=False, allow_nan=False)
+    return f"{content}\n".encode()
+
+
+def without_secrets(results: Any) -> Any:
+    """Results whose settings hold no tokens, passwords or credentials; examples stay as they are."""
+    if isinstance(results, Mapping):
+        return {
+            key: redacted(value) if key == "settings" else value if key == "per_example" else without_secrets(value)
+            for key, value in results.items()
+        }
+    return [without_secrets(part) for part in results] if isinstance(results, list | tuple) else results
+
+
+def add_results(label: str, results: Any, path: str | PathLike[str]) -> dict[str, Any]:
+    """Add results to a file of label -> results, and return all of them; several processes may do so at once.
+
+    Args:
+        label: of these results; earlier ones of this label are replaced.
+        results: what an evaluation or `run_attacks` returned.
+        path: of the file; made if missing.
+
+    Raises:
+        ValueError: the file does not hold results by label; it stays as it was.
+    """
+    with folder_lock(Path(path).absolute().parent):
+        known = load_results(path) if Path(path).exists() else {}
+        if not isinstance(known, Mapping):
+            raise ValueError(f"{path} does not hold results by label: name another file.")
+        found = {**known, label: results}
+        save_results(found, path)
+    return found
 
 
 def load_results(path: str | PathLike[str]) -> Any:
@@ -33,6 +72,8 @@ def load_results(path: str | PathLike[str]) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be what save_results writes.") from error
     except ValueError as error:
         raise ValueError(f"{path} is not the JSON that save_results writes ({error}).") from error
 
@@ -64,12 +105,18 @@ def results_table(
 
 
 def _notes(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Why a column has no number at all."""
+    """Why a column has no number at all, and which numbers may mislead."""
     notes = []
     for name, head in columns.items():
         reasons = [numbers.get("settings", {}).get("missing", {}).get(name) for numbers in results.values()]
         if reasons and all(reasons):
             notes.append(f"{' '.join(head)} {reasons[0]}.")
+        warnings = {
+            label: numbers.get("settings", {}).get("warnings", {}).get(name) for label, numbers in results.items()
+        }
+        for text in dict.fromkeys(filter(None, warnings.values())):
+            labels = ", ".join(label for label, warning in warnings.items() if warning == text)
+            notes.append(f"{' '.join(head)} of {labels} {text}.")
     return ["", *notes] if notes else []
 
 
@@ -78,4 +125,7 @@ def _cell(name: str, numbers: Mapping[str, Any]) -> str:
     if value is None:
         return "-"
     metric = next(readings(name, numbers), None)
-    return f"{value:#.2g}" if metric is not None and metric.p_value else f"{value:.3f}"
+    if metric is None or not metric.p_value:
+        return f"{value:.3f}"
+    rows = numbers.get("settings", {}).get("examples", {}).get(metric.set)
+    return f"{value:#.2g}" + (f" (n={rows})" if rows is not None else "")

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from wagle_trainer.utils.secrets import redacted_arguments
+
 _PACKAGES = (
     *("wagle-trainer", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "numpy", "scipy"),
     *("safetensors", "rouge_score", "matplotlib"),
@@ -17,7 +19,7 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Command line, time, versions and machine, as JSON can hold them."""
+    """Command line (without secrets), time, versions and machine, as JSON can hold them."""
     machine: dict[str, Any] = {"system": platform.platform(), "processor": _processor(), "CPU cores": os.cpu_count()}
     torch = sys.modules.get("torch")  # a report alone needs no torch
     if torch is not None:
@@ -25,7 +27,7 @@ def environment() -> dict[str, Any]:
         if torch.cuda.is_available():
             machine["GPUs"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "command": shlex.join([os.path.basename(sys.executable), *redacted_arguments(sys.argv)]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: found for name in _PACKAGES if (found := _version(name))},
         "machine": machine,

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from wagle_trainer.evaluation.attacks.attack_results import read_attack
-from wagle_trainer.evaluation.results import load_results
+from wagle_trainer.evaluation.results import as_json, load_results
 from wagle_trainer.evaluation.suites import get_suite, readings
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.reporting.charts import Chart, attack_charts, history_charts, mask_charts, trade_off_chart
@@ -22,9 +23,19 @@ from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
 from wagle_trainer.reporting.intervals import example_interval
 from wagle_trainer.reporting.report_inputs import Metrics, Results, Runs, check_finite, first_of
-from wagle_trainer.reporting.statistics import Comparison, Interval, as_p_value, compare, mean, t_interval
+from wagle_trainer.reporting.report_notes import example_counts_of, examples_note, missed_goal, warning_sentences
+from wagle_trainer.reporting.statistics import (
+    Comparison,
+    Interval,
+    as_p_value,
+    compare,
+    corrected_together,
+    mean,
+    t_interval,
+)
 from wagle_trainer.reporting.summary import attack_sentences, forgetting_sentences, verdict_sentences
 from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.secrets import redacted
 
 AnyPath = str | PathLike[str]
 BEFORE, RETRAINED = "before", "retrained"
@@ -43,6 +54,7 @@ def write_report(
     title: str = "Unlearning report",
     suite: Metrics | str = "tofu",
     comparisons: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    forget_goal: float | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
     """Write `report.html`, `results.json`, `report.json` and `plots/*.png` into a folder.
@@ -59,13 +71,15 @@ def write_report(
         mask: a mask or its folder, or several by name: density by layer and module, distribution of the scores.
         history: `history.json` of `EvaluationCallback`, its path or what is in it, or several by name.
         attacks: what `run_attacks` returned, or that of several unlearned models by label.
-        config: the training arguments: a dataclass or a mapping. Tokens are blanked out.
+        config: the training arguments: a dataclass or a mapping. Tokens and passwords are left out, here and elsewhere.
         title: of the page.
         suite: the suite that the numbers come from, by name, or anything with its `headline`, `forget_metrics` and
             `utility_metrics`: how to read them.
         comparisons: what the references are ("a random mask of the same density") -> pairs (label, label of its
-            reference). Each such family is tested over seeds and corrected for its size. By default every unlearned
-            model is compared with each that has "random" or "no mask" in its label.
+            reference). They are tested over seeds; p-values are corrected for all comparisons of the page. By default
+            every unlearned model is compared with each that has "random" or "no mask" in its label.
+        forget_goal: the value of the first forget metric from which on enough is forgotten. Utility is compared only
+            among models whose mean reaches it.
         notes: sentences on how the results came about, such as what a seed means.
 
     Returns:
@@ -87,9 +101,15 @@ def write_report(
     masks, histories, attacked = _masks(mask), _histories(history), _attacks(attacks)
 
     intervals = {label: {m: _interval(runs, label, m) for m in columns if runs.has(label, m)} for label in runs}
+    counts = {label: {m: example_counts_of(runs, label, m) for m in intervals[label]} for label in runs}
     better = {**read_by.forget_metrics, **read_by.utility_metrics}
+    missed = missed_goal(runs, unlearned, main[0], better, forget_goal)
     tested = [
-        comparison
+        replace(
+            comparison, missed=tuple(label for label in (comparison.label, comparison.reference) if label in missed)
+        )
+        if metric == main[1]
+        else comparison
         for family, pairs in (_default_comparisons(unlearned) if comparisons is None else comparisons).items()
         for metric in main
         if metric is not None
@@ -101,6 +121,7 @@ def write_report(
             better=better[metric],
         )
     ]
+    tested = corrected_together(tested)
     charts: list[Chart] = []
     if main[0] is not None and main[1] is not None and unlearned:
         charts.append(trade_off_chart(intervals, unlearned, main[0], main[1], named, read_by))
@@ -110,7 +131,7 @@ def write_report(
     shown += [label for label in references if label != BEFORE]
     examples = example_answers(runs, unlearned[0], shown) if unlearned else None
 
-    content = _json(results)
+    content = as_json(results)
     page: dict[str, Any] = {
         "title": title,
         "summary": [
@@ -123,17 +144,26 @@ def write_report(
         "better": {metric: better[metric] for metric in columns if metric in better},
         "table": intervals,
         "seeds": {label: len(found) for label, found in runs.by_label.items()},
+        "counts": counts,
+        "examples_note": examples_note(counts),
+        "warnings": warning_sentences(runs, columns, named),
         "comparisons": [c.as_dict() | {"sentence": c.sentence(named[c.metric])} for c in tested],
         "masks": {name: one.describe() for name, one in masks.items()},
         "attacks": attacked,
         "rule": examples[0] if examples else None,
         "examples": examples[1] if examples else [],
-        "settings_by_label": {label: found[0].get("settings", {}) for label, found in runs.by_label.items()},
+        "settings_by_label": redacted({label: found[0].get("settings", {}) for label, found in runs.by_label.items()}),
         "config": _config(config),
         "environment": environment() | {"SHA-256 of results.json": hashlib.sha256(content).hexdigest()},
     }
     page["missing"] = _missing(page, bool(histories), runs, masks)
-    whole = page | {"charts": charts, "named": named, "comparison_tables": _tables(tested)}
+    whole = page | {
+        "charts": charts,
+        "named": named,
+        "comparison_tables": _tables(tested),
+        "p_values": [metric for metric in columns if _is_p_value(metric)],
+        "goal": forget_goal,
+    }
     html = _environment().get_template("report.html").render(whole)
 
     folder = Path(folder)
@@ -152,7 +182,10 @@ def _interval(runs: Runs, label: str, metric: str) -> Interval:
     found = runs.by_label[label]
     if _is_p_value(metric):
         return Interval(mean(runs.values(label, metric)))
-    return t_interval(runs.values(label, metric)) if len(found) > 1 else example_interval(found[0], metric)
+    if len(found) == 1:
+        return example_interval(found[0], metric)
+    reading = next(readings(metric, found[0]), None)
+    return t_interval(runs.values(label, metric)).within(*(reading.range if reading is not None else ()))
 
 
 def _is_p_value(metric: str) -> bool:
@@ -230,11 +263,7 @@ def _config(config: Any) -> dict[str, Any]:
         return {}
     if not isinstance(config, Mapping):
         config = config.to_dict() if hasattr(config, "to_dict") else dataclasses.asdict(config)
-    return {
-        str(key): "(not shown)" if str(key).endswith(("token", "password", "secret", "api_key")) else value
-        for key, value in config.items()
-        if value is not None
-    }
+    return redacted({str(key): value for key, value in config.items() if value is not None})
 
 
 def _missing(page: Mapping[str, Any], history: bool, runs: Runs, masks: Mapping[str, WeightMask]) -> list[str]:

@@ -22,6 +22,12 @@ class Interval(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    def within(self, lowest: float = -math.inf, highest: float = math.inf) -> Interval:
+        """The interval without what lies outside the metric's range."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(self.mean, max(self.low, min(lowest, self.mean)), min(self.high, max(highest, self.mean)))
+
 
 def mean(values: Sequence[float]) -> float:
     """The mean.
@@ -98,8 +104,9 @@ class Comparison:
         difference: mean over seeds of label - reference, with its uncorrected 95 % interval.
         seeds: number of pairs.
         uncorrected_p_value: of the paired t-test; None with fewer than two seeds, or where the seed changes nothing.
-        corrected_p_value: by Holm, over the `comparisons` of the family on this metric.
+        corrected_p_value: by Holm, over all `comparisons` that are shown together.
         comparisons: the number of those that were tested.
+        missed: those of the two variants that did not reach the forget goal: then neither is better.
     """
 
     label: str
@@ -112,10 +119,13 @@ class Comparison:
     uncorrected_p_value: float | None
     corrected_p_value: float | None
     comparisons: int
+    missed: tuple[str, ...] = ()
 
     @property
-    def verdict(self) -> Literal["better", "worse", "no difference found", "not tested"]:
+    def verdict(self) -> Literal["better", "worse", "no difference found", "not tested", "goal not reached"]:
         """At the 5 % level, after the correction."""
+        if self.missed:
+            return "goal not reached"
         if self.corrected_p_value is None:
             return "not tested"
         if self.corrected_p_value >= 1 - LEVEL:
@@ -130,6 +140,9 @@ class Comparison:
             size += f", 95 % interval {self.difference.low:+.3f} to {self.difference.high:+.3f}"
         seeds = f"{self.seeds} seed" + "s" * (self.seeds != 1)
         p = "" if self.corrected_p_value is None else f"p {as_p_value(self.corrected_p_value)}, {seeds}"
+        if self.verdict == "goal not reached":
+            who = " and ".join(self.missed)
+            return f"{self.label} against {self.reference} {on}: not compared, {who} did not reach the forget goal ({size})."
         if self.verdict == "not tested":
             why = seeds if self.seeds == 1 else f"all {seeds} differ by the same"
             return f"{self.label} against {self.reference} {on}: not tested, {why} ({size})."
@@ -182,7 +195,12 @@ def compare(
         found.append(
             Comparison(label, reference, family, metric, better, difference, len(one), p_value, p_value, len(pairs))
         )
-    tested = [comparison for comparison in found if comparison.uncorrected_p_value is not None]
+    return corrected_together(found)
+
+
+def corrected_together(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons whose p-values are corrected by Holm for the number of all of them that were tested."""
+    tested = [comparison for comparison in comparisons if comparison.uncorrected_p_value is not None]
     corrected = iter(holm([comparison.uncorrected_p_value for comparison in tested]))  # type: ignore[misc]
     return [
         replace(
@@ -190,5 +208,5 @@ def compare(
             comparisons=len(tested),
             corrected_p_value=None if comparison.uncorrected_p_value is None else next(corrected),
         )
-        for comparison in found
+        for comparison in comparisons
     ]

@@ -53,8 +53,13 @@ def verdict_sentences(tested: Sequence[Comparison], named: Mapping[str, str], ru
         verdicts.pop("not tested", None)
         if not verdicts:
             continue
+        if set(verdicts) == {"goal not reached"}:
+            sentences.append(
+                f"Against {family}, {named.get(metric, metric)} is not compared: the forget goal was missed."
+            )
+            continue
         found = "; ".join(
-            f"{verdict} {'for' if verdict == 'no difference found' else 'are' if len(labels) > 1 else 'is'} "
+            f"{verdict} {'for' if verdict in ('no difference found', 'goal not reached') else 'are' if len(labels) > 1 else 'is'} "
             f"{_labels(labels, len(same))}"
             for verdict, labels in sorted(verdicts.items())
         )

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from wagle_trainer.evaluation.attacks import run_attacks
-from wagle_trainer.evaluation.attacks.quantization import round_to_nearest
+from wagle_trainer.evaluation.attacks.quantization import _quantize, round_to_nearest
 
 
 def by_loop(weight, bits, group_size):
@@ -91,6 +92,32 @@ def test_every_linear_layer_but_the_head_is_rounded_along_its_inputs(make_gpt2, 
                 close = (by_row(quantized[name]) - expected).abs() <= 1e-5
                 assert (~close).sum() <= 2, name
                 assert not torch.equal(quantized[name], weight)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_fused_experts_are_rounded_along_their_inputs(transposed):
+    """Transformers holds the experts of a mixture as one 3-D parameter; some store (experts, inputs, outputs)."""
+    torch.manual_seed(0)
+    if transposed:
+        config = GptOssConfig(
+            vocab_size=57, hidden_size=32, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=16, num_local_experts=3, num_experts_per_tok=2,
+        )  # fmt: skip
+        model = GptOssForCausalLM(config)
+    else:
+        config = Qwen3MoeConfig(
+            vocab_size=57, hidden_size=32, intermediate_size=24, moe_intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=3, num_experts_per_tok=2,
+        )  # fmt: skip
+        model = Qwen3MoeForCausalLM(config)
+    experts = {n: w.detach().clone() for n, w in model.named_parameters() if "experts" in n and w.dim() == 3}
+    assert len(experts) == 2
+    _quantize(model, 4, 8)
+    for name, weight in experts.items():
+        for one, rounded in zip(weight, model.get_parameter(name), strict=True):
+            one, rounded = (one.T, rounded.T) if transposed else (one, rounded)
+            expected = torch.tensor(by_loop(one, 4, 8))
+            assert ((rounded - expected).abs() > 1e-5).sum() <= 2, name
 
 
 def test_on_the_forgotten_person(before, after, tokenizer, rows):

@@ -4,6 +4,7 @@ import statistics
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from tokenizers.processors import TemplateProcessing
 
 from wagle_trainer.evaluation import evaluate_muse, get_suite, load_results, save_results
 from wagle_trainer.reporting import example_interval
@@ -81,6 +82,48 @@ def test_equals_the_definitions_one_text_at_a_time(results, muse_model, words, s
     expected = plain(muse_model, words, sets)
     assert all(0 < value < 1 for value in expected.values()), expected  # else the comparison would say little
     assert {name: results[name] for name in NUMBERS} == pytest.approx(expected, abs=1e-5)
+
+
+def test_memorisation_and_attacks(results, muse_model, words, sets):
+    strength, exact = [], []
+    for row in sets["verbmem_forget"]:
+        start = len(words(row["prompt"])["input_ids"])
+        ids = words(f"{row['prompt']} {row['gt']}")["input_ids"][: start + VERBMEM]
+        with torch.no_grad():
+            right = (
+                muse_model(torch.tensor([ids])).logits[0].argmax(-1)[start - 1 : -1] == torch.tensor(ids[start:])
+            ).tolist()
+        exact.append(statistics.mean(right))
+        strength.append(1 - min(k for k in range(len(right) + 1) if all(right[k:])) / len(right))
+    assert results["exact_memorization"] == pytest.approx(statistics.mean(exact))
+    assert results["extraction_strength"] == pytest.approx(statistics.mean(strength))
+    assert 0 < statistics.mean(exact) < 1
+    losses = {}
+    for name in ("forget", "holdout"):
+        losses[name] = []
+        for row in sets[f"privleak_{name}"]:
+            ids = torch.tensor([words(row["text"])["input_ids"]])
+            with torch.no_grad():
+                losses[name].append(muse_model(ids, labels=ids).loss.item())
+        assert results["per_example"][f"privleak_{name}"]["mia_loss"] == pytest.approx(losses[name], rel=1e-4)
+    pairs = [(one, other) for one in losses["forget"] for other in losses["holdout"]]
+    assert results["mia_loss"] == statistics.mean(one < other for one, other in pairs)
+    assert {"mia_zlib", "mia_min_k", "mia_min_k_plus_plus"} < set(results)
+    again = evaluate(muse_model, words, sets, reference=results, gradient_norm=True)
+    for name in ("forget", "holdout"):  # compared with itself
+        assert again["per_example"][f"privleak_{name}"]["mia_reference"] == pytest.approx([0.0] * 3, abs=1e-5)
+    assert 0 <= again["mia_reference"] <= 1
+    assert 0 <= again["mia_gradnorm"] <= 1
+
+
+def test_what_a_tokenizer_puts_before_a_text_counts_among_the_tokens(muse_model, make_word_tokenizer, sets):
+    words = make_word_tokenizer()
+    plain = evaluate(muse_model, words, sets)["per_example"]["verbmem_forget"]["answer"]
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", words.unk_token_id)]
+    )
+    shorter = evaluate(muse_model, words, sets)["per_example"]["verbmem_forget"]["answer"]
+    assert shorter == [" ".join(text.split()[: VERBMEM - 1]) for text in plain]
 
 
 def test_without_examples(muse_model, words, sets):

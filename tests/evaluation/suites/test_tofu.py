@@ -1,6 +1,8 @@
+import copy
 import json
 import math
 import zlib
+from statistics import fmean
 
 import pytest
 import torch
@@ -10,7 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from wagle_trainer.data import QAFormat, load_tofu_evaluation
 from wagle_trainer.data.fictional import fictional_tokenizer
-from wagle_trainer.evaluation import evaluate_tofu, get_suite, load_results, results_table, save_results
+from wagle_trainer.evaluation import (
+    evaluate_tofu,
+    get_suite,
+    load_results,
+    paper_averages,
+    results_table,
+    save_results,
+)
 from wagle_trainer.reporting import example_interval
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
@@ -100,6 +109,15 @@ def plain(model, tokenizer, sets) -> dict[str, float]:
         output = model.generate(prompt, do_sample=False, max_new_tokens=200)[0, prompt.shape[1] :]
         return scorer.score(answer, tokenizer.decode(output, skip_special_tokens=True))["rougeL"].recall
 
+    def other_rouge(kind, of):
+        def score(question, answer):
+            prompt = torch.tensor([qa.prompt_ids(question)])
+            output = model.generate(prompt, do_sample=False, max_new_tokens=200)[0, prompt.shape[1] :]
+            said = tokenizer.decode(output, skip_special_tokens=True)
+            return getattr(RougeScorer([kind], use_stemmer=True).score(answer, said)[kind], of)
+
+        return score
+
     def average(function, name, question="question", answer="answer"):
         values = []
         for row in sets[name]:
@@ -131,6 +149,10 @@ def plain(model, tokenizer, sets) -> dict[str, float]:
         for kind, column in (("", "answer"), ("_PARA", "paraphrased_answer"), ("_PERT", "perturbed_answer")):
             numbers[f"{name}_Q_A{kind}_Prob"] = average(probability, name, answer=column)
             numbers[f"{name}_Q_A{kind}_ROUGE"] = average(rouge, name, answer=column)
+        numbers[f"{name}_Q_A_ROUGE1"] = average(other_rouge("rouge1", "recall"), name)
+        numbers[f"{name}_Q_A_ROUGEL_F1"] = average(other_rouge("rougeL", "fmeasure"), name)
+        shares = [1 / (1 + ratio(row, "paraphrased_answer")) for row in sets[name]]
+        numbers[f"{name}_truth_ratio_mean_prob"] = sum(shares) / len(shares)
     kept = [numbers[name] for name in ("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio")]
     for prefix, name in (("ra", "real_authors"), ("wf", "world_facts")):
         shares = []
@@ -306,6 +328,120 @@ def test_forget_quality_needs_a_reference(results, knowing, words, sets, tmp_pat
     assert from_file["forget_quality"] == pytest.approx(expected)
     assert expected < 1
     assert evaluate_tofu(knowing, words, sets, reference=results, progress=False)["forget_quality"] == 1.0
+
+
+def test_groups_and_subsets_are_kept(results, words, sets, knowing):
+    """Five of the forty rows about four people, of whom each has one at least."""
+    assert results["per_example"]["forget"]["group"] == list(sets["forget"]["group"])
+    assert set(sets["forget"]["group"]) == {0, 1, 2, 3}
+    again = evaluate_tofu(knowing, words, sets, reference=results, max_new_tokens=1, progress=False)
+    assert "5 of 40 rows" in again["settings"]["warnings"]["forget_quality"]
+    table = results_table({"after": again})
+    assert "1.0 (n=5)" in table
+    assert "forget quality of after is the p-value of 5 of 40 rows" in table
+    full = {name: rows.remove_columns("set_size") for name, rows in sets.items()}
+    alone = evaluate_tofu(knowing, words, full, reference=results, max_new_tokens=1, progress=False)
+    assert alone["settings"]["warnings"] == {}
+
+
+def test_a_collapsed_model_is_warned_of(words, sets, knowing):
+    """It finds true and wrong answers alike, because it finds neither: the truth ratio says nothing."""
+    broken = copy.deepcopy(knowing)
+    with torch.no_grad():
+        broken.lm_head.weight[words("the")["input_ids"]] = 0
+        broken.lm_head.weight *= 60
+    found = evaluate_tofu(broken, words, sets, max_new_tokens=1, progress=False)
+    text = found["settings"]["warnings"]["forget_truth_ratio"]
+    collapsed = sum(p < math.log(1e-10) for p in found["per_example"]["forget"]["truth_log_prob"])
+    assert collapsed > 0
+    assert f"in {collapsed} of 5 rows the true answer is less likely than 1e-10" in text
+
+
+class AsOpenUnlearning:
+    """OpenUnlearning's formulas for one row at a time, written from its code."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer, self.qa = model, tokenizer, QAFormat.for_tokenizer(tokenizer)
+
+    def item(self, question, answer):
+        ids = self.qa.encode(question, answer)["input_ids"]
+        ids = torch.tensor(ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id])
+        start = len(self.qa.prompt_ids(question))
+        with torch.no_grad():
+            mask = ids.ne(self.tokenizer.pad_token_id)
+            log_probs = self.model(ids[None], attention_mask=mask[None]).logits[0].log_softmax(-1)
+        return log_probs[start - 1 : -1], ids[start:]
+
+    def loss(self, question, answer):
+        log_probs, labels = self.item(question, answer)
+        return -log_probs[range(len(labels)), labels].mean().item()
+
+    def strength(self, question, answer):
+        log_probs, labels = self.item(question, answer)
+        right, n = (log_probs.argmax(-1) == labels)[:-1], len(labels) - 1
+        for k in range(n):
+            if right[k:].all():
+                break
+        return 1 - k / n
+
+    def ratio(self, row, column):
+        wrong = sum(self.loss(row["question"], text) for text in row["perturbed_answer"]) / len(
+            row["perturbed_answer"]
+        )
+        return math.exp(-wrong) / (math.exp(-self.loss(row["question"], row[column])) + 1e-10)
+
+
+def test_compatibility_with_open_unlearning(knowing, sets):
+    words = fictional_tokenizer()
+    words.chat_template = (
+        "{% for message in messages %}{{ message['content'] }} {{ eos_token }} {% endfor %}"
+        "{% if add_generation_prompt %}{% endif %}"
+    )
+    words.pad_token = words.eos_token  # so that the end of the question is masked there
+    theirs = AsOpenUnlearning(knowing, words)
+    found = evaluate_tofu(knowing, words, sets, compatibility="open-unlearning", max_new_tokens=1, progress=False)
+    forget = [theirs.ratio(row, "paraphrased_answer") for row in sets["forget"]]
+    facts = [theirs.ratio(row, "answer") for row in sets["world_facts"]]
+
+    def options(row):
+        true = math.exp(-theirs.loss(row["question"], row["answer"]))
+        return true / (true + sum(math.exp(-theirs.loss(row["question"], x)) for x in row["perturbed_answer"]) + 1e-10)
+
+    expected = {
+        "forget_Q_A_Prob": fmean(math.exp(-theirs.loss(r["question"], r["answer"])) for r in sets["forget"]),
+        "forget_truth_ratio": fmean(min(r, 1 / (r + 1e-10)) for r in forget),
+        "wf_Truth_Ratio": fmean(max(0, 1 - r) for r in facts),
+        "wf_Q_A_Prob_normalised": fmean(options(row) for row in sets["world_facts"]),
+        "extraction_strength": fmean(theirs.strength(r["question"], r["answer"]) for r in sets["forget"]),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    usual = evaluate_tofu(knowing, words, sets, max_new_tokens=1, progress=False)
+    assert usual["forget_Q_A_Prob"] != pytest.approx(expected["forget_Q_A_Prob"], rel=1e-3)
+    with pytest.raises(ValueError, match="Unknown compatibility 'tofu'"):
+        evaluate_tofu(knowing, words, sets, compatibility="tofu", progress=False)
+
+
+def test_wagles_membership_inference(knowing, words, sets):
+    found = evaluate_tofu(knowing, words, sets, wagle_mia=True, max_new_tokens=1, progress=False)
+    qa, scores = QAFormat.for_tokenizer(words), {}
+    for name in ("forget", "retain"):
+        scores[name] = []
+        for row in sets[name]:
+            ids = torch.tensor(qa.encode(row["question"], row["answer"])["input_ids"])
+            with torch.no_grad():
+                log_probs = knowing(ids[None]).logits[0].log_softmax(-1)
+            chosen = sorted(log_probs[range(len(ids) - 1), ids[1:]].tolist())
+            scores[name].append(-fmean(chosen[: len(chosen) // 2]))
+    assert paper_averages(found)["MIA"] == 1 - auc(scores["forget"], scores["retain"])
+
+
+def test_a_format_of_ones_own(knowing, sets):
+    words = fictional_tokenizer()
+    words.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    qa = QAFormat.for_tokenizer(words, "chat", system_prompt="Who")
+    found = evaluate_tofu(knowing, words, sets, qa_format=qa, max_new_tokens=1, progress=False)
+    bare = evaluate_tofu(knowing, words, sets, max_new_tokens=1, progress=False)
+    assert found["forget_Q_A_Prob"] != bare["forget_Q_A_Prob"]
 
 
 def test_json_and_settings(results, tmp_path):

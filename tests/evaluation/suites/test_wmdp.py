@@ -131,7 +131,9 @@ def test_groups_and_tags_without_a_number(tasks, tmp_path):
         evaluate_wmdp(None, None, HarnessTasks(["everything"], ["retain_all"], str(tmp_path)))
     task = tmp_path / "retain_all.yaml"
     task.write_text(f"{task.read_text()}tag: kept\n")
-    with pytest.raises(ValueError, match="'kept' is a tag, of which the harness reports no number: name retain_all"):
+    with pytest.raises(
+        ValueError, match="'kept' is a tag, and the harness reports no number for tags: name retain_all"
+    ):
         evaluate_wmdp(None, None, HarnessTasks(["forget_bio"], ["kept"], str(tmp_path)))
 
 

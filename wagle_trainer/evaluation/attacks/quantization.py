@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from wagle_trainer.evaluation.attacks.attack import Point, Target, register_attack
+from wagle_trainer.models.architecture import weight_matrices
 from wagle_trainer.models.modes import unchanged
 
 
@@ -20,7 +20,7 @@ def quantization(target: Target, *, bits: Sequence[int] = (8, 4), group_size: in
 
     Symmetric round-to-nearest with the absolute maximum as scale, which needs no data: per output row from 5 bits on, as
     LLM.int8 stores weights; per group of consecutive inputs in each row below that, as 4-bit formats do. All linear
-    layers but the output head, as quantisers do by default. The rounded values are computed with in the model's own
+    layers and experts but the output head, as quantisers do by default. The rounded values are computed with in the model's own
     dtype: this is the loss of precision of a quantised model, not its speed or its size.
 
     Args:
@@ -69,16 +69,11 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int | None = None) -
 
 @torch.no_grad()
 def _quantize(model: Any, bits: int, group_size: int | None) -> None:
-    for weight, transposed in _linear_weights(model):
-        values = round_to_nearest(weight.T if transposed else weight, bits, group_size)
-        weight.copy_(values.T if transposed else values)
-
-
-def _linear_weights(model: Any) -> Iterator[tuple[Tensor, bool]]:
-    """Weights of linear layers, and whether they are stored as (inputs, outputs)."""
-    head = model.get_output_embeddings()
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-    if not layers:
+    matrices, weights = weight_matrices(model), dict(model.named_parameters())
+    if not matrices:
         raise ValueError(f"{type(model).__name__} has no linear layers that could be quantised.")
-    for layer in layers:
-        yield layer.weight, isinstance(layer, Conv1D)
+    for name, matrix in matrices.items():
+        weight = weights[name]
+        by_output = matrix.rows(weight)
+        rounded = round_to_nearest(by_output.reshape(-1, by_output.shape[-1]), bits, group_size)
+        by_output.copy_(rounded.view(by_output.shape))

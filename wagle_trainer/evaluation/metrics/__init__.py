@@ -8,6 +8,7 @@ the two agree as long as probabilities are well above that.
 """
 
 from wagle_trainer.evaluation.metrics.forget_quality import forget_quality
+from wagle_trainer.evaluation.metrics.localization import localization_auc, localization_precision
 from wagle_trainer.evaluation.metrics.membership import (
     min_k,
     min_k_plus_plus,
@@ -16,7 +17,7 @@ from wagle_trainer.evaluation.metrics.membership import (
     roc_auc,
     zlib_score,
 )
-from wagle_trainer.evaluation.metrics.memorization import exact_memorization, extraction_strength
+from wagle_trainer.evaluation.metrics.memorization import exact_memorization, extraction_strength, verbatim_prefix
 from wagle_trainer.evaluation.metrics.metric import Metric, get_metric, list_metrics, register_metric
 from wagle_trainer.evaluation.metrics.model_utility import model_utility
 from wagle_trainer.evaluation.metrics.probability import (
@@ -27,7 +28,7 @@ from wagle_trainer.evaluation.metrics.probability import (
     probability_with_options,
     truth_ratio,
 )
-from wagle_trainer.evaluation.metrics.rouge import rouge_l_f1, rouge_l_recall
+from wagle_trainer.evaluation.metrics.rouge import rouge_1_recall, rouge_l_f1, rouge_l_recall
 from wagle_trainer.utils.registry import import_all
 
 import_all(__name__, __path__)
@@ -41,6 +42,8 @@ __all__ = [
     "forget_quality",
     "get_metric",
     "list_metrics",
+    "localization_auc",
+    "localization_precision",
     "log_truth_ratio",
     "min_k",
     "min_k_plus_plus",
@@ -51,8 +54,10 @@ __all__ = [
     "reference_score",
     "register_metric",
     "roc_auc",
+    "rouge_1_recall",
     "rouge_l_f1",
     "rouge_l_recall",
     "truth_ratio",
+    "verbatim_prefix",
     "zlib_score",
 ]

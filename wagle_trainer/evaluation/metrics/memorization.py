@@ -47,6 +47,31 @@ def exact_memorization(is_top1: ArrayLike) -> float:
 
 
 @register_metric(
+    "verbatim_prefix",
+    inputs=_INPUTS,
+    each=True,
+    range=SHARE,
+    more_known="higher",
+    of_response=_is_top1,
+    source=sources.EXTRACTION,
+)
+def verbatim_prefix(is_top1: ArrayLike) -> float:
+    """Share of an answer's tokens that greedy decoding reproduces before the first that differs.
+
+    Args:
+        is_top1: for each of the n answer tokens, whether it is the most likely one after all tokens before it.
+
+    Returns:
+        A number in [0, 1]: 1 if the whole answer is reproduced word for word.
+
+    Raises:
+        ValueError: `is_top1` is empty.
+    """
+    flags = _flags(is_top1, "verbatim prefix")
+    return float(np.cumprod(flags).mean())
+
+
+@register_metric(
     "extraction_strength",
     inputs=_INPUTS,
     each=True,
@@ -55,7 +80,7 @@ def exact_memorization(is_top1: ArrayLike) -> float:
     of_response=_is_top1,
     source=sources.EXTRACTION,
 )
-def extraction_strength(is_top1: ArrayLike) -> float:
+def extraction_strength(is_top1: ArrayLike, *, at_least_one_token: bool = False) -> float:
     """1 - (1 / n) min{k : all tokens after the first k are predicted}: how short a prefix recalls the rest of an answer.
 
     From Carlini et al. 2021 (arXiv 2012.07805) as defined in OpenUnlearning (arXiv 2506.12618). Where not even the
@@ -64,6 +89,7 @@ def extraction_strength(is_top1: ArrayLike) -> float:
 
     Args:
         is_top1: for each of the n answer tokens, whether it is the most likely one after all tokens before it.
+        at_least_one_token: 1 / n in place of 0, as OpenUnlearning's code.
 
     Returns:
         A number in [0, 1]: 1 if the question alone recalls the whole answer.
@@ -74,7 +100,7 @@ def extraction_strength(is_top1: ArrayLike) -> float:
     flags = _flags(is_top1, "extraction strength")
     misses = np.flatnonzero(~flags)
     prefix = int(misses[-1]) + 1 if misses.size else 0
-    return 1 - prefix / flags.size
+    return 1 - min(prefix, flags.size - at_least_one_token) / flags.size
 
 
 def _flags(is_top1: ArrayLike, metric: str) -> NDArray[np.bool_]:

@@ -54,12 +54,13 @@ def perplexity(mean_log_prob: ArrayLike) -> Floats:
     return np.exp(np.minimum(-np.asarray(mean_log_prob, dtype=np.float64), np.log(np.finfo(np.float64).max)))
 
 
-def probability_with_options(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
+def probability_with_options(correct: ArrayLike, wrong: Sequence[ArrayLike], *, epsilon: float = 0.0) -> Floats:
     """p / (p + sum of the wrong answers' p), with p the length-normalised probabilities.
 
     Args:
         correct: mean log-probabilities of the correct answers, (examples,).
         wrong: for each example the mean log-probabilities of its wrong answers; their number may differ.
+        epsilon: added to the denominator; OpenUnlearning's code has 1e-10.
 
     Returns:
         (examples,), each in [0, 1].
@@ -68,15 +69,17 @@ def probability_with_options(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> 
         ValueError: an argument is empty or not finite, or the two differ in length.
     """
     right, options = _answers(correct, wrong)
-    return np.array([np.exp(p - logsumexp([p, *others])) for p, others in zip(right, options, strict=True)])
+    more = [] if epsilon == 0 else [np.log(epsilon)]
+    return np.array([np.exp(p - logsumexp([p, *others, *more])) for p, others in zip(right, options, strict=True)])
 
 
-def log_truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
+def log_truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike], *, epsilon: float = 0.0) -> Floats:
     """Logarithm of the truth ratio of each example: mean over the wrong answers minus the correct one.
 
     Args:
         correct: mean log-probabilities of the correct answers, (examples,).
         wrong: for each example the mean log-probabilities of its wrong answers; their number may differ.
+        epsilon: added to the correct answer's probability; OpenUnlearning's code has 1e-10.
 
     Returns:
         (examples,), finite; above zero where the model finds the wrong answers likelier.
@@ -85,7 +88,8 @@ def log_truth_ratio(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> Floats:
         ValueError: an argument is empty or not finite, or the two differ in length.
     """
     right, options = _answers(correct, wrong)
-    return np.array([others.mean() - p for p, others in zip(right, options, strict=True)])
+    below = right if epsilon == 0 else np.logaddexp(right, np.log(epsilon))
+    return np.array([others.mean() - p for p, others in zip(below, options, strict=True)])
 
 
 @register_metric(

@@ -47,6 +47,30 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
 
 
 @register_metric(
+    "rouge_1_recall",
+    inputs=_INPUTS,
+    range=SHARE,
+    more_known="higher",
+    of_response=_texts,
+    source=sources.ROUGE,
+)
+def rouge_1_recall(predictions: Sequence[str], references: Sequence[str]) -> Floats:
+    """ROUGE-1 recall with stemming: the share of the reference's words that the prediction has, in any order.
+
+    Args:
+        predictions: generated texts.
+        references: true answers, as many.
+
+    Returns:
+        (examples,), each in [0, 1].
+
+    Raises:
+        ValueError: the lists are empty or differ in length.
+    """
+    return _rouge(predictions, references, "rouge1", True, "recall")
+
+
+@register_metric(
     "rouge_l_f1", inputs=_INPUTS, range=SHARE, more_known="higher", of_response=_texts, source=sources.ROUGE
 )
 def rouge_l_f1(predictions: Sequence[str], references: Sequence[str], *, use_stemmer: bool = False) -> Floats:

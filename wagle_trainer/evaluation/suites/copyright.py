@@ -15,7 +15,14 @@ import numpy as np
 
 from wagle_trainer.evaluation import metrics
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
-from wagle_trainer.evaluation.suites.suite_inputs import Row, continuation, describe_model, read_set, text_ids
+from wagle_trainer.evaluation.suites.suite_inputs import (
+    Row,
+    continuation,
+    describe_model,
+    groups_of,
+    read_set,
+    text_ids,
+)
 from wagle_trainer.evaluation.suites.suite_metric import SuiteMetric, mean_of
 
 if TYPE_CHECKING:  # it needs torch
@@ -152,7 +159,7 @@ def evaluate_copyright(
         progress: show progress bars.
 
     Returns:
-        A dict that JSON can hold: the metrics by name, see `get_suite("copyright").metrics`; `per_example`, for each set
+        A dict that JSON can hold: the metrics by name, see `get_suite("copyright").describe()`; `per_example`, for each set
         lists in the order of its rows: question (the prompt), answer (how the passage goes on), generation,
         rouge_l_recall, common_prefix (tokens), answer_log_prob (mean, in nats), and row, where in the set the passage is;
         and `settings`.
@@ -169,7 +176,8 @@ def evaluate_copyright(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}.")
     length = prompt_tokens + continuation_tokens
-    passages = {name: _passages(tokenizer, read_set(datasets, name, ("text",)), name, length) for name in _SETS}
+    rows = {name: read_set(datasets, name, ("text",)) for name in _SETS}
+    passages = {name: _passages(tokenizer, rows[name], name, length) for name in _SETS}
     passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
     everything = [(name, row, ids) for name in _SETS for row, ids in passages[name].items()]
     scores = score_answers(
@@ -190,7 +198,8 @@ def evaluate_copyright(
     per_example = {}
     for name in _SETS:
         chosen = [index for index, (of, _, _) in enumerate(everything) if of == name]
-        per_example[name] = _per_example(
+        kept = [rows[name][index] for index in passages[name]]
+        per_example[name] = groups_of(kept) | _per_example(
             tokenizer, passages[name], prompt_tokens, [scores[i] for i in chosen], [generations[i] for i in chosen]
         )
     settings = {

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
-from wagle_trainer.evaluation.suites.suite_inputs import Row, describe_model, read_set, text_ids
+from wagle_trainer.evaluation.suites.suite_inputs import Row, describe_model, groups_of, read_set, text_ids
 from wagle_trainer.evaluation.suites.suite_metric import SuiteMetric, mean_of
 
 # What scores texts: a function, or a measurement as `evaluate.load` gives it.
@@ -104,7 +104,7 @@ def evaluate_detoxification(
         progress: show a progress bar.
 
     Returns:
-        A dict that JSON can hold: the metrics by name, see `get_suite("detoxification").metrics`; `per_example`, for the
+        A dict that JSON can hold: the metrics by name, see `get_suite("detoxification").describe()`; `per_example`, for the
         set "prompts" lists in the order of its rows: question, generation, toxicity; and `settings`.
 
     Raises:
@@ -126,7 +126,7 @@ def evaluate_detoxification(
         progress=progress,
     )
     values = _checked(score(generations), len(generations))
-    per_example = {"prompts": {"question": prompts, "generation": generations, "toxicity": values}}
+    per_example = {"prompts": {"question": prompts, "generation": generations, "toxicity": values} | groups_of(rows)}
     settings = {
         "suite": "detoxification",
         **describe_model(model),

@@ -7,12 +7,14 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from wagle_trainer.evaluation import metrics
+from wagle_trainer.evaluation.suites.response import Response, add_columns
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
 from wagle_trainer.evaluation.suites.suite_inputs import (
     MAKE_REFERENCE,
     Row,
     continuation,
     describe_model,
+    groups_of,
     read_set,
     text_ids,
 )
@@ -58,12 +60,36 @@ MUSE_METRICS = (
         main=True,
         head=("retain", "knowmem"),
     ),
+    mean_of(
+        "extraction_strength",
+        "verbmem_forget",
+        "extraction_strength",
+        "1 less the share of the continuation that recalls its rest.",
+        forget="lower",
+    ),
+    mean_of(
+        "exact_memorization",
+        "verbmem_forget",
+        "exact_memorization",
+        "Share of the continuation's tokens that are the most likely ones.",
+        forget="lower",
+    ),
     SuiteMetric(
         "mia_min_k",
         Auc("min_k", "privleak_forget", "privleak_holdout"),
         "AUC of membership inference by Min-40% Prob; 1 if every forget text is likelier than every holdout text. The paper "
         "counts the other way round, 1 - AUC.",
         head=("min-k", "AUC"),
+    ),
+    *(
+        SuiteMetric(name, Auc(name, "privleak_forget", "privleak_holdout"), f"AUC of membership inference by {what}.")
+        for name, what in (
+            ("mia_loss", "loss"),
+            ("mia_zlib", "loss over compressed size"),
+            ("mia_min_k_plus_plus", "Min-40%++"),
+            ("mia_gradnorm", "gradient norm"),
+            ("mia_reference", "loss less that of a retrained model"),
+        )
     ),
     SuiteMetric(
         "privleak",
@@ -112,6 +138,7 @@ def evaluate_muse(
     knowmem_tokens: int = 32,
     min_k: float = 0.4,
     reference: Mapping[str, Any] | str | PathLike[str] | None = None,
+    gradient_norm: bool = False,
     across_processes: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -132,19 +159,21 @@ def evaluate_muse(
             (`text`); and, if few-shot examples are wanted, "knowmem_forget_icl" and
             "knowmem_retain_icl".
         batch_size: texts per forward pass and prompts per generation batch; results do not depend on it.
-        verbmem_tokens: tokens generated after a prompt of verbmem, and tokens of `gt` that they are compared with.
+        verbmem_tokens: tokens generated after a prompt of verbmem, and tokens of `gt` that they are compared with; as in
+            MUSE's code, what the tokenizer puts before a text counts among the latter.
         knowmem_tokens: tokens after which an answer is cut off.
         min_k: share of a text's tokens that its score is the mean of.
         reference: what this function returned for a model retrained without the forget set, or the path of its JSON;
-            without it there is no privleak.
+            without it there is no privleak and no reference attack.
+        gradient_norm: also run the gradient-norm attack, a backward pass for each text.
         across_processes: shard the work over accelerate's processes. All have to call this with the same arguments;
             all get the same results.
         progress: show progress bars.
 
     Returns:
-        A dict that JSON can hold: the metrics by name, see `get_suite("muse").metrics`; `per_example`, for each set lists
-        in the order of its rows: question, answer, generation and rouge_l_f1, or min_k in nats, the lower the better
-        known; and `settings`, without a reference with "missing": what privleak needs.
+        A dict that JSON can hold: the metrics by name, see `get_suite("muse").describe()`; `per_example`, for each set lists
+        in the order of its rows: question, answer, generation and rouge_l_f1, or the scores of the attacks, the lower the
+        better known; and `settings`, without a reference with "missing": what privleak needs.
 
     Raises:
         ValueError: a set or column is missing or empty (the message names it), or the reference is no such result, was
@@ -153,11 +182,12 @@ def evaluate_muse(
         FloatingPointError: a log-probability is not finite.
     """
     from wagle_trainer.evaluation.answer_scores import score_answers
+    from wagle_trainer.evaluation.membership_attacks import gradient_norms, membership_scores
 
     if not 0 < min_k <= 1:
         raise ValueError(f"min_k must be in (0, 1], not {min_k}.")
     rows = {name: read_set(datasets, name, columns) for name, columns in _COLUMNS.items()}
-    examples = {name: _examples(datasets, f"{name}_icl") for name in _KNOWMEM}
+    shown = {name: _examples(datasets, f"{name}_icl") for name in _KNOWMEM}
     passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
     settings: dict[str, Any] = {
         "suite": "muse",
@@ -166,35 +196,57 @@ def evaluate_muse(
         "verbmem_tokens": verbmem_tokens,
         "knowmem_tokens": knowmem_tokens,
         "min_k": min_k,
-        "few_shot": {name: len(shown) for name, shown in examples.items()},
+        "few_shot": {name: len(examples) for name, examples in shown.items()},
         "examples": {name: len(rows[name]) for name in rows},
     }
-    reference_auc = None if reference is None else _reference_auc(reference, settings)
+    known = None if reference is None else _read_reference(reference, settings)
 
+    verbmem = rows["verbmem_forget"]
     texts = [(name, index, row["text"]) for name in _PRIVLEAK for index, row in enumerate(rows[name])]
-    scores = iter(
-        score_answers(
-            model,
-            [continuation(text_ids(tokenizer, text), 1) for _, _, text in texts],
-            [f"set {name!r}, row {index}" for name, index, _ in texts],
-            eos_token_id=None,
-            tokens=True,
-            **passes,
-        )
+    examples = [continuation(text_ids(tokenizer, text), 1) for _, _, text in texts]
+    names = [f"set {name!r}, row {index}" for name, index, _ in texts]
+    scored = score_answers(
+        model,
+        [*examples, *(_continued(tokenizer, row, verbmem_tokens) for row in verbmem)],
+        [*names, *(f"set 'verbmem_forget', row {index}" for index in range(len(verbmem)))],
+        eos_token_id=None,
+        tokens=True,
+        vocabulary=True,
+        **passes,
     )
-    per_example: dict[str, dict[str, list[Any]]] = {
-        "verbmem_forget": _verbmem(model, tokenizer, rows["verbmem_forget"], verbmem_tokens, passes),
-        **_knowmem(model, tokenizer, {name: rows[name] for name in _KNOWMEM}, examples, knowmem_tokens, passes),
-    }
+    scores = iter(scored)
+    per_example: dict[str, dict[str, list[Any]]] = {}
     for name in _PRIVLEAK:
-        log_probs = [next(scores).token_log_probs or [] for _ in rows[name]]
-        per_example[name] = {"min_k": [metrics.min_k(values, k=min_k) for values in log_probs]}
+        mine = [next(scores) for _ in rows[name]]
+        attacks = membership_scores(mine, [row["text"] for row in rows[name]], k=min_k)
+        per_example[name] = {"min_k": attacks.pop("mia_min_k"), **attacks, **groups_of(rows[name])}
+    if gradient_norm:
+        norms = iter(
+            gradient_norms(
+                model, examples, names, eos_token_id=None, across_processes=across_processes, progress=progress
+            )
+        )
+        for name in _PRIVLEAK:
+            per_example[name]["mia_gradnorm"] = [next(norms) for _ in rows[name]]
+    per_example["verbmem_forget"] = _verbmem(model, tokenizer, verbmem, verbmem_tokens, passes)
+    responses = [Response(row["prompt"], row["gt"], next(scores)) for row in verbmem]
+    add_columns(per_example["verbmem_forget"], responses, MUSE_METRICS)
+    per_example |= _knowmem(model, tokenizer, {name: rows[name] for name in _KNOWMEM}, shown, knowmem_tokens, passes)
+    for name in ("verbmem_forget", *_KNOWMEM):
+        per_example[name] |= groups_of(rows[name])
 
+    losses = {} if known is None else known.get("per_example", {})
+    for name in _PRIVLEAK:
+        theirs = losses.get(name, {}).get("mia_loss")
+        if theirs is not None and all("mia_loss" in losses.get(other, {}) for other in _PRIVLEAK):
+            per_example[name]["mia_reference"] = metrics.reference_score(
+                per_example[name]["mia_loss"], theirs
+            ).tolist()
     numbers = Muse().numbers(per_example, settings)
-    if reference_auc is None:
-        settings["missing"] = {"privleak": MAKE_REFERENCE}
+    if known is None:
+        settings["missing"] = dict.fromkeys(("privleak", "mia_reference"), MAKE_REFERENCE)
     else:
-        numbers["privleak"] = metrics.privacy_leakage(numbers["mia_min_k"], reference_auc)
+        numbers["privleak"] = metrics.privacy_leakage(numbers["mia_min_k"], known["mia_min_k"])
     return {**numbers, "per_example": per_example, "settings": settings}
 
 
@@ -202,7 +254,9 @@ def _examples(datasets: Mapping[str, Iterable[Row]], name: str) -> list[Row]:
     return read_set(datasets, name, ("question", "answer")) if name in datasets else []
 
 
-def _reference_auc(reference: Mapping[str, Any] | str | PathLike[str], settings: Mapping[str, Any]) -> float:
+def _read_reference(
+    reference: Mapping[str, Any] | str | PathLike[str], settings: Mapping[str, Any]
+) -> Mapping[str, Any]:
     from wagle_trainer.evaluation.results import load_results
 
     results = reference if isinstance(reference, Mapping) else load_results(reference)
@@ -219,7 +273,13 @@ def _reference_auc(reference: Mapping[str, Any] | str | PathLike[str], settings:
             "same sets with the same settings."
         )
     metrics.privacy_leakage(0.5, auc)  # refuses what nothing can be compared with: now, not after the evaluation
-    return auc
+    return results
+
+
+def _continued(tokenizer: Any, row: Row, tokens: int) -> dict[str, list[int]]:
+    """A prompt of verbmem with the text that follows it, a space between the two, as OpenUnlearning scores them."""
+    prompt = text_ids(tokenizer, row["prompt"])
+    return continuation(text_ids(tokenizer, f"{row['prompt']} {row['gt']}")[: len(prompt) + tokens], len(prompt))
 
 
 def _verbmem(
@@ -229,9 +289,8 @@ def _verbmem(
 
     prompts = [row["prompt"] for row in rows]
     answers = [
-        tokenizer.decode(
-            tokenizer(row["gt"], add_special_tokens=False)["input_ids"][:tokens], skip_special_tokens=True
-        )
+        # As in MUSE's code, tokens at the start of a text, such as BOS, count among these and are then left out.
+        tokenizer.decode(text_ids(tokenizer, row["gt"])[:tokens], skip_special_tokens=True)
         for row in rows
     ]
     ids = [text_ids(tokenizer, prompt) for prompt in prompts]

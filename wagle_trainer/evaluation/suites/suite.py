@@ -92,6 +92,17 @@ class Suite:
         """
         return next((metric for metric in self.metrics if metric.name == name), None)
 
+    def describe(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """A table of the metrics: its head, and for each metric name, meaning, direction, range and interval."""
+        rows: list[tuple[str, ...]] = []
+        for metric in self.metrics:
+            sides = {"forgotten": metric.forget, "kept": metric.utility}
+            better = "; ".join(f"{value}: more {what}" for what, value in sides.items() if value is not None)
+            low, high = (f"{bound:g}" for bound in metric.range)
+            interval = "groups of examples" if metric.statistic is not None else "-"
+            rows.append((f"`{metric.name}`", metric.description, better or "-", f"{low} to {high}", interval))
+        return ("Number", "What it is", "Direction", "Range", "Interval over"), rows
+
     def numbers(self, per_example: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
         """All metrics that the examples give, by name."""
         found = {

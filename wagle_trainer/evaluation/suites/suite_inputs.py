@@ -33,6 +33,11 @@ def read_set(datasets: Mapping[str, Iterable[Row]], name: str, columns: Sequence
     return rows
 
 
+def groups_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The column "group" of a set's examples, if its rows say which of them belong together."""
+    return {"group": [row["group"] for row in rows]} if all(row.get("group") is not None for row in rows) else {}
+
+
 def text_ids(tokenizer: Any, text: str) -> list[int]:
     """Tokens of a text that goes on: with what the tokenizer puts before it, without an end-of-sequence token."""
     ids = list(tokenizer(text=text)["input_ids"])

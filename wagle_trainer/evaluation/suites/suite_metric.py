@@ -200,6 +200,7 @@ class SuiteMetric:
         main: the suite's summary of forgetting or of utility, for whoever needs a single number.
         range: lowest and highest value.
         p_value: it spans many orders of magnitude, and its mean has no t-distribution.
+        set: the set whose number of rows a p-value depends on.
     """
 
     name: str
@@ -211,6 +212,7 @@ class SuiteMetric:
     main: bool = False
     range: tuple[float, float] = (0.0, 1.0)
     p_value: bool = False
+    set: str | None = None
 
 
 def mean_of(name: str, set: str, column: str, description: str, **options: Any) -> SuiteMetric:

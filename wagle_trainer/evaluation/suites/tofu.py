@@ -7,11 +7,13 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from scipy.special import expit
 
 from wagle_trainer.evaluation import metrics
+from wagle_trainer.evaluation.suites.habits import Compatibility, Habits, habits_of
 from wagle_trainer.evaluation.suites.response import Response, add_columns
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
-from wagle_trainer.evaluation.suites.suite_inputs import MAKE_REFERENCE, Row, describe_model, read_set
+from wagle_trainer.evaluation.suites.suite_inputs import MAKE_REFERENCE, Row, describe_model, groups_of, read_set
 from wagle_trainer.evaluation.suites.suite_metric import Auc, HarmonicMean, Mean, SuiteMetric, mean_of
 
 if TYPE_CHECKING:  # they need torch
@@ -30,6 +32,7 @@ _TRUTH_COLUMN = {
 }
 # The answers to questions in other words are scored under a column of their own.
 _PARAPHRASED_QUESTION = "answer to paraphrased_question"
+_IMPOSSIBLE = 1e-10  # a probability per token; below it, OpenUnlearning's denominators are their own constant
 _ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
 _MAKE_HOLDOUT = (
     "needs examples that the model was never trained on: pass a set named 'holdout' (TOFU's holdout01, holdout05 or "
@@ -43,6 +46,10 @@ def _closer_to_1_better(log_ratios: Any, _: Any) -> Any:
 
 def _true_better(log_ratios: Any, _: Any) -> Any:
     return -np.expm1(np.minimum(log_ratios, 0))  # max(0, 1 - r)
+
+
+def _share_of_correct(log_ratios: Any, _: Any) -> Any:
+    return expit(-np.asarray(log_ratios))  # p / (p + w), for the truth ratio w / p
 
 
 def _exp(log_probs: Any, _: Any) -> Any:
@@ -65,8 +72,17 @@ _UTILITY = tuple(
 
 
 def _variants(name: str) -> list[SuiteMetric]:
-    """Probability and ROUGE of paraphrased and of wrong answers to the questions of one set."""
+    """Probability and ROUGE of paraphrased and of wrong answers to the questions of one set, and other forms of both."""
     return [
+        mean_of(
+            f"{name}_truth_ratio_mean_prob",
+            name,
+            "log_truth_ratio",
+            "Probability of the paraphrased answer over the sum of it and that of the wrong ones (their geometric mean).",
+            transform=_share_of_correct,
+        ),
+        mean_of(f"{name}_Q_A_ROUGE1", name, "rouge_1_recall", "ROUGE-1 recall of the greedy answer."),
+        mean_of(f"{name}_Q_A_ROUGEL_F1", name, "rouge_l_f1", "ROUGE-L F1 (with stemming) of the greedy answer."),
         mean_of(
             f"{name}_Q_A_PARA_Prob", name, "truth_log_prob", "Probability of the paraphrased answer.", transform=_exp
         ),
@@ -230,6 +246,7 @@ TOFU_METRICS = (
         forget="higher",
         head=("forget", "quality"),
         p_value=True,
+        set="forget",
     ),
     mean_of(
         "retain_extraction_strength",
@@ -277,7 +294,7 @@ class Tofu(Suite):
         Args:
             data: a hub id (`"locuslab/TOFU"`), a folder of `<split>.json` files, or the bundled `"fictional"`.
             forget_split: forget01, forget05 or forget10.
-            limit: rows of each set; None for all.
+            limit: rows of each set, drawn evenly over the authors; None for all.
         """
         from wagle_trainer.data.tofu import load_tofu_evaluation
 
@@ -294,25 +311,31 @@ def evaluate_tofu(
     datasets: Mapping[str, Iterable[Row]],
     *,
     style: Literal["auto", "chat", "plain"] = "auto",
+    qa_format: QAFormat | None = None,
+    compatibility: Compatibility = None,
     batch_size: int = 32,
     max_new_tokens: int = 200,
     reference: Mapping[str, Any] | str | PathLike[str] | None = None,
     non_members: Literal["holdout", "retain"] = "holdout",
     gradient_norm: bool = False,
+    wagle_mia: bool = False,
     across_processes: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """All metrics of TOFU, in one scoring pass and one generation pass over all sets.
 
-    What each number is, its direction and its range: `get_suite("tofu").metrics`, or `wagle evaluate --help`.
+    What each number is, its direction and its range: `get_suite("tofu").describe()`.
 
     Args:
         model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.
         tokenizer: its tokenizer.
         datasets: "forget", "retain", "real_authors" and "world_facts" as `load_tofu_evaluation` gives them: rows with
             `question`, `answer`, `perturbed_answer` (a list) and, for forget and retain, `paraphrased_answer`. The
-            forget rows may have `paraphrased_question`. A set "holdout" of `question` and `answer` is optional.
+            forget rows may have `paraphrased_question`. A set "holdout" of `question` and `answer` is optional. A column
+            `group` says which rows are about one author: intervals are over groups then.
         style: how questions and answers become text, see `QAFormat`.
+        qa_format: the same as an object, for a system prompt or a template's arguments; `style` plays no part then.
+        compatibility: "open-unlearning" for the numbers of OpenUnlearning's code where they differ: see `habits`.
         batch_size: examples per forward pass and prompts per generation batch; results do not depend on it.
         max_new_tokens: a generated answer ends after so many tokens, or after three times the tokens of the longest
             answer of the four sets if that is less.
@@ -321,6 +344,7 @@ def evaluate_tofu(
         non_members: the set that membership inference tells the forget set from. "retain" is a makeshift where there is
             no holdout set: the model was trained on it, so an AUC of 0.5 then means "known as well as the retain set".
         gradient_norm: also run the gradient-norm attack, a backward pass for each example.
+        wagle_mia: also score forget and retain rows by Min-50% Prob over question and answer, for `paper_averages`.
         across_processes: shard the work over accelerate's processes. All have to call this with the same arguments;
             all get the same results.
         progress: show progress bars.
@@ -329,7 +353,7 @@ def evaluate_tofu(
         A dict that JSON can hold: the metrics by name; `per_example`, for each set lists in the order of its rows
         (question, answer, generation, probability, rouge_l_recall, log_truth_ratio, extraction_strength, ..., and the
         log-probabilities behind them in nats); and `settings`, with "missing": for each number that could not be
-        computed why, and what to do.
+        computed why, and what to do, and "warnings": for each number that may mislead here why.
 
     Raises:
         ValueError: a set or column is missing or empty (the message names it), the reference is no such result or was
@@ -348,11 +372,20 @@ def evaluate_tofu(
     if gradient_norm and not attacked:
         raise ValueError(f"gradient_norm=True {_MAKE_HOLDOUT}.")
     known = None if reference is None else _read_reference(reference, rows)
-    qa = QAFormat.for_tokenizer(tokenizer, style=style)
-    passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
-    scores = _score(model, qa, rows, tokens=True, vocabulary=bool(attacked), **passes)
+    qa = qa_format if qa_format is not None else QAFormat.for_tokenizer(tokenizer, style=style)
+    habits = habits_of(compatibility)
+    passes: dict[str, Any] = {
+        "masked_token": habits.masked_token(tokenizer),
+        "batch_size": batch_size,
+        "across_processes": across_processes,
+        "progress": progress,
+    }
+    scores = _score(model, qa, habits, rows, tokens=True, vocabulary=bool(attacked), **passes)
     generations, max_new_tokens = _generate(model, qa, rows, max_new_tokens, passes)
-    per_example = {name: _columns(name, rows[name], scores[name], generations[name]) for name in rows}
+    per_example = {name: _columns(name, rows[name], scores[name], generations[name], habits) for name in rows}
+    if wagle_mia:
+        for name, values in _wagle_mia(model, qa, rows, passes).items():
+            per_example[name]["question_answer_min_50"] = values
     for name in attacked:
         answers = [row["answer"] for row in rows[name]]
         per_example[name] |= membership_scores([score for [score] in scores[name]["answer"]], answers)
@@ -365,16 +398,18 @@ def evaluate_tofu(
                 across_processes=across_processes,
                 progress=progress,
             )
-    against, missing = _compare(per_example, known, non_members)
+    against, missing = _compare(per_example, known, non_members, habits)
     settings = {
         "suite": "tofu",
         **describe_model(model),
         "style": qa.style,
+        "compatibility": compatibility,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "examples": {name: len(rows[name]) for name in rows},
         "non_members": non_members if attacked else None,
         "missing": missing,
+        "warnings": _warnings(rows["forget"], per_example["forget"], "forget_quality" in against),
     }
     return {**Tofu().numbers(per_example, settings), **against, "per_example": per_example, "settings": settings}
 
@@ -424,7 +459,9 @@ def _scored_columns(name: str, rows: list[Row]) -> list[str]:
     return columns
 
 
-def _score(model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], **options: Any) -> dict[str, Scores]:
+def _score(
+    model: Any, qa: QAFormat, habits: Habits, rows: Mapping[str, list[Row]], **options: Any
+) -> dict[str, Scores]:
     """Scores of every answer: set -> column -> row -> one score, or one for each perturbed answer."""
     from wagle_trainer.evaluation.answer_scores import score_answers
 
@@ -434,9 +471,9 @@ def _score(model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], **options: A
             for index, row in enumerate(rows[name]):
                 question = row["paraphrased_question" if column == _PARAPHRASED_QUESTION else "question"]
                 for answer in _answers(row, column):
-                    examples.append(qa.encode(question, answer))
+                    examples.append(habits.encode(qa, question, answer))
                     names.append(f"set {name!r}, row {index}, {column}")
-    scored = iter(score_answers(model, examples, names, eos_token_id=qa.tokenizer.eos_token_id, **options))
+    scored = iter(score_answers(model, examples, names, eos_token_id=habits.end(qa.tokenizer), **options))
     return {
         name: {
             column: [[next(scored) for _ in _answers(row, column)] for row in rows[name]]
@@ -474,7 +511,9 @@ def _generate(
     return generations, max_new_tokens
 
 
-def _columns(name: str, rows: list[Row], scores: Scores, generations: Mapping[str, list[str]]) -> Columns:
+def _columns(
+    name: str, rows: list[Row], scores: Scores, generations: Mapping[str, list[str]], habits: Habits
+) -> Columns:
     """What is known of each row of a set, by column.
 
     Args:
@@ -482,13 +521,23 @@ def _columns(name: str, rows: list[Row], scores: Scores, generations: Mapping[st
         rows: questions and answers.
         scores: column of the answers -> row -> one score for each.
         generations: column of the question -> row -> what the model answered.
+        habits: of the code whose numbers are wanted.
     """
     log_probs = {
         column: [[score.mean_log_prob for score in row] for row in by_row] for column, by_row in scores.items()
     }
     answers = [row["answer"] for row in rows]
     answer = [value for [value] in log_probs["answer"]]
-    columns: Columns = {"question": [row["question"] for row in rows], "answer": answers, "answer_log_prob": answer}
+    columns: Columns = {
+        "question": [row["question"] for row in rows],
+        "answer": answers,
+        "answer_log_prob": answer,
+        **groups_of(rows),
+    }
+    if habits.at_least_one_token:
+        columns["extraction_strength"] = [
+            metrics.extraction_strength(score.is_top1 or [], at_least_one_token=True) for [score] in scores["answer"]
+        ]
     responses = [
         Response(row["question"], row["answer"], score) for row, [score] in zip(rows, scores["answer"], strict=True)
     ]
@@ -497,13 +546,16 @@ def _columns(name: str, rows: list[Row], scores: Scores, generations: Mapping[st
         wrong = log_probs["perturbed_answer"]
         normalised = name in ("real_authors", "world_facts")
         probability = (
-            metrics.probability_with_options(answer, wrong) if normalised else metrics.answer_probability(answer)
+            metrics.probability_with_options(answer, wrong, epsilon=habits.epsilon)
+            if normalised
+            else metrics.answer_probability(answer)
         )
         texts = generations["question"]
         columns |= {
             "generation": texts,
             "probability": probability.tolist(),
-            "log_truth_ratio": metrics.log_truth_ratio(truth, wrong).tolist(),
+            "log_truth_ratio": metrics.log_truth_ratio(truth, wrong, epsilon=habits.epsilon).tolist(),
+            "rouge_l_f1": metrics.rouge_l_f1(texts, answers, use_stemmer=True).tolist(),
             "truth_log_prob": truth,
             "perturbed_log_probs": wrong,
         }
@@ -530,7 +582,7 @@ def _columns(name: str, rows: list[Row], scores: Scores, generations: Mapping[st
 
 
 def _compare(
-    per_example: dict[str, Columns], known: Mapping[str, Columns] | None, non_members: str
+    per_example: dict[str, Columns], known: Mapping[str, Columns] | None, non_members: str, habits: Habits
 ) -> tuple[dict[str, float], dict[str, str]]:
     """The numbers that compare with a reference; why others are missing, and what to do.
 
@@ -559,7 +611,9 @@ def _compare(
     auc, reference_auc = (
         metrics.roc_auc(sets["forget"]["mia_min_k"], sets[non_members]["mia_min_k"]) for sets in (per_example, known)
     )
-    if reference_auc < 1:
+    if habits.epsilon:
+        found["privleak"] = (reference_auc - auc) / (1 - reference_auc + habits.epsilon) * 100
+    elif reference_auc < 1:
         found["privleak"] = metrics.privacy_leakage(auc, reference_auc)
     else:
         missing["privleak"] = (
@@ -567,3 +621,48 @@ def _compare(
             "more than membership, so there is nothing to compare leakage with; take more rows, or others"
         )
     return found, missing
+
+
+def _warnings(rows: list[Row], forget: Columns, has_quality: bool) -> dict[str, str]:
+    """Why numbers of the forget set may mislead, by their name."""
+    found: dict[str, str] = {}
+    size = rows[0].get("set_size") or len(rows)
+    if has_quality and len(rows) < size:
+        found["forget_quality"] = (
+            f"is the p-value of {len(rows)} of {size} rows: it rises as rows are left out, so it does not compare with "
+            "values of the full set"
+        )
+    truth = np.array(forget["truth_log_prob"])
+    collapsed = int((truth < np.log(_IMPOSSIBLE)).sum())
+    if collapsed:
+        published = np.exp(
+            -np.abs(metrics.log_truth_ratio(truth, forget["perturbed_log_probs"], epsilon=1e-10))
+        ).mean()
+        text = (
+            f"compares probabilities near zero: in {collapsed} of {len(rows)} rows the true answer is less likely than "
+            f"{_IMPOSSIBLE:g} per token, so true and wrong answers look alike although the model has collapsed; with "
+            f"OpenUnlearning's 1e-10 in the denominator the forget truth ratio is {published:.2g}"
+        )
+        found["forget_truth_ratio"] = text
+        if has_quality:
+            found["forget_quality"] = "; ".join(filter(None, [found.get("forget_quality"), text]))
+    return found
+
+
+def _wagle_mia(
+    model: Any, qa: QAFormat, rows: Mapping[str, list[Row]], passes: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """Min-50% Prob over question and answer, as WAGLE's code scores membership: set -> one number for each row."""
+    from wagle_trainer.evaluation.answer_scores import score_answers
+
+    texts = [(name, index, row) for name in ("forget", "retain") for index, row in enumerate(rows[name])]
+    examples = []
+    for _, _, row in texts:
+        ids = qa.encode(row["question"], row["answer"])["input_ids"]
+        examples.append({"input_ids": ids, "labels": [-100, *ids[1:]]})
+    names = [f"set {name!r}, row {index}" for name, index, _ in texts]
+    scores = score_answers(model, examples, names, eos_token_id=None, tokens=True, **passes)
+    found: dict[str, list[float]] = {"forget": [], "retain": []}
+    for (name, _, _), score in zip(texts, scores, strict=True):
+        found[name].append(metrics.min_k(score.token_log_probs or [], k=0.5))
+    return found

@@ -26,8 +26,10 @@ def paper_averages(results: Mapping[str, Any]) -> dict[str, float]:
 
     - FQ: p-value of the two-sample Kolmogorov-Smirnov test between the truth ratios of the forget and of the retain
       set; truth ratio = mean probability of the perturbed answers / probability of the paraphrased one;
-    - MIA: how well losses tell the forget set from real authors and world facts, as area under the ROC curve that is 1
-      where every forget answer looks less familiar than all of those;
+    - MIA: 1 minus the area under the ROC curve of membership inference; 1 where every forget row looks less familiar than
+      all others. By Min-50% Prob over question and answer, forget rows against retain rows, as WAGLE's code does it, if
+      the evaluation was run with `wagle_mia=True`; otherwise by the answers' losses, against real authors and world
+      facts;
     - 1-FA: 1 minus the accuracy on the forget set;
     - 1-ROUGE: 1 minus the ROUGE-L recall on the forget set.
 
@@ -42,8 +44,6 @@ def paper_averages(results: Mapping[str, Any]) -> dict[str, float]:
       paraphrased answer than to every perturbed one; here, without a second model, if the paraphrased answer is
       likelier than every perturbed one. On real authors and world facts it is as there: the answer occurs in the
       generated text, whatever the case;
-    - MIA: there Min-K% Prob over question and answer, without saying which K the paper prints; here the mean loss of
-      the answer, which is K = 100 on answers alone;
     - paraphrased and perturbed answers follow the question itself here, its paraphrase there.
 
     So compare these averages between runs of this package, not with the paper's table.
@@ -63,7 +63,7 @@ def paper_averages(results: Mapping[str, Any]) -> dict[str, float]:
         forget, retain, authors, facts = (sets[name] for name in ("forget", "retain", "real_authors", "world_facts"))
         effectiveness = {
             "FQ": float(ks_2samp(_truth_ratios(forget), _truth_ratios(retain)).pvalue),
-            "MIA": 1 - metrics.roc_auc(_losses(forget), [*_losses(authors), *_losses(facts)]),
+            "MIA": 1 - _membership_auc(forget, retain, [*_losses(authors), *_losses(facts)]),
             "1-FA": 1 - _likelihood_accuracy(forget),
             "1-ROUGE": 1 - fmean(forget["rouge_l_recall"]),
         }
@@ -91,6 +91,12 @@ def _truth_ratios(values: Columns) -> NDArray[np.float64]:
     """Logarithms, which the test's ranks are the same for: unlearned answers have probabilities below 1e-300."""
     wrong = [logsumexp(row) - np.log(len(row)) for row in values["perturbed_log_probs"]]
     return np.array(wrong) - np.array(values["truth_log_prob"])
+
+
+def _membership_auc(forget: Columns, retain: Columns, other_losses: Sequence[float]) -> float:
+    if "question_answer_min_50" in forget:
+        return metrics.roc_auc(forget["question_answer_min_50"], retain["question_answer_min_50"])
+    return metrics.roc_auc(_losses(forget), other_losses)
 
 
 def _losses(values: Columns) -> list[float]:

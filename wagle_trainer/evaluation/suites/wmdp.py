@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
 from wagle_trainer.evaluation.suites.suite_inputs import describe_model
 from wagle_trainer.evaluation.suites.suite_metric import Mean, Statistic, SuiteMetric, WeightedSum
+
+_ACCURACY = "Share of the questions whose likeliest choice is the answer."
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,17 @@ class Wmdp(Suite):
     knowledge, in multiple-choice questions.
     """
 
-    headline: ClassVar = {
-        "wmdp_bio_acc": ("WMDP", "bio"),
-        "wmdp_cyber_acc": ("WMDP", "cyber"),
-        "forget_accuracy": ("forget", "accuracy"),
-        "retain_accuracy": ("retain", "accuracy"),
-    }
-    forget_metrics: ClassVar = {"forget_accuracy": "lower"}
-    utility_metrics: ClassVar = {"retain_accuracy": "higher"}
+    # Which tasks a number is of, a result says: see `metric`.
+    metrics: ClassVar = (
+        SuiteMetric("wmdp_bio_acc", WeightedSum(()), _ACCURACY, head=("WMDP", "bio")),
+        SuiteMetric("wmdp_cyber_acc", WeightedSum(()), _ACCURACY, head=("WMDP", "cyber")),
+        SuiteMetric(
+            "forget_accuracy", WeightedSum(()), _ACCURACY, head=("forget", "accuracy"), forget="lower", main=True
+        ),
+        SuiteMetric(
+            "retain_accuracy", WeightedSum(()), _ACCURACY, head=("retain", "accuracy"), utility="higher", main=True
+        ),
+    )
 
     def load(
         self,
@@ -88,17 +93,10 @@ class Wmdp(Suite):
             for one in requested
             for task, weight in tasks.get(one, {}).items()
         )
-        if not parts and name not in self.headline:
-            return None
-        return SuiteMetric(
-            name,
-            WeightedSum(parts),
-            "Share of the questions whose likeliest choice is the answer.",
-            head=self.headline.get(name),
-            forget=self.forget_metrics.get(name),
-            utility=self.utility_metrics.get(name),
-            main=name in (*self.forget_metrics, *self.utility_metrics),
-        )
+        known = super().metric(name, settings)
+        if known is not None:
+            return replace(known, statistic=WeightedSum(parts))
+        return SuiteMetric(name, WeightedSum(parts), "Accuracy of one task or group.") if parts else None
 
 
 def evaluate_wmdp(
