@@ -19,7 +19,7 @@ from wagle_trainer.adapters.sparse import SparseValues, positions_layout, take, 
 from wagle_trainer.engines.sharding import named_parameters
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.bits import as_integers
-from wagle_trainer.masking.mask import POSITIONS_KEY
+from wagle_trainer.masking.mask_files import POSITIONS_KEY
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.hub import find_file, push
 

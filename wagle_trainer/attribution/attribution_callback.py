@@ -25,7 +25,13 @@ from wagle_trainer.data.preparation import DatasetPreparation, as_prompt_complet
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.masking import MaskedUpdates, WeightMask
 from wagle_trainer.masking.flattened_updates import masked_updates
+from wagle_trainer.masking.masked_updates import innermost
 from wagle_trainer.masking.resumed_mask import resumed_mask
+from wagle_trainer.masking.update_checks import (
+    check_forward_changes_no_weight,
+    check_selects_weights,
+    check_steps_outside_backward,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -85,7 +91,9 @@ class WeightAttributionCallback(TrainerCallback):
         """
         self.check_engine()
         check_maskable(model)
+        check_forward_changes_no_weight(model)
         if self.given is not None:
+            check_selects_weights(self.given)
             self.given.check(model)
             return
         select_parameters(model, self.config.include, self.config.exclude)
@@ -133,6 +141,7 @@ class WeightAttributionCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
         self.detach()  # from a run that was broken off, or is tried again with a smaller batch
+        check_steps_outside_backward(model, innermost(optimizer))
         if state.global_step > 0 and self.mask is None:
             self.mask = self._from_checkpoint(args, state)
         elif self.mask is None:

@@ -57,9 +57,26 @@ def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
 
 def from_index(index: Tensor, numel: int) -> Tensor:
     """Packed bits, uint8 (ceil(numel / 8),), with ones at the flat positions `index`."""
+    if on_cpu(index):
+        # `calloc` takes memory only for the pages that are written, so that few positions need little of it.
+        packed = np.zeros(packed_size(numel), dtype=np.uint8)
+        positions = index.numpy().astype(np.int64)
+        np.bitwise_or.at(packed, positions >> 3, np.left_shift(1, positions & 7).astype(np.uint8))
+        return torch.from_numpy(packed)
     mask = torch.zeros(numel, dtype=torch.bool, device=index.device)
     mask[index.long()] = True
     return pack(mask)
+
+
+def to_index(packed: Tensor, numel: int) -> Tensor:
+    """Ascending flat positions of the set bits, int32 (number of set bits,), or int64 for more than 2^31 weights."""
+    dtype = torch.int32 if numel <= 2**31 else torch.int64
+    size = chunk_of(packed)
+    parts = [torch.empty(0, dtype=dtype, device=packed.device)]
+    for start in range(0, numel, size):
+        selected = unpack(packed[start // 8 : (start + size) // 8], (min(size, numel - start),))
+        parts.append((selected.nonzero().view(-1) + start).to(dtype))
+    return torch.cat(parts)
 
 
 def unpacked_with(packed: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -105,4 +122,5 @@ def multiply_selected(values: Tensor, selected: Tensor, factor: float) -> None:
 
 def count(packed: Tensor) -> int:
     """Number of set bits."""
-    return int(np.bitwise_count(packed.cpu().numpy()).sum(dtype=np.int64))
+    parts = packed.split(DEVICE_CHUNK)  # their counts take as much memory as they do
+    return sum(int(np.bitwise_count(part.cpu().numpy()).sum(dtype=np.int64)) for part in parts)

@@ -1,8 +1,8 @@
 """Masked updates on engines that flatten parameters: FSDP1 and DeepSpeed's ZeRO.
 
-Their optimizers hold slices of long vectors that only the engine can assign to parameters. So the mask takes the way of
-the weights: it is written into them, as zeros and ones, by the engine's own public means, read back from the slices,
-and the weights are put back. Nothing of the engine's bookkeeping needs to be known, but where ZeRO-3 keeps its slices.
+Their optimizers hold slices of long vectors that only the engine can assign to parameters. So the mask travels like the
+weights: the engine's public functions write it into them as zeros and ones, it is read from the slices, and the weights
+are restored. Only the place of ZeRO-3's slices has to be known.
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ class FSDP1MaskedUpdates(MaskedUpdates):
                 f"({len(missing)} of {len(self.mask)} tensors)."
             )
 
+    def _sharded(self) -> bool:
+        return True
+
     def mask_gradients(self) -> None:
         """Zero the gradients of unselected weights, before they are clipped and used."""
         for parameter in self._packed:
@@ -82,6 +85,9 @@ class FSDP1MaskedUpdates(MaskedUpdates):
 
 class ZeroMaskedUpdates(MaskedUpdates):
     """For DeepSpeed's ZeRO stages 1 to 3: the optimizer holds float32 slices of all parameters of a group in a row."""
+
+    def _sharded(self) -> bool:
+        return True
 
     def _attach(self, model: nn.Module, optimizer: Any) -> None:
         self.mask.check(model)

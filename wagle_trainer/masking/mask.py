@@ -13,25 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from wagle_trainer.engines.sharding import named_parameters, shape_of
 from wagle_trainer.masking import bits
+from wagle_trainer.masking.mask_files import (
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    WEIGHTS_NAME,
+    MaskMismatchError,
+    config_digest,
+    read_bits,
+    read_config,
+)
 from wagle_trainer.masking.mask_info import MaskInfo
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.hub import find_file, push
-
-FORMAT_VERSION = 1
-WEIGHTS_NAME = "mask.safetensors"
-CONFIG_NAME = "mask_config.json"
-# Under this key an adapter's file has the positions of one parameter's selected weights: packed bits, or flat indices.
-POSITIONS_KEY = "base_model.model.{}.positions"
-
-
-class MaskMismatchError(ValueError):
-    """A mask does not fit the model, the other mask or the file that it is used with."""
 
 
 class WeightMask(Mapping[str, Tensor]):
@@ -148,7 +146,7 @@ class WeightMask(Mapping[str, Tensor]):
         sha = hashlib.sha256()
         for name in sorted(self._packed):
             sha.update(f"{name}:{self._shapes[name]}:".encode())
-            sha.update(self._packed[name].numpy().data)
+            sha.update(self._packed[name].contiguous().numpy().data)
         return sha.hexdigest()
 
     def __and__(self, other: WeightMask) -> WeightMask:
@@ -230,6 +228,7 @@ class WeightMask(Mapping[str, Tensor]):
             write_atomically(folder / WEIGHTS_NAME, save(self._packed))
         else:
             config["bits_in"] = bits_in
+        config["config_digest"] = config_digest(config)
         write_atomically(folder / CONFIG_NAME, json.dumps(config, indent=2).encode())
 
     @classmethod
@@ -245,33 +244,17 @@ class WeightMask(Mapping[str, Tensor]):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file is truncated or not of a known format version.
-            MaskMismatchError: the digest does not belong to the bits (the file was altered), or the model differs.
+            ValueError: a file is truncated or of an unknown format version.
+            MaskMismatchError: a digest or a size does not belong to the content (a file was altered), or the model
+                differs.
         """
         config_file = find_file(path_or_repo_id, CONFIG_NAME, revision, "mask")
-        try:
-            config = json.loads(config_file.read_text())
-            version, digest = config["format_version"], str(config["digest"])
-            shapes = {name: tuple(map(int, shape)) for name, shape in config["shapes"].items()}
-            bits_in = config.get("bits_in")
-            if bits_in is not None and Path(bits_in).name != bits_in:
-                raise ValueError(f"{bits_in!r} is not in the folder")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{config_file} is not a readable mask configuration: {error!r}.") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{config_file} has mask format version {version!r}; this wagle_trainer reads {FORMAT_VERSION}. "
-                "Update wagle-trainer, or compute the mask again."
-            )
+        config, shapes = read_config(config_file)
+        bits_in = config.get("bits_in")
         weights = find_file(path_or_repo_id, bits_in or WEIGHTS_NAME, revision, "mask")
-        try:
-            packed = load_file(weights) if bits_in is None else _positions_of_adapter(weights, shapes)
-        except (SafetensorError, OSError, IndexError) as error:
-            raise ValueError(f"{weights} is truncated or not a safetensors file: {error}.") from error
-        if packed.keys() != shapes.keys():
-            raise MaskMismatchError(f"{weights} and {config_file} name different parameters: one was replaced.")
+        packed = read_bits(weights, config_file, shapes, of_adapter=bits_in is not None)
         info = MaskInfo(**{key: config.get(key) for key in MaskInfo.__dataclass_fields__})
-        mask = cls({name: packed[name] for name in shapes}, shapes, info)
+        mask, digest = cls(packed, shapes, info), config["digest"]
         if mask.digest != digest:
             raise MaskMismatchError(
                 f"The digest in {config_file} is {digest[:12]}..., that of the bits in {weights} is "
@@ -302,19 +285,6 @@ class WeightMask(Mapping[str, Tensor]):
         return push(
             self, mask_card, repo_id, evaluation, private=private, token=token, commit_message="Upload weight mask"
         )
-
-
-def _positions_of_adapter(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Packed bits of the weights that an adapter sets, for all parameters of a mask."""
-    packed = {}
-    with safe_open(file, "pt") as adapter:
-        keys = set(adapter.keys())
-        for name, shape in shapes.items():
-            key = POSITIONS_KEY.format(name)
-            positions = adapter.get_tensor(key) if key in keys else torch.empty(0, dtype=torch.int32)
-            numel = math.prod(shape)
-            packed[name] = positions if positions.dtype == torch.uint8 else bits.from_index(positions, numel)
-    return packed
 
 
 def differences(

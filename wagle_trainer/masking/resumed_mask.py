@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wagle_trainer.masking.mask import CONFIG_NAME, WeightMask
+from wagle_trainer.masking.mask import WeightMask
+from wagle_trainer.masking.mask_files import CONFIG_NAME
 
 
 def resumed_mask(
