@@ -104,6 +104,19 @@ def test_masked_step(run, model_folder):
     assert result["rows"][2]["state / (density x dense)"] == pytest.approx(1, abs=0.05)
 
 
+def test_compact_training(run, model_folder):
+    options = ("--examples", 2, "--batch_size", 2, "--density", 0.05)
+    rows = run("compact_training.py", "--model", model_folder, *options)["rows"]
+    assert [row[""] for row in rows] == [
+        "backward pass, gradients freed as they arrive",
+        "unmasked, AdamW",
+        "masked, dense gradients, compact moments",
+        "masked, compact training",
+    ]
+    shares = [row.get("selected weights that move, bfloat16, lr 1e-5, 4 steps") for row in rows]
+    assert shares[3] > 0.95 > shares[2]
+
+
 def test_evaluation(run, model_folder):
     options = ("--forget_split", "forget05", "--rows", 2, "--reference_rows", 1, "--max_new_tokens", 4)
     result = run("evaluation.py", "--model", model_folder, *options)

@@ -53,6 +53,9 @@ class WagleConfig(SFTConfig):
         compact_optimizer (`bool`, *optional*): Keep AdamW's moments for the selected weights only; the weights come out
             the same. By default where it saves memory: up to density 0.5, with `optim` one of PyTorch's AdamW, on one
             process or with data parallelism. `True` insists on it, `False` turns it off.
+        compact_training (`bool`, *optional*): Keep gradients, moments and float32 master values of the selected weights
+            only, see [`~wagle_trainer.masking.CompactUpdates`]. By default up to density 0.1, with an optimizer that updates
+            each weight by itself, on one process or with data parallelism. `True` insists on it, `False` turns it off.
         save_adapter (`bool`, defaults to `False`): Save what the mask let change as an adapter for PEFT, in place of the
             whole model, in checkpoints, too. See `wagle_trainer.adapters`.
         save_full_model (`bool`, defaults to `False`): With `save_adapter`, save the whole model as well; the adapter is
@@ -104,6 +107,13 @@ class WagleConfig(SFTConfig):
         metadata={
             "help": "Keep AdamW's moments for the selected weights only; by default up to density 0.5, where optim and "
             "engine allow it."
+        },
+    )
+    compact_training: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep gradients, moments and float32 master values of the selected weights only, with any elementwise "
+            "optimizer; by default up to density 0.1, where optim and engine allow it."
         },
     )
     save_adapter: bool = field(

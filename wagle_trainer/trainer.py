@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -36,7 +37,8 @@ from wagle_trainer.losses.objective import overrides
 from wagle_trainer.losses.reference_outputs import ReferenceOutputs
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
-from wagle_trainer.masking.optimizer_choice import use_compact_optimizer
+from wagle_trainer.masking.compact_choice import use_compact_optimizer
+from wagle_trainer.masking.compact_updates import CompactUpdates
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs
 from wagle_trainer.models.not_finite import cause_of_not_finite
 from wagle_trainer.reporting.model_card import PAPER, add_adapter_section, add_unlearning_section
@@ -171,6 +173,10 @@ class WagleTrainer(SFTTrainer):
         self._attribution = setup.masked_attribution()
         if self._attribution is not None:
             self._attribution.masks_gradients, self._attribution.saves_mask = True, False
+            self._attribution.data_parallel = self._data_parallel
+            # A choice of the optimizer's moments alone is one of dense gradients.
+            chosen = self.args.compact_training is not None or self.args.compact_optimizer is None
+            self._attribution.compact_training = self.args.compact_training if chosen else False
             self.add_callback(self._attribution)
             self._attribution.prepare(self.args, self.model, self.processing_class)
         self._adapter = AdapterCheckpoints()
@@ -206,6 +212,24 @@ class WagleTrainer(SFTTrainer):
             )
         assert self.mask is not None
         return self.mask
+
+    def master_weights(self) -> dict[str, Tensor]:
+        """The float32 values of the selected weights.
+
+        Compact training updates these, and a bfloat16 model holds their rounding. Without it, the model's own values.
+
+        Returns:
+            parameter name -> float32 (selected weights,) in the order of their flat positions, on the CPU.
+
+        Raises:
+            ValueError: there is no mask, or not yet.
+        """
+        if self._attribution is None:
+            raise ValueError("There are no selected weights: attribution=None trains all of them.")
+        return self._attribution.master_weights(self.model)
+
+    def _data_parallel(self) -> DistributedDataParallel | None:
+        return self.model_wrapped if isinstance(self.model_wrapped, DistributedDataParallel) else None
 
     # Data
 
@@ -303,6 +327,23 @@ class WagleTrainer(SFTTrainer):
         if updates is not None and self.accelerator.sync_gradients:
             updates.mask_gradients()
         return loss
+
+    @property
+    def _compact_updates(self) -> CompactUpdates | None:
+        updates = self._attribution.updates if self._attribution is not None else None
+        return updates if isinstance(updates, CompactUpdates) else None
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """As `Trainer._clip_grad_norm`; compact gradients are those of the optimizer and not of the model."""
+        if self._compact_updates is None:
+            return super()._clip_grad_norm(model)
+        return self._compact_updates.clip(self.accelerator.clip_grad_norm_, self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As `Trainer._get_grad_norm`, which measures where nothing is clipped."""
+        if grad_norm is None and self._compact_updates is not None:
+            grad_norm = self._compact_updates.clip(self.accelerator.clip_grad_norm_, float("inf"))
+        return super()._get_grad_norm(model, grad_norm)
 
     # Logging
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch.distributed as dist
 from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME
 from transformers.utils import logging
 
 from wagle_trainer.attribution.attribute import attribute
@@ -23,8 +25,9 @@ from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches, make_collator
 from wagle_trainer.data.preparation import DatasetPreparation, as_prompt_completion, is_preference
 from wagle_trainer.engines.engine import current_engine
-from wagle_trainer.masking import MaskedUpdates, WeightMask
-from wagle_trainer.masking.flattened_updates import masked_updates
+from wagle_trainer.masking import CompactUpdates, MaskedUpdates, WeightMask
+from wagle_trainer.masking.attach_mask import attach_mask
+from wagle_trainer.masking.compact_updates import master_weights
 from wagle_trainer.masking.masked_updates import innermost
 from wagle_trainer.masking.resumed_mask import resumed_mask
 from wagle_trainer.masking.update_checks import (
@@ -48,12 +51,15 @@ class WeightAttributionCallback(TrainerCallback):
             of them.
         config: how to score and select.
         mask: a `WeightMask`, or where one is saved: then nothing is computed, and the sets may be None.
+        compact_training: keep gradients, moments and float32 master values of the selected weights only (see
+            `CompactUpdates`); by default up to density 0.1, where it is possible.
         arguments: the keyword form: the fields of `AttributionConfig`, in place of `config`.
 
     Attributes:
         mask: the `WeightMask` in force, None before training begins.
         masks_gradients: whether the trainer calls `updates.mask_gradients()` after each backward pass (see `Engine`).
         saves_mask: whether the callback writes the mask into checkpoints; WagleTrainer does it by itself.
+        data_parallel: returns the `DistributedDataParallel` around the model; WagleTrainer sets it.
 
     Example:
         >>> SFTTrainer(model, args, train_dataset=forget,
@@ -69,6 +75,7 @@ class WeightAttributionCallback(TrainerCallback):
         config: AttributionConfig | None = None,
         *,
         mask: WeightMask | str | os.PathLike[str] | None = None,
+        compact_training: bool | None = None,
         **arguments: Any,
     ):
         self.config = as_attribution_config(config, arguments)
@@ -78,7 +85,10 @@ class WeightAttributionCallback(TrainerCallback):
         self.masks_gradients = False
         self.saves_mask = True
         self.resume_from: str | None = None
-        self.updates: MaskedUpdates | None = None
+        self.updates: MaskedUpdates | CompactUpdates | None = None
+        self.compact_training = compact_training
+        self.data_parallel: Callable[[], Any] | None = None
+        self._last_updates: MaskedUpdates | CompactUpdates | None = None
         self._prepared: dict[str, Dataset] | None = None
         self._steps_before = 0
 
@@ -147,7 +157,16 @@ class WeightAttributionCallback(TrainerCallback):
         elif self.mask is None:
             self.mask = self.given or self.compute(args, model, processing_class)
         _check_processes_agree("weight masks", self.mask.digest)
-        self.updates = masked_updates(model, self.mask, optimizer, skip_frozen=_may_skip_frozen(args))
+        self._last_updates = None
+        self.updates = attach_mask(
+            model,
+            self.mask,
+            optimizer,
+            skip_frozen=_may_skip_frozen(args),
+            compact=self.compact_training,
+            data_parallel=self.data_parallel() if self.data_parallel is not None else None,
+            saved_state=self._saved_optimizer(args, state) if state.global_step > 0 else None,
+        )
         info = self.mask.info
         effective = info.effective_density
         logger.info(
@@ -161,7 +180,22 @@ class WeightAttributionCallback(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         self._steps_before = self.updates.steps if self.updates else 0
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        # The trainer has clipped the model's own gradients, which are gone; WagleTrainer clips the compact ones.
+        if isinstance(self.updates, CompactUpdates) and not self.masks_gradients:
+            self.updates.clip(nn.utils.clip_grad_norm_, args.max_grad_norm or float("inf"))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if (
+            isinstance(self.updates, CompactUpdates)
+            and self.updates.grad_norm is not None
+            and "grad_norm" in (logs or {})
+        ):
+            logs["grad_norm"] = state.log_history[-1]["grad_norm"] = float(self.updates.grad_norm)
+
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if isinstance(self.updates, CompactUpdates):
+            self.updates.zero_grad()  # also after a step that a gradient scaler has skipped
         if self.updates is None or self.updates.steps > self._steps_before:
             return
         if not getattr(optimizer, "step_was_skipped", False):  # as fp16 scaling does after an overflow
@@ -182,7 +216,23 @@ class WeightAttributionCallback(TrainerCallback):
         """Take the mask off the model and its optimizer. Called when training ends."""
         if self.updates is not None:
             self.updates.detach()
-            self.updates = None
+            self._last_updates, self.updates = self.updates, None
+
+    def master_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """The float32 values of the selected weights: compact training's masters, or the model's own values.
+
+        Args:
+            model: the unwrapped model.
+
+        Returns:
+            parameter name -> float32 (selected weights,) in the order of their flat positions, on the CPU.
+
+        Raises:
+            ValueError: there is no mask yet.
+        """
+        if self.mask is None:
+            raise ValueError("There is no mask yet, so no weight is selected: train first, or pass mask=.")
+        return master_weights(model, self.mask, self.updates or self._last_updates)
 
     def compute(self, args: Any, model: nn.Module, processing_class: Any) -> WeightMask:
         """Score the weights of `model` as it is now, and select. Called when training begins.
@@ -219,11 +269,21 @@ class WeightAttributionCallback(TrainerCallback):
         mask.info = replace(mask.info, forget_digest=digests.get("forget"), retain_digest=digests.get("retain"))
         return mask
 
-    def _from_checkpoint(self, args: Any, state: Any) -> WeightMask:
-        """The mask that the resumed run trained with. Trainers do not tell callbacks where they resume from."""
+    def _checkpoints(self, args: Any, state: Any) -> list[str]:
+        """Folders that the run may resume from, the likeliest first. Trainers do not tell callbacks which."""
         given = self.resume_from or args.resume_from_checkpoint
-        candidates = [given] if isinstance(given, str) else []
-        candidates.append(os.path.join(args.output_dir, f"checkpoint-{state.global_step}"))
+        return [
+            *([given] if isinstance(given, str) else []),
+            os.path.join(args.output_dir, f"checkpoint-{state.global_step}"),
+        ]
+
+    def _saved_optimizer(self, args: Any, state: Any) -> Path | None:
+        files = (Path(folder) / OPTIMIZER_NAME for folder in self._checkpoints(args, state))
+        return next((file for file in files if file.is_file()), None)
+
+    def _from_checkpoint(self, args: Any, state: Any) -> WeightMask:
+        """The mask that the resumed run trained with."""
+        candidates = self._checkpoints(args, state)
         return resumed_mask(candidates, state.global_step, self.given, self.config.requested_info())
 
 

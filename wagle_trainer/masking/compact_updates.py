@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from wagle_trainer.engines.sharding import named_parameters
 from wagle_trainer.masking.compact_weights import CompactWeights
-from wagle_trainer.masking.gradient_check import GradientCheck
+from wagle_trainer.masking.gradient_check import GradientCheck, finite_sum
 from wagle_trainer.masking.mask import WeightMask
 from wagle_trainer.masking.masked_updates import innermost
 from wagle_trainer.masking.optimizer_modes import guard_modes
@@ -95,10 +96,8 @@ class CompactUpdates:
 
     def _add_hooks(self) -> None:
         for weights in self._weights.values():
-            take = weights.parameter.register_post_accumulate_grad_hook(
-                lambda _, weights=weights: weights.take_gradient()
-            )
-            self._handles.append(take)
+            hook = partial(self._take_gradient, weights)
+            self._handles.append(weights.parameter.register_post_accumulate_grad_hook(hook))
         for parameter in self._frozen:
             if parameter.requires_grad:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(_free_gradient))
@@ -113,6 +112,12 @@ class CompactUpdates:
         if self._data_parallel is not None:
             # As in `no_sync`: else it would wait for dense gradients, and send them.
             self._data_parallel.require_backward_grad_sync = False
+
+    @torch.no_grad()
+    def _take_gradient(self, weights: CompactWeights, _: Tensor) -> None:
+        weights.take_gradient()
+        if weights.master.grad is not None:
+            self._check.record(weights.master, finite_sum(weights.master.grad))
 
     # Between the model's parameters and the masters
 
@@ -139,7 +144,8 @@ class CompactUpdates:
     def _exchange(self, others: Mapping[Tensor, Tensor]) -> None:
         """Put other tensors in place of those that the optimizer holds; their state stays with their place."""
         for group in self.optimizer.param_groups:
-            group["params"] = [others.get(parameter, parameter) for parameter in group["params"]]
+            # The same list: some optimizers keep another reference to it.
+            group["params"][:] = [others.get(parameter, parameter) for parameter in group["params"]]
         for parameter in list(self.optimizer.state):
             if parameter in others:
                 self.optimizer.state[others[parameter]] = self.optimizer.state.pop(parameter)
@@ -288,6 +294,18 @@ class CompactUpdates:
             )
         if getattr(self.optimizer, "found_inf", None) is None:  # else a gradient scaler has looked, and skips the step
             self._check.check(self.masters(), self.steps + 1)
+
+
+def master_weights(model: nn.Module, mask: WeightMask, updates: Any) -> dict[str, Tensor]:
+    """The float32 values of the selected weights, from `updates` if they are compact, and from the model if not.
+
+    Returns:
+        name -> float32 (number of selected weights,) in the order of their flat positions, on the CPU.
+    """
+    if isinstance(updates, CompactUpdates):
+        return updates.master_weights()
+    parameters = named_parameters(model)
+    return {name: parameters[name].detach()[mask[name].to(parameters[name].device)].float().cpu() for name in mask}
 
 
 def _free_gradient(parameter: Tensor) -> None:

@@ -24,15 +24,6 @@ from wagle_trainer.masking.mask import MaskMismatchError, WeightMask
 from wagle_trainer.masking.masked_updates import MaskedUpdates
 
 
-def masked_updates(model: nn.Module, mask: WeightMask, optimizer: Any, *, skip_frozen: bool = False) -> MaskedUpdates:
-    """The `MaskedUpdates` for the engine that model and optimizer are prepared for."""
-    if zero_optimizer(optimizer) is not None:
-        return ZeroMaskedUpdates(model, mask, optimizer)
-    if isinstance(model, FullyShardedDataParallel):
-        return FSDP1MaskedUpdates(model, mask, optimizer)
-    return MaskedUpdates(model, mask, optimizer, skip_frozen=skip_frozen)
-
-
 class FSDP1MaskedUpdates(MaskedUpdates):
     """For FSDP1 with `use_orig_params`: the optimizer holds this process's slice of each parameter.
 

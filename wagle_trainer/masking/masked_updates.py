@@ -242,6 +242,7 @@ class MaskedUpdates:
         frozen_too = [parameter for parameter in self._held() if parameter not in known] if frozen else []
         return {parameter: local_part(parameter).clone() for parameter in (*self._stepping(), *frozen_too)}
 
+    @torch.no_grad()
     def _restore(self, copies: Mapping[Tensor, Tensor]) -> None:
         """Put the copied values of all frozen weights back."""
         for parameter, copy in copies.items():

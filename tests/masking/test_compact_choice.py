@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import wagle_trainer.masking.optimizer_choice
+import wagle_trainer.masking.compact_choice
 from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.engines.ddp import DataParallel
 from wagle_trainer.engines.fsdp2 import FSDP2
@@ -43,6 +43,10 @@ def assert_same_bits(model, weights):
     ("changes", "expected"),
     [
         ({"density": 0.3}, CompactAdamW),
+        ({"density": 0.1}, torch.optim.AdamW),  # all of training is compact
+        ({"density": 0.1, "compact_training": False}, CompactAdamW),
+        ({"density": 0.1, "compact_optimizer": True}, CompactAdamW),
+        ({"density": 0.3, "compact_training": True}, torch.optim.AdamW),
         ({"density": 0.5, "optim": "adamw_torch_fused"}, CompactAdamW),
         ({"density": 0.51}, torch.optim.AdamW),
         ({"density": "auto"}, torch.optim.AdamW),
@@ -68,13 +72,18 @@ def test_the_density_of_a_given_mask_counts(make_trainer, make_llama):
 @pytest.mark.parametrize(("engine", "expected"), [(DataParallel, CompactAdamW), (FSDP2, torch.optim.AdamW)])
 def test_engines(engine, expected, make_trainer, monkeypatch):
     automatic, required = make_trainer(), make_trainer(compact_optimizer=True)
-    monkeypatch.setattr(wagle_trainer.masking.optimizer_choice, "current_engine", engine)
+    monkeypatch.setattr(wagle_trainer.masking.compact_choice, "current_engine", engine)
     assert type(automatic.create_optimizer()) is expected
     if expected is CompactAdamW:
         assert type(required.create_optimizer()) is expected
     else:
         with pytest.raises(ValueError, match="compact_optimizer=True does not work with FSDP"):
             required.create_optimizer()
+
+
+def test_two_kinds_of_compactness_exclude_each_other(make_trainer):
+    with pytest.raises(ValueError, match="leave one of them out"):
+        make_trainer(compact_optimizer=True, compact_training=True).create_optimizer()
 
 
 def test_an_optim_without_a_compact_form_is_refused(make_trainer):
