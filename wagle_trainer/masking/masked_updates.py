@@ -10,6 +10,7 @@ are copied before each step and restored after it.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
-from transformers.utils import logging
 
 from wagle_trainer.engines.sharding import is_sharded, local_part, named_parameters, shard
 from wagle_trainer.masking import bits
@@ -33,7 +33,7 @@ from wagle_trainer.masking.update_checks import (
     check_steps_outside_backward,
 )
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 # Packages whose optimizers skip parameters without a gradient (LBFGS does not); of others, nothing is known.
 SKIP_MISSING_GRADIENTS = ("torch.optim.", "transformers.", "bitsandbytes.", "torchao.", "deepspeed.")
 
@@ -215,7 +215,7 @@ class MaskedUpdates:
         """Freeze parameters that could not be trained when the mask was attached, and that something unfroze since."""
         for parameter in self._held():
             if parameter.requires_grad and parameter not in self._names:
-                logger.warning_once(
+                logger.warning(
                     f"A parameter of shape {tuple(parameter.shape)} was unfrozen, or added to the optimizer, after the "
                     "weight mask was attached. The mask does not select it, so it stays as it is."
                 )
