@@ -205,7 +205,8 @@ def _line(axes: Axes, group: Group, label: str, metric: str, index: int, utility
                 for name in ("retain", "held_out")
             ]
             kept.append(max(lost) <= utility_loss)
-    axes.plot(x, mean, color=colour, linewidth=1.5, label=label)
+    axes.plot(x, mean, color=colour, linewidth=1.5)
+    axes.plot([], [], marker, color=colour, linestyle="-", label=label)  # in the legend, its marker filled
     for place, value, full in zip(x, mean, kept, strict=True):
         axes.plot(place, value, marker, color=colour, markersize=6, markerfacecolor=colour if full else "white")
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
