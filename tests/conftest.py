@@ -25,6 +25,14 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What starts several processes or a browser is slow."""
+    for item in items:
+        if item.get_closest_marker("distributed") or item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _collect_no_imports():
     """Every `Trainer.train` collects garbage, which takes half a second among all that is imported: leave that out."""

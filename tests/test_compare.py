@@ -254,6 +254,7 @@ def attacked(start, compared, tmp_path_factory):
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_finetuning_teaches_the_split_and_nothing_else(attacked, compare_runs):
     full, retrained = (
         load_results(attacked / "runs" / f"seed 0, {name}.json") for name in ("before", compare_runs.RETRAINED)
@@ -263,6 +264,7 @@ def test_finetuning_teaches_the_split_and_nothing_else(attacked, compare_runs):
     assert full["forget_Q_A_Prob"] > 2 * retrained["forget_Q_A_Prob"]
 
 
+@pytest.mark.slow
 def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, compare_runs):
     page = json.loads((attacked / "report.json").read_text())
     results = load_results(attacked / "results.json")

@@ -212,6 +212,7 @@ def test_what_was_cast_is_not_saved(model, requests, tmp_path):
     assert torch.equal(logits(adapted), expected)  # merged, as before
 
 
+@pytest.mark.slow
 def test_compiled(model, requests, tmp_path):
     """Dynamo leaves the layers' own code to Python; what comes out is the same, in every state."""
     expected = [logits(requests["two"]), logits(model), logits(requests["two"])]

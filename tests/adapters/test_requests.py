@@ -38,6 +38,7 @@ def known(model, people, person):
     return sum(torch.tensor(score.mean_log_prob).exp().item() for score in scores) / QUESTIONS
 
 
+@pytest.mark.slow
 def test_revoking_the_second_of_three_requests(base, people, tmp_path):
     tokenizer, qa, rows = people
     assert min(known(base, people, person) for person in range(1, 13)) > 0.9

@@ -25,6 +25,7 @@ def same_platform(cases):
     return cases.platform_key() == RECORDED["platform"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED["cases"])
 @pytest.mark.filterwarnings("ignore")
 def test_as_recorded(name, cases, same_platform):
