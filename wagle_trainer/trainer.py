@@ -334,7 +334,10 @@ class WagleTrainer(SFTTrainer):
         return updates if isinstance(updates, CompactUpdates) else None
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """As `Trainer._clip_grad_norm`; compact gradients are those of the optimizer and not of the model."""
+        """As `Trainer._clip_grad_norm`; compact gradients are those of the optimizer and not of the model.
+
+        A private method, as is `_get_grad_norm`; the logged norms in `tests/masking/test_compact_updates.py` watch both.
+        """
         if self._compact_updates is None:
             return super()._clip_grad_norm(model)
         return self._compact_updates.clip(self.accelerator.clip_grad_norm_, self.args.max_grad_norm)

@@ -110,7 +110,8 @@ class CompactUpdates:
         ]
         self._end_modes = guard_modes(optimizer, self._written)
         if self._data_parallel is not None:
-            # As in `no_sync`: else it would wait for dense gradients, and send them.
+            # As in `no_sync`: else it would wait for dense gradients, and send them. Watched by
+            # `tests/masking/test_compact_processes.py`.
             self._data_parallel.require_backward_grad_sync = False
 
     @torch.no_grad()
