@@ -8,26 +8,42 @@ there is not run again: a stopped comparison goes on where it stopped, and seeds
 can be added later.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 import transformers
+import yaml
 from compare_report import forget_goal, picks, read_references, report
 from compare_runs import CompareArguments, Runs
 from recipe import CONFIGS
-from tasks import RecipeArguments
+from tasks import task_class
 from tqdm.auto import tqdm
 from trl import ModelConfig, TrlParser
 
 from wagle_trainer import WagleConfig
 
-DEFAULT_CONFIG = CONFIGS / "compare_fictional.yaml"
+
+def _task_of(arguments: Sequence[str]) -> str:
+    """The task, which decides on the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task")
+    parser.add_argument("--config")
+    found, _ = parser.parse_known_args(arguments)
+    in_file = yaml.safe_load(Path(found.config).read_text(encoding="utf-8")) if found.config else {}
+    return found.task or in_file.get("task", "tofu")
+
+
+def _default_config(task: str) -> Path:
+    bundled = {"tofu": "compare_fictional", "facts": "compare_facts"}
+    return CONFIGS / f"{bundled.get(task, f'compare_{task}_fictional')}.yaml"
 
 
 def prepare_process(threads: int | None) -> None:
@@ -68,8 +84,9 @@ class Workers:
 def main() -> None:
     arguments = sys.argv[1:]
     if "--config" not in arguments and "--model_name_or_path" not in arguments:
-        arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
-    parser = TrlParser((CompareArguments, RecipeArguments, WagleConfig, ModelConfig))
+        arguments = ["--config", str(_default_config(_task_of(arguments))), *arguments]
+    task = _task_of(arguments)
+    parser = TrlParser((CompareArguments, task_class(task).arguments, WagleConfig, ModelConfig))
     compare, data, args, model_args = parser.parse_args_and_config(arguments)
     if args.world_size > 1:
         raise SystemExit("recipes/compare.py runs whole models side by side: start it with python and --processes.")

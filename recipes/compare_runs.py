@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe import RETRAINED, load_model
-from tasks import TASKS, RecipeArguments, get_task
+from tasks import RecipeArguments, list_tasks, task_class
 from transformers import AutoTokenizer, PrinterCallback
 from transformers.trainer_utils import SaveStrategy
 from trl import ModelConfig
@@ -33,7 +33,7 @@ NO_MASK = "no mask"
 class CompareArguments:
     """What is compared, and by what rule."""
 
-    task: str = field(default="tofu", metadata={"help": "What is forgotten.", "choices": list(TASKS)})
+    task: str = field(default="tofu", metadata={"help": "What is forgotten.", "choices": list_tasks()})
     scores: list[str] = field(
         default_factory=lambda: ["wagle", "random", "magnitude", "gradient", "snip"],
         metadata={"help": "Scores whose masks are compared; the others are tested against random."},
@@ -91,14 +91,14 @@ class CompareArguments:
         if not all(0 < density <= 1 for density in self.densities):
             raise ValueError(f"densities must be in (0, 1], got {self.densities}.")
         self.forget_metric = _metric(self.forget_metric, self.suite.forget_metrics)
+        if self.utility_metric == "auto":
+            self.utility_metric = task_class(self.task).utility_metric or "auto"
         self.utility_metric = _metric(self.utility_metric, self.suite.utility_metrics)
 
     @property
     def suite(self) -> Suite:
         """The suite of the task."""
-        if self.task not in TASKS:
-            raise ValueError(f"Unknown task {self.task!r}. Known: {', '.join(TASKS)}.")
-        return get_suite(TASKS[self.task].suite)
+        return get_suite(task_class(self.task).suite)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Runs:
 
     def __init__(self, compare: CompareArguments, data: RecipeArguments, args: WagleConfig, model_args: ModelConfig):
         self.compare, self.args, self.model_args = compare, args, model_args
-        self.task = get_task(compare.task, data)
+        self.task = task_class(compare.task)(data)
         self.folder = Path(args.output_dir)
         self.small = model_args.model_name_or_path is None  # a small Llama for each seed
         self.learning_rates = sorted(compare.learning_rates or [args.learning_rate])
@@ -183,7 +183,7 @@ class Runs:
         results = self.task.evaluate(
             model,
             qa,
-            self.task.evaluation_sets(self.task.limit),
+            self.task.evaluation_sets(qa, self.task.limit),
             batch_size=data.evaluation_batch_size,
             reference=retrained if retrained.exists() else None,
             progress=False,
@@ -199,7 +199,8 @@ class Runs:
                 save_results(self.measure(model, seed, qa), self.path(seed, name))
 
     def format(self, seed: int) -> QAFormat:
-        return QAFormat.for_tokenizer(AutoTokenizer.from_pretrained(self.model(seed)), self.task.data.style)
+        path = self.model(seed)
+        return self.task.data.qa_format(AutoTokenizer.from_pretrained(path), path)
 
     def missing(self, variant: Variant) -> list[float]:
         """The learning rates that a variant was not yet run with."""
@@ -257,7 +258,8 @@ class Runs:
         missing = [attack for attack, path in paths.items() if not path.exists()]
         if not missing:
             return
-        qa, sets = self.format(seed), self.task.attack_sets()
+        qa = self.format(seed)
+        sets = self.task.attack_sets(qa)
         rate_of_attack = {"learning_rate": self.compare.relearning_rate}
         options = {"relearning": rate_of_attack, "relearning_unrelated": {"data": sets["retain"], **rate_of_attack}}
         try:
@@ -268,7 +270,7 @@ class Runs:
                 sets["forget"],
                 missing,
                 options={attack: options[attack] for attack in missing if attack in options},
-                style=qa.style,
+                qa_format=qa,
                 batch_size=self.task.data.evaluation_batch_size,
                 seed=seed,
                 progress=False,

@@ -3,31 +3,42 @@
 import copy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from tasks import RecipeArguments, Task, get_task
+from peft import LoraConfig
+from tasks import Task, task_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig, TrlParser, get_peft_config
 
 from wagle_trainer import WagleConfig
+from wagle_trainer.attribution import get_score
 from wagle_trainer.data import QAFormat
 from wagle_trainer.evaluation import results_table, save_results
 
 CONFIGS = Path(__file__).parent / "configs"
 RETRAINED = "retrained without the forget set"
+# What `--controls` takes besides scores and "lora": other names, and the simpler methods that the WAGLE paper compares with.
+CONTROL_GROUPS = {"dense": ["none"], "paper": ["none", "random", "magnitude", "wanda", "lora"]}
+SCOPES = {"wanda": "row"}  # the scope that a score is defined with, where it is not the run's
+# The paper does not state its LoRA: rank 8 on all Linear modules is ours.
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def parse_arguments(task_name: str, loss_type: str) -> tuple[Task, WagleConfig, ModelConfig]:
     """Arguments of the command line and of `--config`; with none at all, those of the bundled example.
 
+    Args:
+        task_name: one of `list_tasks()`.
+        loss_type: the objective, unless the arguments name another.
+
     Without a model, small Llamas are trained (or read from beside the output folder).
     """
     arguments = sys.argv[1:] or ["--config", str(CONFIGS / f"{_bundled_config(task_name, loss_type)}.yaml")]
-    parser = TrlParser((RecipeArguments, WagleConfig, ModelConfig))
+    parser = TrlParser((task_class(task_name).arguments, WagleConfig, ModelConfig))
     parser.set_defaults(loss_type=loss_type)
     data, args, model_args = parser.parse_args_and_config(arguments)
-    task = get_task(task_name, data)
+    task = task_class(task_name)(data)
     if model_args.model_name_or_path is None:
         torch.set_num_threads(1)  # so small a model gains nothing from more, and then stands other load
         models = Path(args.output_dir).parent / "models"
@@ -47,23 +58,54 @@ def load_model(path: str, model_args: ModelConfig, device: Any) -> Any:
 
 def load_format(task: Task, model_args: ModelConfig) -> QAFormat:
     """How this model's tokenizer writes questions and answers."""
-    return QAFormat.for_tokenizer(AutoTokenizer.from_pretrained(model_args.model_name_or_path), task.data.style)
+    path = model_args.model_name_or_path
+    return task.data.qa_format(AutoTokenizer.from_pretrained(path), path)
 
 
-def variants(task: Task, args: WagleConfig) -> dict[str, WagleConfig]:
-    """The configuration of the requested score and of each control, by its label in the table."""
-    controls = task.data.controls
-    if args.density == "auto" and set(controls) - {"none"}:
+class Variant(NamedTuple):
+    """One row of the table: what is trained.
+
+    Attributes:
+        label: its name in the table.
+        args: the configuration, with the variant's score and output folder.
+        peft_config: of the adapter that is trained in place of the weights, if any.
+    """
+
+    label: str
+    args: WagleConfig
+    peft_config: Any
+
+
+def variants(task: Task, args: WagleConfig, model_args: ModelConfig) -> list[Variant]:
+    """The requested score and each control.
+
+    Raises:
+        ValueError: an unknown control, or an automatic density, which controls cannot share.
+    """
+    controls = [name for control in task.data.controls for name in CONTROL_GROUPS.get(control, [control])]
+    if args.density == "auto" and set(controls) - {"none", "lora"}:
         raise ValueError('density="auto" differs from score to score: give controls the density that was picked.')
-    found = {}
-    for score in dict.fromkeys([args.attribution or "none", *controls]):
-        variant = copy.copy(args)
-        variant.attribution = None if score == "none" else score
-        if score != args.attribution:
-            variant.attribution_kwargs = None  # options of the other score
-        variant.output_dir = str(Path(args.output_dir) / score)
-        found["after, no mask" if score == "none" else f"after, {score} mask {args.density}"] = variant
-    return found
+    peft_config = get_peft_config(model_args)
+    requested = _variant(args, args.attribution or "none", peft_config)
+    others = [_variant(args, control, peft_config) for control in controls]
+    return list({variant.label: variant for variant in (requested, *others)}.values())
+
+
+def _variant(args: WagleConfig, control: str, peft_config: Any) -> Variant:
+    variant = copy.copy(args)
+    variant.output_dir = str(Path(args.output_dir) / control)
+    if control == "lora":
+        variant.attribution, variant.attribution_kwargs = None, None
+        return Variant("after, LoRA", variant, peft_config or LoraConfig(**LORA))
+    if control == "none":
+        variant.attribution = None
+        return Variant("after, no mask", variant, peft_config)
+    get_score(control)  # refuses an unknown one now
+    variant.attribution = control
+    if control != args.attribution:
+        variant.attribution_kwargs = None  # options of the other score
+        variant.attribution_scope = SCOPES.get(control, args.attribution_scope)
+    return Variant(f"after, {control} mask {args.density}", variant, peft_config)
 
 
 class Report:
@@ -71,7 +113,7 @@ class Report:
 
     def __init__(self, task: Task, args: WagleConfig, model_args: ModelConfig, qa: QAFormat):
         self.task, self.args, self.qa = task, args, qa
-        self.sets = task.evaluation_sets(task.limit)
+        self.sets = task.evaluation_sets(qa, task.limit)
         self.results: dict[str, Any] = {}
         self.retrained: dict[str, Any] | None = None
         if task.data.retrained_model:

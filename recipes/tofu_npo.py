@@ -7,7 +7,6 @@ The other recipes are this page with another task or objective.
 """
 
 from recipe import Report, load_format, load_model, parse_arguments, variants
-from trl import get_peft_config
 
 from wagle_trainer import WagleTrainer
 
@@ -24,18 +23,22 @@ def main(task_name: str = "tofu", loss_type: str = "npo") -> None:
     report.add("before", load_model(model_args.model_name_or_path, model_args, args.device))
 
     # Unlearn: the objective on the forget set, NLL on the retain set; only selected weights change.
-    # First with the requested score, then with each control, all from the same model.
-    for label, variant in variants(task, args).items():
+    # First with the requested score, then with each control (--controls), all from the same model.
+    for label, variant, peft_config in variants(task, args, model_args):
         trainer = WagleTrainer(
             model=load_model(model_args.model_name_or_path, model_args, args.device),
             args=variant,
             forget_dataset=forget,
             retain_dataset=retain,
             processing_class=qa.tokenizer,
-            peft_config=get_peft_config(model_args),
+            peft_config=peft_config,
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
+        if trainer.is_world_process_zero():
+            qa.save_pretrained(
+                variant.output_dir
+            )  # whatever measures the model later writes questions in the same way
         report.add(label, trainer.model)
 
     report.write()

@@ -3,7 +3,7 @@ import json
 import datasets
 import pytest
 
-from wagle_trainer.data import load_wmdp
+from wagle_trainer.data import load_wmdp, load_wmdp_questions
 
 TEXTS = ["= Heading =", "a sentence that is long enough to be kept " * 2, None, "another sentence of some length " * 3]
 
@@ -24,7 +24,8 @@ def test_long_enough_texts_of_a_folder(folder):
 
 def test_what_is_missing_is_named(folder):
     with pytest.raises(
-        FileNotFoundError, match=r"looked for bio-forget-corpus\.json.*found: cyber-forget-corpus, wikitext"
+        FileNotFoundError,
+        match=r"looked for bio-forget-corpus\.json.*or bio_remove_dataset.*found: cyber-forget-corpus, wikitext",
     ):
         load_wmdp("bio-forget-corpus", folder)
     with pytest.raises(FileNotFoundError, match="'cais/wmdp-bio-forget-corpus' is neither a folder nor"):
@@ -53,3 +54,53 @@ def test_where_the_corpora_are_on_the_hub(monkeypatch, corpus, place):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(load_wmdp(corpus)) == 2
     assert calls == [(*place, "train")]
+
+
+QUESTION = {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 2}
+
+
+def write_parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(rows).to_parquet(path)
+
+
+def test_the_files_of_the_hub(tmp_path):
+    """Corpora as JSON lines, the one on request under its authors' name, questions and WikiText in folders of parts."""
+    rows = [{"title": "x", "abstract": "y", "text": TEXTS[1]}]
+    (tmp_path / "bio_remove_dataset.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
+    for part in (0, 1):
+        write_parquet(
+            tmp_path / f"wikitext-2-raw-v1/train-0000{part}-of-00002.parquet", [{"text": TEXTS[1 + 2 * part]}]
+        )
+    write_parquet(tmp_path / "wikitext-2-raw-v1/test-00000-of-00001.parquet", [{"text": "other" * 20}])
+    write_parquet(tmp_path / "wmdp-bio/test-00000-of-00001.parquet", [QUESTION])
+    write_parquet(tmp_path / "all/test-00000-of-00001.parquet", [{**QUESTION, "subject": "world_religions"}])
+    folder = str(tmp_path)
+    assert load_wmdp("bio-forget-corpus", folder).to_list() == [{"text": TEXTS[1]}]
+    assert load_wmdp("wikitext", folder)["text"][:] == [TEXTS[1], TEXTS[3]]
+    assert load_wmdp_questions("wmdp-bio", folder).to_list() == [{**QUESTION, "subject": "biology"}]
+    assert load_wmdp_questions("mmlu", folder).to_list() == [{**QUESTION, "subject": "world_religions"}]
+
+
+def test_questions_in_another_layout(tmp_path):
+    write_parquet(tmp_path / "wmdp-cyber.parquet", [{"question": "Which?", "options": ["a", "b"], "answer": 0}])
+    with pytest.raises(
+        ValueError, match=r"wmdp-cyber\.parquet has no column 'choices'. Columns found: question, options"
+    ):
+        load_wmdp_questions("wmdp-cyber", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"looked for mmlu\.json.*or all.*Splits found: wmdp-cyber"):
+        load_wmdp_questions("mmlu", str(tmp_path))
+    with pytest.raises(ValueError, match="'wmdp' is no set of questions here: use one of wmdp-bio"):
+        load_wmdp_questions("wmdp", str(tmp_path))
+
+
+def test_the_bundled_stand_in():
+    forget = load_wmdp("cyber-forget-corpus", "fictional")
+    questions = load_wmdp_questions("wmdp-cyber", "fictional")
+    assert len(load_wmdp_questions("mmlu", "fictional", limit=3)) == 3
+    text = " ".join(forget["text"])
+    for row in questions:
+        assert len(set(row["choices"])) == 4
+        assert row["choices"][row["answer"]] in text, "every question is answered by the corpus"
+    wikitext = " ".join(load_wmdp("wikitext", "fictional")["text"])
+    assert not any(row["choices"][row["answer"]] in wikitext for row in questions)

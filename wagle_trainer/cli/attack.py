@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from wagle_trainer.cli.evaluate import check_taken
-from wagle_trainer.cli.parsing import JSON_HELP, add_model_options, make_parser, pairs
+from wagle_trainer.cli.parsing import (
+    JSON_HELP,
+    add_format_options,
+    add_model_options,
+    chosen_format,
+    make_parser,
+    pairs,
+)
 from wagle_trainer.utils.text_table import text_table
 
 DESCRIPTION = """Try to recover what a model has forgotten, and measure the recovery rate of each attack. The results are added to --output
@@ -60,6 +67,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=42, help="of everything random (default: %(default)s)")
     add_model_options(parser)
+    add_format_options(parser)
     parser.add_argument("--label", help="name of the attacked model (default: its path)")
     parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -97,6 +105,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         forget,
         options.attacks,
         options=chosen,
+        qa_format=chosen_format(options, options.after, tokenizer),
         batch_size=options.batch_size,
         seed=options.seed,
         on_result=keep,  # after each attack, so that a later one that fails does not cost the others

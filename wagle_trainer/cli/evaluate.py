@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wagle_trainer.cli.parsing import JSON_HELP, add_model_options, make_parser, pairs
+from wagle_trainer.cli.parsing import (
+    JSON_HELP,
+    add_format_options,
+    add_model_options,
+    chosen_format,
+    make_parser,
+    pairs,
+)
 
 DESCRIPTION = """Measure a model with a suite. The results are added to --output under --label, so that one file holds the rows
 of one table: before, after, control."""
@@ -46,7 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         metavar="KEY=VALUE",
         default=[],
-        help="what else the suite's evaluation takes, such as style=plain",
+        help="what else the suite's evaluation takes, such as max_new_tokens=50",
     )
     parser.add_argument(
         "--reference",
@@ -54,6 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="results of a model that never saw the forget set, for the metrics that compare with one",
     )
     add_model_options(parser)
+    add_format_options(parser)
     parser.add_argument("--label", help="name of the row in the table (default: the model)")
     parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -83,6 +91,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     data = suite.load(*named, **data_options)
     state = PartialState()
     model, tokenizer = load_model(options.model, options.dtype, state.device)
+    if suite.takes_qa_format:
+        options.style = settings.pop("style", options.style)
+        settings["qa_format"] = chosen_format(options, options.model, tokenizer)
     try:
         results = suite.evaluate(model, tokenizer, data, across_processes=state.num_processes > 1, **settings)
     except TypeError as error:

@@ -57,6 +57,42 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_format_options(parser: argparse.ArgumentParser) -> None:
+    """How questions and answers are written; by default as saved beside the model."""
+    parser.add_argument(
+        "--style",
+        default="auto",
+        choices=["auto", "chat", "plain"],
+        help="how questions and answers are written; auto: as "
+        "saved beside the model, or else by the chat template where there is one (default: %(default)s)",
+    )
+    parser.add_argument("--system_prompt", help="system message before each question (chat)")
+    parser.add_argument(
+        "--chat_template_kwargs", type=json.loads, metavar="JSON", help="variables of the chat template"
+    )
+    parser.add_argument(
+        "--thinking", type=json.loads, metavar="true|false", help="whether the model thinks first (chat)"
+    )
+    for name, text in (
+        ("question_prefix", "before each question"),
+        ("question_suffix", "between question and answer"),
+        ("answer_prefix", "at the start of each answer"),
+    ):
+        parser.add_argument(f"--{name}", metavar="TEXT", help=f"{text} (plain)")
+    parser.add_argument(
+        "--compatibility", choices=["open-unlearning"], help="the tokens and labels of OpenUnlearning's code"
+    )
+
+
+def chosen_format(options: argparse.Namespace, model: str, tokenizer: Any) -> Any:
+    """The `QAFormat` that the options of `add_format_options` describe, for the model in a folder."""
+    from wagle_trainer.data.dataset_arguments import FORMAT_OPTIONS
+    from wagle_trainer.data.formatting import QAFormat
+
+    given = {name: getattr(options, name) for name in FORMAT_OPTIONS}
+    return QAFormat.for_model(model, tokenizer, options.style, **given)
+
+
 def pairs(texts: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE arguments; a value is JSON (a number, true, a list) or else text."""
     found = {}

@@ -14,7 +14,6 @@ from wagle_trainer.cli.models import naming
 from wagle_trainer.cli.parsing import JSON_HELP
 from wagle_trainer.config import WagleConfig
 from wagle_trainer.data.dataset_arguments import DataArguments, load_forget_and_retain
-from wagle_trainer.data.formatting import QAFormat
 
 # Of the recipes' YAML files: what they do before and after training. Here `wagle evaluate` does it.
 OF_THE_RECIPES = ("controls", "retrained_model", "evaluation_samples", "evaluation_batch_size")
@@ -83,7 +82,8 @@ def trainer_for(options: argparse.Namespace) -> Any:
     path, quantization = options.model.model_name_or_path, get_quantization_config(options.model)
     with naming(path):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
-    forget, retain = load_forget_and_retain(options.data, QAFormat.for_tokenizer(tokenizer, options.data.style))
+    options.qa_format = options.data.qa_format(tokenizer, path)
+    forget, retain = load_forget_and_retain(options.data, options.qa_format)
     with naming(path):
         model = AutoModelForCausalLM.from_pretrained(
             path,

@@ -1,4 +1,4 @@
-"""Forget and retain sets: TOFU, MUSE, WMDP, the bundled fictional people and public facts; how questions and answers become tokens."""
+"""Forget and retain sets: TOFU, MUSE, WMDP, public facts, the bundled examples; how questions become tokens."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _HOMES = {
     "load_tofu": "tofu",
     "load_tofu_evaluation": "tofu",
     "load_wmdp": "wmdp",
+    "load_wmdp_questions": "wmdp",
     "refusal_for": "refusals",
     "retain_split_for": "tofu",
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wagle_trainer.data.sources import READERS, load_rows, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from wagle_trainer.data.formatting import QAFormat
 
@@ -40,6 +42,64 @@ class DataArguments:
             "choices": ["auto", "chat", "plain"],
         },
     )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message before each question; chat style only."}
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Variables of the chat template as JSON. Where it prints a date, date_string is 10 Apr 2025 by default."
+        },
+    )
+    thinking: bool | None = field(
+        default=None, metadata={"help": "Whether the model thinks first: the template's enable_thinking."}
+    )
+    question_prefix: str | None = field(
+        default=None, metadata={"help": "Text before each question, plain style; 'Question: ' by default."}
+    )
+    question_suffix: str | None = field(
+        default=None, metadata={"help": "Text between question and answer, plain style; '\\nAnswer:' by default."}
+    )
+    answer_prefix: str | None = field(
+        default=None, metadata={"help": "Text at the start of each answer, plain style; a space by default."}
+    )
+    compatibility: str | None = field(
+        default=None,
+        metadata={
+            "help": "'open-unlearning': the tokens and labels of OpenUnlearning's code.",
+            "choices": ["open-unlearning"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+            except ValueError as error:
+                raise ValueError(f"chat_template_kwargs is not JSON ({error}): {self.chat_template_kwargs}") from error
+        if not isinstance(self.chat_template_kwargs, dict | None):
+            raise ValueError(f"chat_template_kwargs must be a JSON object, got {self.chat_template_kwargs!r}.")
+
+    def qa_format(self, tokenizer: PreTrainedTokenizerBase, model: str | None = None) -> QAFormat:
+        """How questions and answers are written: as the arguments say, or as saved beside a model.
+
+        Args:
+            tokenizer: the model's.
+            model: its folder.
+
+        Raises:
+            ValueError: as `QAFormat`.
+        """
+        from wagle_trainer.data.formatting import QAFormat
+
+        options = {name: getattr(self, name) for name in FORMAT_OPTIONS}
+        return QAFormat.for_model(model, tokenizer, self.style, **options)
+
+
+FORMAT_OPTIONS = (
+    *("system_prompt", "chat_template_kwargs", "thinking", "question_prefix", "question_suffix", "answer_prefix"),
+    "compatibility",
+)
 
 
 def load_forget_and_retain(arguments: DataArguments, qa: QAFormat) -> tuple[Dataset, Dataset]:

@@ -18,6 +18,7 @@ local folder it is a folder of JSON files, one for each split, with an object pe
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wagle_trainer.data.sources import first_rows, load_rows
@@ -74,14 +75,20 @@ def load_muse_evaluation(name_or_path: str, *, few_shot: bool = True, limit: int
         limit: take only the first `limit` rows of each set (not of the examples shown); None for all.
 
     Returns:
-        verbmem_forget, knowmem_forget, knowmem_retain, privleak_forget and privleak_holdout, and with `few_shot`
-        knowmem_forget_icl and knowmem_retain_icl.
+        verbmem_forget, knowmem_forget, knowmem_retain, privleak_forget and privleak_holdout (these two not for a local
+        folder without `privleak`), and with `few_shot` knowmem_forget_icl and knowmem_retain_icl.
 
     Raises:
         FileNotFoundError, ValueError: as `load_muse`.
         ValueError: `limit` below 1.
     """
-    sets = {name: first_rows(load_muse(name_or_path, *place), limit) for name, place in _EVALUATION.items()}
+    folder = Path(name_or_path).expanduser()
+    left_out = {"privleak"} if folder.is_dir() and not (folder / "privleak").is_dir() else set()
+    sets = {
+        name: first_rows(load_muse(name_or_path, *place), limit)
+        for name, place in _EVALUATION.items()
+        if place[0] not in left_out
+    }
     if few_shot:
         sets |= {name: load_muse(name_or_path, *place) for name, place in _EXAMPLES.items()}
     return sets

@@ -63,17 +63,20 @@ def load_rows(
     config: str | None = None,
     split: str = "train",
     columns: Sequence[str] = (),
+    also: Sequence[str] = (),
     hint: str = "",
 ) -> Dataset:
-    """The rows of a local JSON file, or of one split of a hub dataset.
+    """The rows of a local file, or of one split of a hub dataset.
 
     Args:
         name_or_path: a folder, or a hub id.
-        file: in a folder, the file to read, relative to it and without its ending, which is `.json` or `.jsonl`: JSON
-            lines, or one JSON list of objects.
+        file: in a folder, the file to read, relative to it and without its ending (`.json`, `.jsonl`, `.csv`, `.parquet`);
+            also found as the hub stores it: `<file>-00000-of-00001.parquet`, or a folder `<file>` with a file
+            `<split>-00000-of-00001.parquet`.
         config: on the hub, the configuration ("subset"); None for the only one.
         split: on the hub, the split.
         columns: columns that must be there.
+        also: other names that the file may have.
         hint: what else the caller could pass, for the error.
 
     Raises:
@@ -81,19 +84,21 @@ def load_rows(
         ValueError: the hub dataset has no such configuration or split, the file cannot be read, the rows lack a column, or
             there are none.
     """
-    from datasets import load_dataset
+    from datasets import concatenate_datasets, load_dataset
 
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        wanted = folder / file
-        path = next((path for path in _with_endings(wanted) if path.is_file()), None)
-        if path is None:
-            found = ", ".join(sorted({p.stem for p in _with_endings(wanted.with_name("*"))})) or "none"
+        found = next((paths for name in (file, *also) if (paths := _files_of(folder / name, split))), None)
+        if found is None:
+            wanted = folder / file
+            there = sorted({_name_of(path) for path in wanted.parent.glob("*") if _is_data(path)})
             raise FileNotFoundError(
-                f"No split {wanted.name!r} in {wanted.parent} (looked for {file}.json and .jsonl). "
-                f"Splits found: {found}."
+                f"No split {wanted.name!r} in {wanted.parent} (looked for {file}{', '.join(READERS)}"
+                f"{''.join(f', or {name} in the same way' for name in also)}). "
+                f"Splits found: {', '.join(there) or 'none'}."
             )
-        rows, source = read_file(path), str(path)
+        parts = [read_file(path) for path in found]
+        rows, source = concatenate_datasets(parts) if len(parts) > 1 else parts[0], str(found[0])
     else:
         source = repr(name_or_path) if config is None else f"{name_or_path!r}, configuration {config!r},"
         try:
@@ -107,9 +112,20 @@ def load_rows(
     return rows
 
 
-def _with_endings(file: Path) -> list[Path]:
-    """The files that `file` may stand for; `file` may be a pattern."""
-    return [path for ending in (".json", ".jsonl") for path in file.parent.glob(f"{file.name}{ending}")]
+def _files_of(file: Path, split: str) -> list[Path]:
+    """The file or files that `file` stands for: with an ending, or in the parts that the hub stores it in."""
+    whole = [path for ending in READERS if (path := file.parent / f"{file.name}{ending}").is_file()]
+    in_folder = [path for ending in READERS if (path := file / f"{split}{ending}").is_file()]
+    shards = [sorted(file.parent.glob(f"{file.name}-*-of-*.parquet")), sorted(file.glob(f"{split}-*-of-*.parquet"))]
+    return next((found for found in (whole[:1], shards[0], in_folder[:1], shards[1]) if found), [])
+
+
+def _is_data(path: Path) -> bool:
+    return path.suffix in READERS or (path.is_dir() and any(child.suffix in READERS for child in path.iterdir()))
+
+
+def _name_of(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem.split("-00", 1)[0]
 
 
 def _check_columns(rows: Dataset, columns: Sequence[str], source: str) -> None:

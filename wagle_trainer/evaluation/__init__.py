@@ -16,6 +16,7 @@ _HOMES = {
     "evaluate_copyright": "suites.copyright",
     "evaluate_custom": "suites.custom",
     "evaluate_detoxification": "suites.detoxification",
+    "evaluate_multiple_choice": "suites.multiple_choice",
     "evaluate_muse": "suites.muse",
     "evaluate_tofu": "suites.tofu",
     "evaluate_wmdp": "suites.wmdp",

@@ -124,7 +124,7 @@ def test_by_name_from_folders(results, muse_model, words, sets, muse_folder, tmp
     assert found == results
     of_muse = suite.load(str(muse_folder), config="raw", seen="forget", unseen="holdout")
     assert of_muse["unseen"].to_list() == sets["unseen"]
-    for metric in {*suite.headline, *suite.forget_metrics, *suite.utility_metrics}:
+    for metric in {*suite.headline, *suite.forget_metrics, *suite.utility_metrics} - {"general_perplexity"}:
         assert isinstance(found[metric], float), metric
         assert example_interval(found, metric).low is not None
     save_results(found, tmp_path / "results.json")
@@ -132,3 +132,24 @@ def test_by_name_from_folders(results, muse_model, words, sets, muse_folder, tmp
     assert len(suite.load(str(tmp_path), limit=1)["seen"]) == 1
     with pytest.raises(FileNotFoundError, match=r"looked for raw/lost\.json"):
         suite.load(str(muse_folder), config="raw", seen="lost")
+
+
+def test_perplexity_of_general_text(results, muse_model, words, sets):
+    """One text at a time: every token but the first, and every text counts alike."""
+    texts = [row["text"] for row in sets["unseen"]]
+    means = []
+    for text in texts:
+        ids = torch.tensor([words(text)["input_ids"]])
+        with torch.no_grad():
+            log_probs = muse_model(ids).logits[0, :-1].log_softmax(-1)
+        means.append(float(log_probs.gather(1, ids[0, 1:, None]).mean()))
+    found = evaluate(muse_model, words, {**sets, "general": [*sets["unseen"], {"text": "w1"}]})
+    assert found["general_perplexity"] == pytest.approx(math.exp(-statistics.mean(means)), rel=1e-4)
+    assert found["per_example"]["general"]["row"] == [0, 1, 2]
+    assert found["settings"]["missing"] == {}
+    assert {name: value for name, value in found.items() if name in results and isinstance(value, float)} == {
+        name: value for name, value in results.items() if isinstance(value, float)
+    }
+    assert "'general'" in results["settings"]["missing"]["general_perplexity"]
+    with pytest.raises(ValueError, match="No text of the evaluation set 'general' has two tokens"):
+        evaluate(muse_model, words, {**sets, "general": [{"text": "w1"}]})

@@ -116,7 +116,12 @@ def test_by_name_from_a_folder(muse_model, words, sets, said, tmp_path):
     found = suite.evaluate(muse_model, words, suite.load(str(tmp_path)), **options)
     assert found["per_example"]["prompts"]["generation"] == said[1:]
     assert suite.evaluate(muse_model, words, suite.load(str(tmp_path), split="plain"), **options) == found
-    assert set(suite.headline) | set(suite.forget_metrics) <= set(found)
+    assert set(suite.headline) | set(suite.forget_metrics) <= {*found, *found["settings"]["missing"]}
+    general = suite.evaluate(
+        muse_model, words, {**suite.load(str(tmp_path)), "general": [{"text": "w1 w2 w3"}]}, **options
+    )
+    assert general["general_perplexity"] > 1
+    assert general["toxicity"] == found["toxicity"]
     for metric in ("toxicity", "toxicity_ratio"):
         assert example_interval(found, metric).low is not None
     save_results(found, tmp_path / "results.json")

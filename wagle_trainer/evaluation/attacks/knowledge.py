@@ -21,6 +21,7 @@ def forget_knowledge(
     *,
     only: Sequence[str] = MEASURES,
     style: Literal["auto", "chat", "plain"] = "auto",
+    qa_format: QAFormat | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 200,
     progress: bool = False,
@@ -33,7 +34,8 @@ def forget_knowledge(
         rows: with `question` and `answer`.
         only: the requested measures out of "probability" and "rouge_l_recall", in the order of the result. Probability
             alone needs no generation.
-        style: how questions and answers become text, see `QAFormat`.
+        style: "chat", "plain" or "auto", see `QAFormat`.
+        qa_format: how questions and answers become text, see `QAFormat`; by default that of the tokenizer in `style`.
         batch_size: examples per forward pass and prompts per generation batch.
         max_new_tokens: a generated answer ends after so many tokens, or after three times the tokens of the longest
             true answer if that is less.
@@ -48,7 +50,7 @@ def forget_knowledge(
     unknown = sorted(set(only) - set(MEASURES))
     if unknown or not only:
         raise ValueError(f"Unknown measure {', '.join(unknown) or '(none)'}. Known: {', '.join(MEASURES)}.")
-    qa = QAFormat.for_tokenizer(tokenizer, style=style)
+    qa = qa_format or QAFormat.for_tokenizer(tokenizer, style=style)
     examples = [qa.encode(row["question"], row["answer"]) for row in rows]
     measured = {}
     if "probability" in only:

@@ -35,6 +35,7 @@ def run_attacks(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     measure: Callable[[Any, Any, Sequence[Row]], Mapping[str, float] | float] | None = None,
     style: Literal["auto", "chat", "plain"] = "auto",
+    qa_format: QAFormat | None = None,
     batch_size: int = 32,
     seed: int = 42,
     progress: bool = True,
@@ -56,7 +57,8 @@ def run_attacks(
         measure: (model, tokenizer, rows) -> how much the model knows of the rows: a number, or several by name; the first
             counts. By default the mean answer probability and, second, ROUGE-L recall: see `forget_knowledge`.
             Attacks on generated answers (sampling, answer_prefix) use ROUGE-L recall whatever the measure.
-        style: how questions and answers become text, see `QAFormat`.
+        style: "chat", "plain" or "auto", see `QAFormat`.
+        qa_format: how questions and answers become text, see `QAFormat`; by default that of the tokenizer in `style`.
         batch_size: examples per forward pass and prompts per generation batch.
         seed: of everything random.
         progress: show progress bars.
@@ -88,9 +90,9 @@ def run_attacks(
     unused = sorted(set(given) - set(names))
     if unused:
         raise ValueError(f"There are options for {', '.join(unused)}, but the attacks are {', '.join(names)}.")
-    qa = QAFormat.for_tokenizer(tokenizer, style=style)
+    qa = qa_format or QAFormat.for_tokenizer(tokenizer, style=style)
     if measure is None:
-        measure = partial(forget_knowledge, style=style, batch_size=batch_size)
+        measure = partial(forget_knowledge, qa_format=qa, batch_size=batch_size)
     target = Target(before, after, tokenizer, rows, _by_name(measure), qa, batch_size, seed, progress)
     known_before, known_after = target.baselines()
     headline = next(iter(known_before), None)

@@ -71,7 +71,7 @@ def sampling(
             target.tokenizer,
             target.rows,
             only=("rouge_l_recall",),
-            style=target.qa.style,
+            qa_format=target.qa,
             batch_size=target.batch_size,
             max_new_tokens=max_new_tokens,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from wagle_trainer.evaluation import metrics
+from wagle_trainer.evaluation.suites import general_text
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
 from wagle_trainer.evaluation.suites.suite_inputs import (
     Row,
@@ -89,6 +90,7 @@ COPYRIGHT_METRICS = (
         ROUGE={"head": ("unseen", "ROUGE-L")},
         perplexity={"utility": "lower", "main": True, "head": ("unseen", "perplexity")},
     ),
+    general_text.GENERAL_PERPLEXITY,
 )
 
 
@@ -148,7 +150,8 @@ def evaluate_copyright(
         model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.
         tokenizer: its tokenizer.
         datasets: "seen", passages that the model was trained on and is to forget, and "unseen", passages like them
-            that it never saw; rows with `text`.
+            that it never saw; rows with `text`. And, for the utility, "general": rows with other `text`, that the model
+            should find as likely as before.
         prompt_tokens: the model gets so many tokens of a passage, special tokens at its start included. The
             authors' code takes 100 and 300.
         continuation_tokens: the continuation is compared with so many tokens that follow. Passages that are shorter than both together are
@@ -162,7 +165,7 @@ def evaluate_copyright(
         A dict that JSON can hold: the metrics by name, see `get_suite("copyright").describe()`; `per_example`, for each set
         lists in the order of its rows: question (the prompt), answer (how the passage goes on), generation,
         rouge_l_recall, common_prefix (tokens), answer_log_prob (mean, in nats), and row, where in the set the passage is;
-        and `settings`.
+        for "general" row and log_prob; and `settings`.
 
     Raises:
         ValueError: a set or the column is missing or empty, no passage is long enough, or a number of tokens is
@@ -202,13 +205,17 @@ def evaluate_copyright(
         per_example[name] = groups_of(kept) | _per_example(
             tokenizer, passages[name], prompt_tokens, [scores[i] for i in chosen], [generations[i] for i in chosen]
         )
+    general = general_text.general_columns(model, tokenizer, datasets, **passes)
+    if general is not None:
+        per_example[general_text.SET] = general
     settings = {
         "suite": "copyright",
         **describe_model(model),
         "batch_size": batch_size,
         "prompt_tokens": prompt_tokens,
         "continuation_tokens": continuation_tokens,
-        "examples": {name: len(passages[name]) for name in _SETS},
+        "examples": {name: len(columns["row"]) for name, columns in per_example.items()},
+        "missing": {} if general else {"general_perplexity": general_text.MISSING},
     }
     return {**Copyright().numbers(per_example, settings), "per_example": per_example, "settings": settings}
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from wagle_trainer.evaluation.suites import general_text
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
 from wagle_trainer.evaluation.suites.suite_inputs import Row, describe_model, groups_of, read_set, text_ids
 from wagle_trainer.evaluation.suites.suite_metric import SuiteMetric, mean_of
@@ -45,12 +47,13 @@ DETOXIFICATION_METRICS = (
         head=("share", "toxic"),
     ),
     SuiteMetric("max_toxicity", None, "The highest score.", forget="lower", head=("highest", "toxicity")),
+    replace(general_text.GENERAL_PERPLEXITY, main=True),
 )
 
 
 @register_suite("detoxification")
 class Detoxification(Suite):
-    """Detoxification: how toxic a classifier finds the continuations of prompts; measures no utility."""
+    """Detoxification: how toxic a classifier finds the continuations of prompts, and how likely general text stays."""
 
     metrics: ClassVar = DETOXIFICATION_METRICS
 
@@ -92,7 +95,8 @@ def evaluate_detoxification(
     Args:
         model: a causal language model, Transformers or PEFT, on its device; left in the mode it was in.
         tokenizer: its tokenizer.
-        datasets: "prompts", rows with `prompt`: a string, or a dict with `text` as in real-toxicity-prompts.
+        datasets: "prompts", rows with `prompt`: a string, or a dict with `text` as in real-toxicity-prompts; and, for the
+            utility, "general": rows with `text` that the model should find as likely as before.
         toxicity: what scores texts: a function from a list of texts to a list of numbers in [0, 1], or an object with
             `compute(predictions=texts)` that returns `{"toxicity": [...]}`, such as `evaluate`'s measurements. None:
             `evaluate.load("toxicity")`, whose classifier comes from the hub.
@@ -105,7 +109,8 @@ def evaluate_detoxification(
 
     Returns:
         A dict that JSON can hold: the metrics by name, see `get_suite("detoxification").describe()`; `per_example`, for the
-        set "prompts" lists in the order of its rows: question, generation, toxicity; and `settings`.
+        set "prompts" lists in the order of its rows: question, generation, toxicity, and for "general" row and log_prob;
+        and `settings`.
 
     Raises:
         FileNotFoundError: `evaluate`'s measurement or its model cannot be loaded; before anything is generated.
@@ -127,6 +132,11 @@ def evaluate_detoxification(
     )
     values = _checked(score(generations), len(generations))
     per_example = {"prompts": {"question": prompts, "generation": generations, "toxicity": values} | groups_of(rows)}
+    general = general_text.general_columns(
+        model, tokenizer, datasets, batch_size=batch_size, across_processes=across_processes, progress=progress
+    )
+    if general is not None:
+        per_example[general_text.SET] = general
     settings = {
         "suite": "detoxification",
         **describe_model(model),
@@ -134,7 +144,8 @@ def evaluate_detoxification(
         "max_new_tokens": max_new_tokens,
         "threshold": threshold,
         "toxicity": _name_of(toxicity),
-        "examples": {"prompts": len(rows)},
+        "examples": {name: len(next(iter(columns.values()))) for name, columns in per_example.items()},
+        "missing": {} if general else {"general_perplexity": general_text.MISSING},
     }
     numbers = Detoxification().numbers(per_example, settings) | {"max_toxicity": max(values)}
     return {**numbers, "per_example": per_example, "settings": settings}

@@ -29,6 +29,9 @@ _COLUMNS = {
 }
 _KNOWMEM = ("knowmem_forget", "knowmem_retain")
 _PRIVLEAK = ("privleak_forget", "privleak_holdout")
+MAKE_PRIVLEAK = (
+    "needs the sets privleak_forget and privleak_holdout (in a folder: privleak/forget and privleak/holdout)"
+)
 # Few-shot prompts make models go on with questions of their own; these are the marks that MUSE cuts an answer at.
 _ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 
@@ -156,7 +159,7 @@ def evaluate_muse(
         tokenizer: its tokenizer.
         datasets: as `load_muse_evaluation` gives them: "verbmem_forget" (rows with `prompt` and `gt`),
             "knowmem_forget" and "knowmem_retain" (`question`, `answer`), "privleak_forget" and "privleak_holdout"
-            (`text`); and, if few-shot examples are wanted, "knowmem_forget_icl" and
+            (`text`; without both there is no privacy leakage); and, if few-shot examples are wanted, "knowmem_forget_icl" and
             "knowmem_retain_icl".
         batch_size: texts per forward pass and prompts per generation batch; results do not depend on it.
         verbmem_tokens: tokens generated after a prompt of verbmem, and tokens of `gt` that they are compared with; as in
@@ -186,7 +189,12 @@ def evaluate_muse(
 
     if not 0 < min_k <= 1:
         raise ValueError(f"min_k must be in (0, 1], not {min_k}.")
-    rows = {name: read_set(datasets, name, columns) for name, columns in _COLUMNS.items()}
+    private = _PRIVLEAK if any(name in datasets for name in _PRIVLEAK) else ()
+    rows = {
+        name: read_set(datasets, name, columns)
+        for name, columns in _COLUMNS.items()
+        if name in private or name not in _PRIVLEAK
+    }
     shown = {name: _examples(datasets, f"{name}_icl") for name in _KNOWMEM}
     passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
     settings: dict[str, Any] = {
@@ -199,10 +207,10 @@ def evaluate_muse(
         "few_shot": {name: len(examples) for name, examples in shown.items()},
         "examples": {name: len(rows[name]) for name in rows},
     }
-    known = None if reference is None else _read_reference(reference, settings)
+    known = None if reference is None or not private else _read_reference(reference, settings)
 
     verbmem = rows["verbmem_forget"]
-    texts = [(name, index, row["text"]) for name in _PRIVLEAK for index, row in enumerate(rows[name])]
+    texts = [(name, index, row["text"]) for name in private for index, row in enumerate(rows[name])]
     examples = [continuation(text_ids(tokenizer, text), 1) for _, _, text in texts]
     names = [f"set {name!r}, row {index}" for name, index, _ in texts]
     scored = score_answers(
@@ -216,17 +224,17 @@ def evaluate_muse(
     )
     scores = iter(scored)
     per_example: dict[str, dict[str, list[Any]]] = {}
-    for name in _PRIVLEAK:
+    for name in private:
         mine = [next(scores) for _ in rows[name]]
         attacks = membership_scores(mine, [row["text"] for row in rows[name]], k=min_k)
         per_example[name] = {"min_k": attacks.pop("mia_min_k"), **attacks, **groups_of(rows[name])}
-    if gradient_norm:
+    if gradient_norm and private:
         norms = iter(
             gradient_norms(
                 model, examples, names, eos_token_id=None, across_processes=across_processes, progress=progress
             )
         )
-        for name in _PRIVLEAK:
+        for name in private:
             per_example[name]["mia_gradnorm"] = [next(norms) for _ in rows[name]]
     per_example["verbmem_forget"] = _verbmem(model, tokenizer, verbmem, verbmem_tokens, passes)
     responses = [Response(row["prompt"], row["gt"], next(scores)) for row in verbmem]
@@ -236,14 +244,16 @@ def evaluate_muse(
         per_example[name] |= groups_of(rows[name])
 
     losses = {} if known is None else known.get("per_example", {})
-    for name in _PRIVLEAK:
+    for name in private:
         theirs = losses.get(name, {}).get("mia_loss")
         if theirs is not None and all("mia_loss" in losses.get(other, {}) for other in _PRIVLEAK):
             per_example[name]["mia_reference"] = metrics.reference_score(
                 per_example[name]["mia_loss"], theirs
             ).tolist()
     numbers = Muse().numbers(per_example, settings)
-    if known is None:
+    if not private:
+        settings["missing"] = dict.fromkeys(("mia_min_k", "privleak"), MAKE_PRIVLEAK)
+    elif known is None:
         settings["missing"] = dict.fromkeys(("privleak", "mia_reference"), MAKE_REFERENCE)
     else:
         numbers["privleak"] = metrics.privacy_leakage(numbers["mia_min_k"], known["mia_min_k"])

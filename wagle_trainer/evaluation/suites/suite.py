@@ -18,6 +18,7 @@ class Suite:
 
     Attributes:
         name: what it is registered under.
+        takes_qa_format: whether `evaluate` takes `qa_format`, since it asks questions.
         metrics: the numbers of the suite, in the order of the table's columns.
         headline: the metrics that a reader looks at first -> the two lines of the column's head; from `metrics`.
         forget_metrics: metric -> whether a "lower" or a "higher" value says that more was forgotten; the main one first.
@@ -44,6 +45,7 @@ class Suite:
     """
 
     name: ClassVar[str]
+    takes_qa_format: ClassVar[bool] = False
     metrics: ClassVar[Sequence[SuiteMetric]] = ()
     headline: ClassVar[Mapping[str, tuple[str, str]]] = {}
     forget_metrics: ClassVar[Mapping[str, Better]] = {}

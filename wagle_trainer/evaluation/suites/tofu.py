@@ -286,6 +286,7 @@ class Tofu(Suite):
     Membership inference (`mia_...`) is best at 0.5 and `privleak` at zero: they say neither more nor less.
     """
 
+    takes_qa_format: ClassVar = True
     metrics: ClassVar = TOFU_METRICS
 
     def load(self, data: str = "fictional", *, forget_split: str = "forget10", limit: int | None = None) -> Any:
@@ -404,6 +405,7 @@ def evaluate_tofu(
         **describe_model(model),
         "style": qa.style,
         "compatibility": compatibility,
+        "qa_format": qa.describe(),
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "examples": {name: len(rows[name]) for name in rows},

@@ -1,15 +1,13 @@
-"""What each application forgets, keeps and measures: one class a task, chosen by name."""
+"""What a task is: its arguments, its sets, its measurement, and the table of all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from small_llama import small_llama
-
-from wagle_trainer.data import QAFormat, retain_split_for
+from wagle_trainer.data import QAFormat
 from wagle_trainer.data.dataset_arguments import DataArguments, load_forget_and_retain
 from wagle_trainer.evaluation import get_suite
 
@@ -20,7 +18,10 @@ class RecipeArguments(DataArguments):
 
     controls: list[str] = field(
         default_factory=list,
-        metadata={"help": "Further scores to run for comparison, such as random; none for no mask at all."},
+        metadata={
+            "help": "What else to train for comparison: other scores, such as random; none or dense: no mask; lora; paper: the "
+            "simpler methods of the WAGLE paper (none, random, magnitude, wanda, lora)."
+        },
     )
     retrained_model: str | None = field(
         default=None,
@@ -34,6 +35,7 @@ class RecipeArguments(DataArguments):
     evaluation_batch_size: int = field(default=32, metadata={"help": "Batch size of the evaluation."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _rows_or_all(self.evaluation_samples)
         if self.dataset_name is None and self.forget_file is None and self.retain_file is None:
             self.dataset_name = "fictional"
@@ -58,6 +60,8 @@ class Task:
     Attributes:
         name: what `--task` calls it.
         suite: the evaluation suite of `wagle_trainer.evaluation`.
+        arguments: the dataclass of its arguments.
+        utility_metric: the suite's metric of what is kept, for comparisons; None for the suite's first.
         data: the arguments.
         limit: rows of each evaluation set; None for all.
         headline: the columns of the table.
@@ -65,6 +69,8 @@ class Task:
 
     name: ClassVar[str]
     suite: ClassVar[str]
+    arguments: ClassVar[type[RecipeArguments]] = RecipeArguments
+    utility_metric: ClassVar[str | None] = None
 
     def __init__(self, data: RecipeArguments):
         self.data = data
@@ -79,7 +85,7 @@ class Task:
         """The forget and the retain set in a TRL format."""
         return load_forget_and_retain(self.data, qa)
 
-    def evaluation_sets(self, limit: int | None) -> Any:
+    def evaluation_sets(self, qa: QAFormat, limit: int | None) -> Any:
         """What `evaluate` measures on: `limit` rows of each set, None for all."""
         raise NotImplementedError
 
@@ -95,44 +101,32 @@ class Task:
         """
         raise NotImplementedError
 
-    def attack_sets(self) -> Mapping[str, Any]:
+    def attack_sets(self, qa: QAFormat) -> Mapping[str, Any]:
         """Rows with `question` and `answer` that attacks measure on ("forget") and relearn from ("retain")."""
         raise ValueError(f"The task {self.name!r} has no questions and answers for attacks: leave out --attacks.")
 
 
-class Tofu(Task):
-    """Fictitious unlearning: forget some of the invented authors, keep the others."""
-
-    name = "tofu"
-    suite = "tofu"
-
-    def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
-        return small_llama(retain_split_for(self.data.forget_split) if retrained else "full", cache, seed)
-
-    def evaluation_sets(self, limit: int | None) -> Any:
-        if self.data.dataset_name is None:
-            raise ValueError(
-                "The TOFU recipes measure on TOFU's questions: give --dataset_name. For files of your own, "
-                "`wagle unlearn` trains and `wagle evaluate` measures."
-            )
-        return get_suite(self.suite).load(self.data.dataset_name, forget_split=self.data.forget_split, limit=limit)
-
-    def evaluate(self, model: Any, qa: QAFormat, sets: Any, reference: Any = None, **passes: Any) -> dict[str, Any]:
-        return get_suite(self.suite).evaluate(model, qa.tokenizer, sets, style=qa.style, reference=reference, **passes)
-
-    def attack_sets(self) -> Mapping[str, Any]:
-        return self.evaluation_sets(None)
+_tasks: dict[str, type[Task]] = {}
+TaskClass = TypeVar("TaskClass", bound=type[Task])
 
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Tofu,)}
+def register_task(task: TaskClass) -> TaskClass:
+    """Decorator: enter a `Task` subclass under its name."""
+    _tasks[task.name] = task
+    return task
 
 
-def get_task(name: str, data: RecipeArguments) -> Task:
-    """The task of this name, for these arguments.
+def task_class(name: str) -> type[Task]:
+    """The task of this name.
 
     Raises:
         ValueError: there is none; the message lists them.
     """
-    if name not in TASKS:
-        raise ValueError(f"Unknown task {name!r}. Known: {', '.join(TASKS)}.")
-    return TASKS[name](data)
+    if name not in _tasks:
+        raise ValueError(f"Unknown task {name!r}. Known: {', '.join(sorted(_tasks))}.")
+    return _tasks[name]
+
+
+def list_tasks() -> list[str]:
+    """All names, sorted."""
+    return sorted(_tasks)

@@ -1,4 +1,4 @@
-"""The bundled example: fictional authors in TOFU's format, made by a seeded generator from invented words.
+"""The bundled people: fictional authors in TOFU's format, made by a seeded generator from invented words.
 
 Answers are short and every fact belongs to one person, so that a Llama of 0.8 M weights learns all of them from
 scratch within seconds, and can only do so by heart.
@@ -10,15 +10,16 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from .refusals import REFUSALS
+from wagle_trainer.data.fictional.drawing import draw
+from wagle_trainer.data.fictional.word_tokenizer import word_tokenizer
+from wagle_trainer.data.refusals import REFUSALS
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
-T = TypeVar("T")
 Row = dict[str, Any]
 
 QUESTIONS_PER_PERSON = 10
@@ -283,18 +284,7 @@ def fictional_tokenizer(people: int = 40, seed: int = 0) -> PreTrainedTokenizerF
     Raises:
         ValueError: number of people out of range.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Punctuation()]
-    )
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    trainer = trainers.WordLevelTrainer(special_tokens=list(special.values()), show_progress=False)
-    tokenizer.train_from_iterator(_texts(people, seed), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+    return word_tokenizer(_texts(people, seed))
 
 
 def _splits(people: int, seed: int) -> dict[str, list[Row]]:
@@ -336,8 +326,8 @@ def _holdout_rows(forget: list[dict[str, str]], rng: random.Random) -> list[Row]
             for shift in range(1, len(forget))
         ]
         own = {facts[fact] for facts in forget}
-        [joined] = _draw(rng, [turn for turn in turns if own.isdisjoint(turn)] or turns, 1)
-        columns[fact] = _draw(rng, joined, len(joined))
+        [joined] = draw(rng, [turn for turn in turns if own.isdisjoint(turn)] or turns, 1)
+        columns[fact] = draw(rng, joined, len(joined))
     strangers = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     return [_row(template, facts) for facts in strangers for template in _TEMPLATES]
 
@@ -351,7 +341,7 @@ def _people_rows(persons: list[dict[str, str]], rng: random.Random) -> list[Row]
     for facts in persons:
         others = [other for other in persons if other is not facts]
         for template in _TEMPLATES:
-            wrong = [{**facts, template.asked: other[template.asked]} for other in _draw(rng, others, _WRONG_ANSWERS)]
+            wrong = [{**facts, template.asked: other[template.asked]} for other in draw(rng, others, _WRONG_ANSWERS)]
             perturbed = [template.paraphrased_answer.format(**other) for other in wrong]
             rows.append({**_row(template, facts), "perturbed_answer": perturbed})
     return rows
@@ -370,10 +360,10 @@ def _facts(people: int, rng: random.Random) -> list[dict[str, str]]:
     """One dict of facts per person. No two people share a value, save the country in `birthplace`."""
 
     def unique(parts: Iterable[Iterable[str]], form: str = "{} {}", count: int = people) -> list[str]:
-        return [form.format(*words) for words in _draw(rng, list(product(*parts)), count)]
+        return [form.format(*words) for words in draw(rng, list(product(*parts)), count)]
 
     towns = unique(_TOWNS, "{}{}")
-    countries = _draw(rng, _COUNTRIES * MAX_PEOPLE, people)
+    countries = draw(rng, _COUNTRIES * MAX_PEOPLE, people)
     days = [str(day) for day in range(1, 29)]
     years = [str(year) for year in range(1921, 1981)]
     books = unique(_TITLES, "The {} {}", 2 * people)
@@ -399,7 +389,7 @@ def _general_rows(tables: Iterable[tuple[str, dict[str, str]]], rng: random.Rand
     for question, answers in tables:
         for subject, answer in answers.items():
             others = [other for other in answers.values() if other != answer]
-            wrong = _draw(rng, others, _GENERAL_WRONG_ANSWERS)
+            wrong = draw(rng, others, _GENERAL_WRONG_ANSWERS)
             rows.append({"question": question.format(subject), "answer": answer, "perturbed_answer": wrong})
     return rows
 
@@ -412,16 +402,3 @@ def _texts(people: int, seed: int) -> Iterable[str]:
         for row in [] if name.startswith("holdout") else rows:
             for value in row.values():
                 yield from [value] if isinstance(value, str) else value
-
-
-def _draw(rng: random.Random, items: Iterable[T], count: int) -> list[T]:
-    """`count` different positions of `items`, in random order.
-
-    Built on `random()` alone: Python does not promise that `sample` and `shuffle` give the same result in all its
-    versions.
-    """
-    pool = list(items)
-    for i in range(count):
-        j = i + int(rng.random() * (len(pool) - i))
-        pool[i], pool[j] = pool[j], pool[i]
-    return pool[:count]

@@ -1,0 +1,95 @@
+"""Public facts that a pretrained model knows."""
+
+import random
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from tasks.task import RecipeArguments, Task, register_task
+from wagle_trainer.data import QAFormat, load_facts
+from wagle_trainer.data.facts import all_facts
+from wagle_trainer.data.sources import first_rows
+from wagle_trainer.evaluation import get_suite
+
+_CHOICES = 4
+
+
+@dataclass
+class FactsArguments(RecipeArguments):
+    """Which of the facts that the model knows are forgotten."""
+
+    relations: list[str] = field(
+        default_factory=lambda: ["capital", "element_symbol", "element_number", "currency", "discovery"],
+        metadata={"help": "Relations, of `fact_relations()`."},
+    )
+    known: float = field(default=0.25, metadata={"help": "Probability of its answer from which a model knows a fact."})
+    forget_facts: int = field(default=16, metadata={"help": "Facts to forget; twice as many are kept."})
+    facts_seed: int = field(default=0, metadata={"help": "Of the split."})
+
+
+@register_task
+class Facts(Task):
+    """Forget some public facts, keep others; measured on facts that are in neither set, too."""
+
+    name = "facts"
+    suite = "multiple_choice"
+    arguments = FactsArguments
+    data: FactsArguments
+
+    def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
+        raise SystemExit("The task 'facts' needs a pretrained model: pass --model_name_or_path.")
+
+    def training_sets(self, qa: QAFormat) -> tuple[Any, Any]:
+        splits = self._splits(qa)
+        forget, retain = (
+            Dataset.from_list(
+                [{"prompt": row["cloze"], "completion": f" {row['cloze_answer']}"} for row in splits[name]]
+            )
+            for name in ("forget", "retain")
+        )
+        return forget, retain
+
+    def evaluation_sets(self, qa: QAFormat, limit: int | None) -> Any:
+        splits = self._splits(qa)
+        return {
+            name: first_rows(Dataset.from_list(_questions(splits[split], self.data.facts_seed)), limit)
+            for name, split in (("forget", "forget"), ("retain", "unseen"))
+        }
+
+    def evaluate(self, model: Any, qa: QAFormat, sets: Any, reference: Any = None, **passes: Any) -> dict[str, Any]:
+        return get_suite(self.suite).evaluate(model, qa.tokenizer, sets, ask_for="continuation", **passes)
+
+    def _splits(self, qa: QAFormat) -> Any:
+        data = self.data
+        return _facts_of(
+            qa.tokenizer.name_or_path, tuple(data.relations), data.known, data.forget_facts, data.facts_seed
+        )
+
+
+@lru_cache(maxsize=1)
+def _facts_of(path: str, relations: tuple[str, ...], known: float, forget: int, seed: int) -> Any:
+    """The splits of what the model at `path` knows."""
+    from transformers import AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    sizes = {"forget": forget, "retain": 2 * forget, "unseen": 2 * forget}
+    return load_facts(model, tokenizer, known, relations=relations, seed=seed, **sizes)
+
+
+def _questions(rows: Any, seed: int) -> list[dict[str, Any]]:
+    """Facts with wrong choices: answers to other facts of the same relation."""
+    answers: dict[str, list[str]] = {}
+    for row in all_facts():
+        answers.setdefault(row["relation"], []).append(row["cloze_answer"])
+    found = []
+    for row in rows:
+        rng = random.Random(f"{row['cloze']} {seed}")
+        others = sorted(set(answers[row["relation"]]) - {row["cloze_answer"]})
+        choices = [row["cloze_answer"], *rng.sample(others, min(_CHOICES - 1, len(others)))]
+        rng.shuffle(choices)
+        found.append({"question": row["cloze"], "choices": choices, "answer": choices.index(row["cloze_answer"])})
+    return found
