@@ -67,6 +67,7 @@ CUSTOM_METRICS = (
 class Custom(Suite):
     """Custom: your own forget, retain and unseen rows: how likely, how well repeated, how extractable the answers are."""
 
+    takes_qa_format: ClassVar = True
     metrics: ClassVar = CUSTOM_METRICS
 
     def load(
