@@ -36,3 +36,15 @@ def test_a_failure_leaves_the_old_content(tmp_path, monkeypatch):
         write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    file = tmp_path / "file"
+    left, under_way = (tmp_path / f".file.{digit * 16}" for digit in "ab")
+    others = [tmp_path / ".file.backup", tmp_path / f".other.{'c' * 16}"]
+    for path in (left, under_way, *others):
+        path.write_bytes(b"half")
+    for path in (left, *others):
+        os.utime(path, (0, 0))
+    write_atomically(file, b"new")
+    assert sorted(tmp_path.iterdir()) == sorted([file, under_way, *others])

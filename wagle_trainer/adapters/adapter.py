@@ -340,12 +340,12 @@ def keys_of(name: str) -> tuple[str, str]:
 
 
 def touched(mask: WeightMask) -> list[str]:
-    """The parameters of which the mask selects a weight."""
+    """Names of the parameters with selected weights."""
     return [name for name in mask if mask.num_selected_in(name) > 0]
 
 
 def base_digests(model: nn.Module, mask: WeightMask) -> dict[str, str]:
-    """Digests of the tensors of which the mask selects a weight. To be taken before training."""
+    """Digests of the tensors with selected weights; to be taken before training."""
     parameters = named_parameters(model)
     return {name: tensor_digest(parameters[name]) for name in touched(mask)}
 

@@ -34,7 +34,7 @@ def compose(
 ) -> SparseAdapter:
     """One adapter that does what several do together.
 
-    A weight that only one of them sets gets that one's value, bit for bit. For a weight that several set:
+    A weight that only one of them sets gets exactly that one's value. For a weight that several set:
 
     - "error": refuse.
     - "last": the value of the last adapter in the list that sets it.

@@ -23,7 +23,7 @@ def export_supertuning(
 
     That format takes weights of `torch.nn.Linear` only, and the same share of each: train with
     `attribution_scope="tensor"` and `attribution_include` patterns that match linear layers. It holds differences, which
-    PEFT adds to the base model: the weights agree to rounding, and not bit for bit.
+    PEFT adds to the base model: the weights agree to rounding; they are not bitwise identical.
 
     Args:
         adapter: object, folder or Hub id.

@@ -59,7 +59,7 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.wagle_changes = nn.ModuleDict()  # adapter -> module with a `Change` by parameter
         self.wagle_shared = nn.Module()  # `Change` by parameter: sums where several active adapters overlap
-        self.wagle_names: dict[str, str] = {}  # parameter -> its name in the whole base model
+        self.wagle_names: dict[str, str] = {}  # parameter -> its name in the base model
         self.wagle_tied: set[str] = set()  # parameters that another layer holds, too, and merges
         self.merged_adapters: list[str] = []
         self._disable_adapters = False

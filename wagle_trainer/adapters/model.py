@@ -37,7 +37,7 @@ class WagleModel(BaseTuner):
 
     The base model's tensors are shared, not copied: an active adapter costs one touched module's parameters at a time.
     After `merge_adapter` a forward pass costs nothing more; the adapter holds the displaced values meanwhile, so that
-    `unmerge_adapter` gives the base model back bit for bit.
+    `unmerge_adapter` restores the base model, bitwise identical.
     """
 
     prefix: str = "wagle_"
@@ -268,7 +268,7 @@ class WagleModel(BaseTuner):
             layer.merge()
 
     def unmerge_adapter(self) -> None:
-        """Give the base model its own values back, bit for bit."""
+        """Restore the base model's values, bitwise identical."""
         for layer in self._all_layers():
             layer.unmerge()
 
@@ -283,7 +283,7 @@ class WagleModel(BaseTuner):
         return self._unwrap()
 
     def unload(self) -> nn.Module:
-        """The base model as it was, bit for bit."""
+        """The base model as it was, bitwise identical."""
         if self._is_merged():
             self.unmerge_adapter()
         return self._unwrap()

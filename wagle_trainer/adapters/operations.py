@@ -25,7 +25,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def diff(base: nn.Module | str | os.PathLike[str], tuned: nn.Module | str | os.PathLike[str]) -> SparseAdapter:
-    """The adapter that turns one checkpoint into another, bit for bit.
+    """The adapter that turns one checkpoint into another, bitwise identical.
 
     Weights are compared as integers: 0.0 and -0.0 differ, equal NaNs do not.
 
@@ -67,7 +67,7 @@ def diff(base: nn.Module | str | os.PathLike[str], tuned: nn.Module | str | os.P
 def merge(
     base: Model, adapter: SparseAdapter | str | os.PathLike[str], *, ignore_base_mismatch: bool = False
 ) -> Model:
-    """Write an adapter's values into its base model, in place; returns the model, now the trained one bit for bit.
+    """Write an adapter's values into its base model, in place; return the model, now the trained one.
 
     For a change that can be taken back, load the adapter with `PeftModel.from_pretrained` instead.
 

@@ -23,7 +23,7 @@ class SparseValues:
     """New values at chosen positions of a tensor, in the order of the flat positions.
 
     Attributes:
-        shape: of the whole tensor.
+        shape: of the full tensor.
         positions: uint8 (ceil(numel / 8),): packed bits (see `masking.bits`), or int32 / int64 (number of values,):
             ascending flat positions; whichever takes less memory (see `positions_layout`).
         values: (number of values,), of the tensor's dtype.
@@ -56,7 +56,7 @@ class SparseValues:
 
     @property
     def numel(self) -> int:
-        """Number of entries of the whole tensor."""
+        """Number of entries of the full tensor."""
         return math.prod(self.shape)
 
     @property
@@ -146,10 +146,10 @@ def swap(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
 def _flat(tensor: Tensor) -> Iterator[Tensor]:
     """A flat integer view of a tensor to write to; of a copy, written back at the end, where it is not contiguous."""
     tensor = tensor.detach()
-    whole = tensor.contiguous()
-    yield as_integers(whole.view(-1))
-    if whole.data_ptr() != tensor.data_ptr():
-        tensor.copy_(whole)
+    full = tensor.contiguous()
+    yield as_integers(full.view(-1))
+    if full.data_ptr() != tensor.data_ptr():
+        tensor.copy_(full)
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -107,7 +107,7 @@ class Engine:
         return model
 
     def gathered_root(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Gather the weights that only the forward pass of the whole model gathers, which `generate` bypasses."""
+        """Gather the weights that only the full model's forward pass gathers, which `generate` bypasses."""
         return nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Log-likelihood of labelled tokens: the one forward pass that attribution, the losses and the evaluation share."""
+"""Log-likelihood of target tokens: the one forward pass that attribution, the losses and the evaluation share."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class TokenLogProbs:
 
     Attributes:
         log_probs: float32 (batch, length - 1), in nats; exactly zero where `mask` is False.
-        mask: bool (batch, length - 1), True on label tokens.
-        is_top1: bool (batch, length - 1) or None; True where the label is the model's most likely token.
+        mask: bool (batch, length - 1), True on target tokens.
+        is_top1: bool (batch, length - 1) or None; True where the target is the model's most likely token.
         logits: (batch, kept, vocabulary) or None; the raw logits of the positions in `kept`.
         kept: int64 (kept,), the positions along the length that some example of the batch has a label after.
         labels: int64 (batch, length - 1) or None, -100 where `mask` is False.
-        states: (batch, length - 1, hidden size) or None; what a layer gives out at the labelled tokens themselves, not
+        states: (batch, length - 1, hidden size) or None; what a layer gives out at the target tokens themselves, not
             at those that predict them.
 
-    The methods that give one row per label token list them in row-major order: example by example.
+    The methods that give one row per target token list them in row-major order: example by example.
     """
 
     log_probs: Tensor
@@ -53,34 +53,34 @@ class TokenLogProbs:
     states: Tensor | None = None
 
     def sum(self) -> Tensor:
-        """Log-probability of each whole answer, (batch,)."""
+        """Log-probability of each full answer, (batch,)."""
         return self.log_probs.sum(-1)
 
     def mean(self) -> Tensor:
-        """Mean log-probability per label token of each example, (batch,); zero for an example without labels."""
+        """Mean log-probability per target token of each example, (batch,); zero for an example without labels."""
         return self.sum() / self.num_tokens().clamp(min=1)
 
     def num_tokens(self) -> Tensor:
-        """Label tokens of each example, (batch,)."""
+        """Target tokens of each example, (batch,)."""
         return self.mask.sum(-1)
 
     def label_tokens(self) -> Tensor:
-        """Ids of the label tokens, (label tokens,)."""
+        """Ids of the target tokens, (target tokens,)."""
         assert self.labels is not None
         return self.labels[self.mask]
 
     def label_logits(self) -> Tensor:
-        """float32 logits that predict the label tokens, (label tokens, vocabulary)."""
+        """float32 logits that predict the target tokens, (target tokens, vocabulary)."""
         assert self.logits is not None and self.kept is not None
         return self.logits[self.mask[:, self.kept]].float()
 
     def label_states(self) -> Tensor:
-        """float32 hidden states of the label tokens, (label tokens, hidden size)."""
+        """float32 hidden states of the target tokens, (target tokens, hidden size)."""
         assert self.states is not None
         return self.states[self.mask].float()
 
     def mean_of(self, values: Tensor) -> Tensor:
-        """Mean of one value per label token over those of each example, (batch,); zero for an example without."""
+        """Mean of one value per target token over those of each example, (batch,); zero for an example without."""
         rows = self.mask.nonzero()[:, 0]
         total = torch.zeros(len(self.mask), dtype=values.dtype, device=values.device).index_add(0, rows, values)
         return total / self.num_tokens().clamp(min=1)
@@ -132,7 +132,7 @@ def token_log_probs(
     keep_logits: bool = False,
     layer: nn.Module | None = None,
 ) -> TokenLogProbs:
-    """Log-probabilities of the label tokens of `batch` under `model`, with gradients if they are enabled.
+    """Log-probabilities of the target tokens of `batch` under `model`, with gradients if they are enabled.
 
     The language-model head runs only on positions that some example has a label after, where the model offers
     `logits_to_keep`: the prompts that all examples share and the padding cost nothing there.

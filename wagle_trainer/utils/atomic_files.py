@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import secrets
+import time
 from pathlib import Path
+
+ABANDONED = 3600  # seconds after which the process that wrote a temporary file was killed: no write takes that long
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, flush it to disk, and rename it into place."""
+    """Write `content` beside `path`, flush it to disk, and rename it into place.
+
+    Temporary files that a killed process left for the same path are removed.
+    """
+    _remove_abandoned(path)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(aside, "xb") as file:
@@ -19,3 +28,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    prefix = f".{path.name}."
+    for found in path.parent.glob(f"{glob.escape(prefix)}*"):
+        try:
+            is_ours = re.fullmatch("[0-9a-f]{16}", found.name.removeprefix(prefix)) is not None
+            if is_ours and found.stat().st_mtime < time.time() - ABANDONED:
+                found.unlink()
+        except OSError:  # another process was faster, or may not remove it
+            continue
