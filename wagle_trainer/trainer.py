@@ -25,7 +25,7 @@ from wagle_trainer.adapters.adapter_checkpoints import (
     adapter_in,
     check_adapter_can_be_saved,
 )
-from wagle_trainer.adapters.lora import check_same_modules
+from wagle_trainer.adapters.lora import check_adapted_modules, check_same_modules
 from wagle_trainer.data.loading import pair_loader
 from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
 from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format, target_counts
@@ -132,6 +132,8 @@ class WagleTrainer(SFTTrainer):
             kwargs["peft_config"], self.lora_modules = setup.with_lora_modules(kwargs["peft_config"], model)
         with setup.for_sft_trainer(model) as arguments:
             super().__init__(**arguments, eval_dataset=eval_dataset, callbacks=callbacks, **kwargs)
+        if self.lora_modules is not None:
+            check_adapted_modules(self.model, self.lora_modules)
         self._set_up_pairs(setup)
         self._set_up_objective(setup)
         self._set_up_mask(setup)

@@ -143,7 +143,7 @@ def test_positions_that_no_adapter_has(number, positions):
     assert size == len(positions)
     broken = SparseValues((800,), torch.tensor(positions, dtype=dtype), torch.zeros(number))
     adapter = SparseAdapter({"weight": broken}, {"weight": "0" * 64})
-    with pytest.raises(AdapterMismatchError, match="positions of 'weight' that no adapter has"):
+    with pytest.raises(AdapterMismatchError, match="invalid positions of 'weight'"):
         SparseAdapter.from_state_dict(adapter.state_dict(), adapter.config(), "the file")
 
 
@@ -167,7 +167,7 @@ def test_altered_digest_of_the_base(saved):
     _, _, folder = saved
     text = (folder / CONFIG_NAME).read_text()
     digest = json.loads(text)["tensors"]["down.weight"]["base_digest"]
-    (folder / CONFIG_NAME).write_text(text.replace(digest, "0" * 64))
+    (folder / CONFIG_NAME).write_text(text.replace(digest, "0" * 64).replace("metadata_digest", "old"))
     with pytest.raises(AdapterMismatchError, match="altered or replaced"):
         SparseAdapter.from_pretrained(folder)
 
@@ -291,5 +291,5 @@ def test_configuration_that_was_edited_is_refused_in_words(change, tmp_path):
     else:
         config["tensors"]["weight"] |= change
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="is not a readable adapter configuration: .* in 'tensors'"):
+    with pytest.raises(ValueError, match="is not a readable adapter configuration: 'tensors' has"):
         SparseAdapter.from_pretrained(tmp_path)

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from wagle_trainer import WagleTrainer, WeightMask, attribute
-from wagle_trainer.adapters.lora import check_full_weights, lora_modules
+from wagle_trainer.adapters.lora import check_adapted_modules, check_full_weights, lora_modules
 from wagle_trainer.losses import get_loss, list_losses
 from wagle_trainer.masking import MaskInfo
 from wagle_trainer.models.architecture import linear_weights
@@ -369,3 +369,45 @@ def test_quantised_bases(kind, make_trainer, make_llama, tmp_path):
         make_trainer(model=load(), target_modules="wagle")
     with pytest.raises(ValueError, match="Quantised weights cannot be scored"):
         make_trainer(model=str(tmp_path / "base"), target_modules="wagle", quantization_config=config)
+
+
+@pytest.fixture(scope="module")
+def make_mixture():
+    """make_mixture() -> a tiny DeepSeek-V3: dense and shared MLPs beside fused routed experts."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    def make():
+        torch.manual_seed(0)
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+        attention = {
+            "q_lora_rank": 8,
+            "kv_lora_rank": 8,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+        }
+        experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+        sizes = {"vocab_size": 57, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16}
+        config = DeepseekV3Config(
+            num_hidden_layers=2, first_k_dense_replace=1, **sizes, **heads, **attention, **experts
+        )
+        return DeepseekV3ForCausalLM(config)
+
+    return make
+
+
+def test_modules_that_peft_would_take_for_experts_are_not_chosen(make_trainer, make_mixture, caplog):
+    model = make_mixture()
+    assert any(".mlp." in module for module in linear_weights(model))
+    trainer = make_trainer(model=model, target_modules="wagle", lora_modules=3)
+    adapted = {name for name, module in trainer.model.named_modules() if hasattr(module, "lora_A")}
+    assert {name.removeprefix("base_model.model.") for name in adapted} == set(trainer.lora_modules)
+    assert len(adapted) == 3 and all("self_attn" in name for name in adapted)
+    assert "PEFT would put LoRA on the routed experts in place of 6 modules" in caplog.text
+
+
+def test_an_adapter_on_other_modules_is_refused(make_llama):
+    model = get_peft_model(make_llama(), LoraConfig(target_modules=["q_proj"], r=1))
+    check_adapted_modules(model, [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)])
+    with pytest.raises(ValueError, match="on other modules than those that were chosen.*attribution_exclude"):
+        check_adapted_modules(model, ["model.layers.0.self_attn.q_proj"])

@@ -13,7 +13,15 @@ import torch
 from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, PeftType, get_peft_model, get_peft_model_state_dict
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -460,14 +468,17 @@ ORDERS = [
 UNPICKLE = "import peft, pickle; print(*map(repr, pickle.loads({content})))"
 
 
+ALONE = "import peft; peft.PEFT_TYPE_TO_CONFIG_MAPPING['WAGLE']"
+
+
 @pytest.fixture(scope="module")
 def fresh(run_fresh):
     """Code -> (exit code, output), where neither PEFT nor this package was imported before."""
     content = pickle.dumps([PeftType.WAGLE, PeftType.LORA, WagleAdapterConfig()])
     codes = [f"{order}; assert 'WAGLE' in peft.PEFT_TYPE_TO_TUNER_MAPPING" for order in ORDERS]
     libraries = ("transformers.modeling_utils", "torch._dynamo", "datasets")  # none of which imports PEFT
-    results = run_fresh([*codes, UNPICKLE.format(content=content)], *libraries)
-    return dict(zip([*ORDERS, UNPICKLE], results, strict=True))
+    results = run_fresh([*codes, UNPICKLE.format(content=content), ALONE], *libraries)
+    return dict(zip([*ORDERS, UNPICKLE, ALONE], results, strict=True))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -480,7 +491,8 @@ def test_the_method_is_one_of_pefts(tmp_path):
         PeftType
     )
     assert PeftType.LORA in list(PeftType) and WagleAdapterConfig().peft_type is PeftType.WAGLE
-    config = WagleAdapterConfig(digest="0", tensors={"a": {"shape": [1]}})
+    entry = {"shape": [1], "dtype": "float32", "num_values": 1, "base_digest": "1"}
+    config = WagleAdapterConfig(digest="0", tensors={"a": entry})
     config.save_pretrained(tmp_path)
     assert PeftConfig.from_pretrained(tmp_path) == config
 
@@ -491,3 +503,169 @@ def test_a_process_that_knows_peft_alone_can_unpickle_it(fresh):
     assert code == 0, output
     assert output.splitlines()[-1].startswith(f"{PeftType.WAGLE!r} {PeftType.LORA!r} WagleAdapterConfig(")
     assert pickle.loads(pickle.dumps(PeftType.WAGLE)) is copy.deepcopy(PeftType.WAGLE) is PeftType.WAGLE
+
+
+# Modules that are used in other ways than by their forward pass
+
+
+class Mixture(nn.Module):
+    """As JetMoE's experts: `map` and `reduce` are called, `forward` never is."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(4))
+        self.project = nn.Linear(4, 4)
+
+    def map(self, x):
+        return self.project(x) + self.bias
+
+    def reduce(self, x):
+        return self.map(x) * self.bias
+
+
+class Caller(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.experts = Mixture()
+
+    def forward(self, x):
+        return self.experts.reduce(self.experts.map(x)) + self.experts.bias
+
+
+def test_methods_of_a_module_use_the_adapters_values(change, tmp_path):
+    torch.manual_seed(0)
+    base, x = Caller(), torch.randn(3, 4)
+    pristine, tuned = base(x), change(base, 1.0, 0)[0]
+    diff(base, tuned).save_pretrained(tmp_path)
+    adapted = PeftModel.from_pretrained(base, tmp_path)
+    assert torch.equal(adapted(x), tuned(x)) and not torch.equal(tuned(x), pristine)
+    adapted.merge_adapter()
+    assert torch.equal(adapted(x), tuned(x))
+    adapted.unmerge_adapter()
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(x), pristine)
+    assert torch.equal(adapted.unload()(x), pristine)
+
+
+@pytest.mark.parametrize("how", ["flattened", "sliced"])
+def test_sharded_parameters_are_refused(how, model, requests, tmp_path):
+    """FSDP1 puts a tensor over the parameter, ZeRO-3 leaves an empty one."""
+    adapted = PeftModel.from_pretrained(model, tmp_path / "two")
+    head = adapted.base_model.model.lm_head.base_layer
+    if how == "flattened":
+        head.__dict__["weight"] = head.weight.detach()
+    else:
+        head.weight.data = torch.empty(0)
+    with pytest.raises(RuntimeError, match="is sharded or flattened .FSDP1 and ZeRO-3.*Merge the adapter before"):
+        logits(adapted)
+    with pytest.raises(RuntimeError, match="is sharded or flattened"):
+        adapted.merge_adapter()
+
+
+def test_lora_on_top_is_refused(model, requests, tmp_path, same_bits):
+    adapted = PeftModel.from_pretrained(model, tmp_path / "two")
+    config = LoraConfig(target_modules=["q_proj", "c_attn"], r=2)
+    with pytest.raises(ValueError, match="Another PEFT method .such as LoRA.*Merge the WAGLE adapter first"):
+        get_peft_model(adapted, config)
+    with pytest.raises(ValueError, match="Cannot combine adapters with different peft types|different PEFT|WAGLE"):
+        adapted.add_adapter("lora", config)
+
+
+# What a file says, and what the one who loads it decides
+
+
+@pytest.mark.parametrize("choice", [{"ignore_base_mismatch": True}, {"combine": "last"}])
+def test_a_downloaded_file_switches_no_check_off(choice, model, requests, tmp_path):
+    file = tmp_path / "one" / CONFIG_NAME
+    file.write_text(json.dumps(json.loads(file.read_text()) | choice))
+    config = PeftConfig.from_pretrained(tmp_path / "one")
+    assert not config.ignore_base_mismatch and config.combine == "error"
+    with pytest.raises(AdapterMismatchError, match="another base model"):
+        PeftModel.from_pretrained(requests["two"], tmp_path / "one")
+
+
+def test_altered_metadata_is_noticed_and_files_without_a_digest_load(model, requests, tmp_path):
+    file = tmp_path / "one" / CONFIG_NAME
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"training": {"objective": "another"}}))
+    for load in (SparseAdapter.from_pretrained, PeftConfig.from_pretrained):
+        with pytest.raises(AdapterMismatchError, match="does not have the digest that it names: it was altered"):
+            load(tmp_path / "one")
+    del config["metadata_digest"]
+    file.write_text(json.dumps(config))
+    assert torch.equal(logits(PeftModel.from_pretrained(model, tmp_path / "one")), logits(requests["one"]))
+
+
+@pytest.mark.parametrize("file", [WEIGHTS_NAME, CONFIG_NAME])
+def test_damaged_files_are_named(file, model, requests, tmp_path):
+    path = tmp_path / "one" / file
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], content[: len(content) // 2] + b"\xff" * 9):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=".") as caught:
+            PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "one")
+        if file == WEIGHTS_NAME:  # PEFT itself reads the configuration first
+            assert str(path) in str(caught.value) and "Fetch it again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"shape": [-1, 3]}, {"shape": "ab"}, {"num_values": 10**12}, {"dtype": "nn"}, {"base_digest": None}]
+)
+def test_impossible_tensors_are_refused(entry, model, requests, tmp_path):
+    file = tmp_path / "one" / CONFIG_NAME
+    config = json.loads(file.read_text())
+    config.pop("metadata_digest")
+    config["tensors"][next(iter(config["tensors"]))] |= entry
+    file.write_text(json.dumps(config))
+    for load in (SparseAdapter.from_pretrained, PeftConfig.from_pretrained):
+        with pytest.raises(ValueError, match="not a readable adapter configuration: 'tensors' has"):
+            load(tmp_path / "one")
+
+
+def test_a_name_in_use(model, requests, tmp_path):
+    adapted = PeftModel.from_pretrained(model, tmp_path / "one", "mine")
+    adapted.load_adapter(tmp_path / "one", "mine")  # the same one once more
+    with pytest.raises(ValueError, match="another adapter with the name 'mine'.*delete_adapter"):
+        adapted.load_adapter(tmp_path / "two", "mine")
+    assert torch.equal(logits(adapted), logits(requests["one"]))
+
+
+def test_deleting_the_active_adapter_warns(model, requests, tmp_path):
+    adapted = PeftModel.from_pretrained(model, tmp_path / "one", "mine")
+    with pytest.warns(UserWarning, match="'mine' was the only active adapter: the base model answers from now on"):
+        adapted.delete_adapter("mine")
+
+
+def test_an_adapter_for_each_row_is_refused(model, requests, tmp_path):
+    adapted = PeftModel.from_pretrained(model, tmp_path / "one")
+    for call in (adapted, adapted.generate):
+        with pytest.raises(ValueError, match="adapter_names is not supported. Run one batch for each adapter"):
+            call(input_ids=IDS, adapter_names=["default", "__base__"])
+
+
+def test_saved_by_peft_on_a_base_with_added_tokens(model, requests, tmp_path):
+    adapted = PeftModel.from_pretrained(model, tmp_path / "one")
+    adapted.save_pretrained(tmp_path / "saved", save_embedding_layers=True)
+    base = copy.deepcopy(adapted).unload()
+    with pytest.warns(UserWarning, match="also holds weights of the base model.*where tokens were added"):
+        again = PeftModel.from_pretrained(base, tmp_path / "saved")
+    assert torch.equal(logits(again), logits(requests["one"]))
+    with pytest.warns(UserWarning, match="also holds weights of the base model"):
+        assert SparseAdapter.from_pretrained(tmp_path / "saved") == SparseAdapter.from_pretrained(tmp_path / "one")
+
+
+def test_what_the_base_does_is_in_the_file():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from wagle_trainer.adapters import AdapterInfo
+
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    assert AdapterInfo.of(T5ForConditionalGeneration(config)).task_type == "SEQ_2_SEQ_LM"
+    assert AdapterInfo.of(nn.Linear(2, 2)).task_type is None
+
+
+def test_without_the_package_peft_names_the_method(fresh):
+    """What the card and the guide warn of."""
+    code, output = fresh[ALONE]
+    assert code != 0
+    assert "KeyError: 'WAGLE'" in output

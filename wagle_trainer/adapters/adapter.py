@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ CONFIG_NAME = "adapter_config.json"
 KEY_PREFIX = "base_model.model."  # as in every PEFT adapter file
 IGNORE = (
     "Load the base model that it was trained on, in the same dtype. To go on regardless, pass ignore_base_mismatch=True: "
-    "then nobody knows what the model remembers."
+    "then no one knows what the model remembers."
 )
 
 
@@ -58,15 +60,17 @@ class AdapterInfo:
     def of(
         cls, model: nn.Module, mask: dict[str, Any] | None = None, training: dict[str, Any] | None = None
     ) -> AdapterInfo:
-        """What the base model says of itself."""
-        name = getattr(getattr(model, "config", None), "name_or_path", None) or None
-        return cls(name, "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None, mask, training)
+        """What the base model's configuration tells."""
+        config = getattr(model, "config", None)
+        task = "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
+        generates = hasattr(model, "prepare_inputs_for_generation")
+        return cls(getattr(config, "name_or_path", None) or None, task if generates else None, mask, training)
 
 
 class SparseAdapter(Mapping[str, SparseValues]):
     """A mapping from parameter name to the new values at the positions that unlearning was free to change.
 
-    Base model + adapter is the trained model bit for bit; the base model's own values are not in the adapter, but the
+    Base model + adapter is the trained model, bitwise identical; the base model's own values are not in the adapter, but the
     digests of the tensors that it touches are, so that it cannot be applied to another base unnoticed.
 
     Example:
@@ -193,7 +197,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
 
     def config(self) -> dict[str, Any]:
         """The content of `adapter_config.json`: what PEFT needs to find the method, and what loading checks."""
-        return {
+        config = {
             "peft_type": PEFT_TYPE,
             "task_type": self.info.task_type,
             "base_model_name_or_path": self.info.base_model,
@@ -212,6 +216,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
                 for name, sparse in self._values.items()
             },
         }
+        return config | {"metadata_digest": metadata_digest(config)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The content of `adapter_model.safetensors`: positions and values of each tensor."""
@@ -252,11 +257,8 @@ class SparseAdapter(Mapping[str, SparseValues]):
             find_file(path_or_repo_id, name, revision, "adapter") for name in (WEIGHTS_NAME, CONFIG_NAME)
         )
         config = read_config(config_file)
-        try:
-            state = load_file(weights)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{weights} is truncated or not a safetensors file: {error}.") from error
-        adapter = cls.from_state_dict(state, config, str(weights))
+        check_readable(weights)
+        adapter = cls.from_state_dict(load_file(weights), config, str(weights))
         if model is not None:
             adapter.check(model)
         return adapter
@@ -275,16 +277,27 @@ class SparseAdapter(Mapping[str, SparseValues]):
         """
         tensors = config["tensors"]
         expected = {key for name in tensors for key in keys_of(name)}
-        if state.keys() != expected:
-            odd = sorted(state.keys() ^ expected)[0]
+        # PeftModel.save_pretrained adds embeddings to the file where the base model's tokenizer has got new tokens.
+        ours = {key for key in state if key in expected or key.endswith((".positions", ".values"))}
+        if ours != expected:
+            odd = sorted(ours ^ expected)[0]
             raise AdapterMismatchError(f"{where} and its {CONFIG_NAME} differ in {odd!r}: one of them was replaced.")
+        if more := sorted(state.keys() - ours):
+            warnings.warn(
+                f"{where} also holds weights of the base model ({more[0]!r}), which PEFT saves where tokens were added. They "
+                "are not loaded: save the base model with its added tokens, and load the adapter on it.",
+                stacklevel=2,
+            )
         values = {}
         for name, entry in tensors.items():
             positions, new = (state[key] for key in keys_of(name))
             shape = tuple(entry["shape"])
-            layout = positions_layout(torch.Size(shape).numel(), entry["num_values"])
-            if (positions.dtype, len(positions)) != layout or len(new) != entry["num_values"]:
-                raise AdapterMismatchError(f"{where} and its {CONFIG_NAME} differ in the size of {name!r}.")
+            dtype, size = positions_layout(math.prod(shape), entry["num_values"])
+            expected_layout = ((dtype, (size,)), (getattr(torch, entry["dtype"]), (entry["num_values"],)))
+            if tuple((tensor.dtype, tuple(tensor.shape)) for tensor in (positions, new)) != expected_layout:
+                raise AdapterMismatchError(
+                    f"{where} and its {CONFIG_NAME} differ in size or dtype of {name!r}: one of them was replaced."
+                )
             values[name] = SparseValues(shape, positions, new)
         info = AdapterInfo(
             config.get("base_model_name_or_path"),
@@ -298,10 +311,12 @@ class SparseAdapter(Mapping[str, SparseValues]):
                 f"The digest in {CONFIG_NAME} is {config['digest'][:12]}..., that of the values in {where} is "
                 f"{adapter.digest[:12]}...: a file was altered or replaced. Fetch it again."
             )
-        if wrong := [name for name, sparse in values.items() if not sparse.is_valid()]:  # a digest is easily made anew
+        if wrong := [
+            name for name, sparse in values.items() if not sparse.is_valid()
+        ]:  # a digest is easily computed again
             raise AdapterMismatchError(
-                f"{where} holds positions of {wrong[0]!r} that no adapter has: outside the tensor, not in order, or more or "
-                "fewer than there are values. Fetch it again."
+                f"{where} holds invalid positions of {wrong[0]!r}: outside the tensor, not in order, or more or fewer than "
+                "there are values. Fetch it again."
             )
         return adapter
 
@@ -358,27 +373,80 @@ def read_config(config_file: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads(config_file.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{config_file} is not a readable adapter configuration: {error!r}.") from error
     if not isinstance(config, dict) or config.get("peft_type") != PEFT_TYPE:
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise ValueError(f"{config_file} is of a {kind!r} adapter, not of a {PEFT_TYPE!r} one.")
     check_version(config.get("format_version"), str(config_file))
-    if missing := [key for key in ("digest", "tensors") if not config.get(key)]:
-        raise ValueError(f"{config_file} is not a readable adapter configuration: it has no {missing[0]!r}.")
+    check_content(config, str(config_file))
+    return config
+
+
+def check_readable(weights: Path) -> None:
+    """Raise ValueError if a file is truncated or not a safetensors file; reads its header only."""
     try:
-        for entry in config["tensors"].values():
-            torch.Size(entry["shape"]), int(entry["num_values"]), getattr(torch, entry["dtype"]), entry["base_digest"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{config_file} is not a readable adapter configuration: {error!r} in 'tensors'.") from error
-    return config | {"digest": str(config["digest"])}
+        with safe_open(weights, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a mapping)
+                file.get_slice(key).get_shape()
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{weights} is truncated or not a safetensors file: {error}. Fetch it again.") from error
+
+
+def check_content(config: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError unless a configuration describes an adapter.
+
+    Args:
+        config: see `SparseAdapter.config`.
+        where: what to call it in errors.
+
+    Raises:
+        AdapterMismatchError: the configuration is not the one whose digest it holds.
+    """
+    unreadable = f"{where} is not a readable adapter configuration"
+    if missing := [key for key in ("digest", "tensors") if not config.get(key)]:
+        raise ValueError(f"{unreadable}: it has no {missing[0]!r}.")
+    kinds = {"digest": str, "tensors": dict, "mask": dict, "training": dict, "base_model_name_or_path": str}
+    for key, kind in kinds.items():
+        if config.get(key) is not None and not isinstance(config[key], kind):
+            raise ValueError(f"{unreadable}: {key!r} is {config[key]!r}.")
+    for name, entry in config["tensors"].items():
+        if not _is_tensor_entry(entry):
+            raise ValueError(f"{unreadable}: 'tensors' has {entry!r} for {name!r}.")
+    if config.get("metadata_digest") not in (None, metadata_digest(config)):
+        raise AdapterMismatchError(
+            f"The content of {where} does not have the digest that it names: it was altered. Fetch it again."
+        )
+
+
+def _is_tensor_entry(entry: Any) -> bool:
+    """Whether an entry of "tensors" has shape, dtype, number of values and digest of a tensor."""
+    if not isinstance(entry, dict):
+        return False
+    shape, number, dtype = (entry.get(key) for key in ("shape", "num_values", "dtype"))
+    return (
+        isinstance(shape, list | tuple)
+        and all(isinstance(size, int) and size >= 0 for size in shape)
+        and isinstance(number, int)
+        and 0 <= number <= math.prod(shape)
+        and isinstance(dtype, str)
+        and isinstance(getattr(torch, dtype, None), torch.dtype)
+        and isinstance(entry.get("base_digest"), str)
+    )
+
+
+def metadata_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 over what an adapter's configuration tells, whichever keys PEFT adds to it."""
+    keys = ("format_version", "digest", "tensors", "mask", "training", "base_model_name_or_path")
+    content = json.dumps({key: config.get(key) for key in keys}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def is_adapter(config_file: Path) -> bool:
     """Whether this is the configuration of a WAGLE adapter."""
     try:
         return json.loads(config_file.read_text()).get("peft_type") == PEFT_TYPE
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 

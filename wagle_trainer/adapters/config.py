@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
 
-from wagle_trainer.adapters.adapter import CONFIG_NAME, FORMAT_VERSION, check_version
+from wagle_trainer.adapters.adapter import (
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    WEIGHTS_NAME,
+    check_content,
+    check_readable,
+    check_version,
+    metadata_digest,
+    read_config,
+)
 from wagle_trainer.adapters.composition import COMBINATIONS, check_combination
 from wagle_trainer.adapters.registration import peft_type
 
@@ -25,6 +35,7 @@ class WagleAdapterConfig(PeftConfig):
         digest (`str`): SHA-256 of the adapter's content, see [`SparseAdapter.digest`].
         tensors (`dict`): Parameter name -> `shape`, `dtype`, `num_values` and `base_digest`, the digest of the base
             model's tensor.
+        metadata_digest (`str`, *optional*): SHA-256 of this configuration; files of older versions have none.
         mask (`dict`, *optional*): How the positions were chosen, see [`WeightMask.describe`].
         training (`dict`, *optional*): How the values were trained.
         combine (`str`, defaults to `"error"`): What weights get that several active adapters set: `"error"` refuses,
@@ -50,13 +61,52 @@ class WagleAdapterConfig(PeftConfig):
     ignore_base_mismatch: bool = field(
         default=False, metadata={"help": "Load the adapter on a base model with other values."}
     )
+    metadata_digest: str | None = field(
+        default=None,
+        compare=False,
+        metadata={"help": "SHA-256 of the configuration; computed again when it is saved."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (
+            getattr(self, "peft_type", None) is not None
+        ):  # read from a file, by PeftConfig as well: a file must not switch checks off
+            self.combine, self.ignore_base_mismatch = "error", False
         self.peft_type = peft_type()
         check_version(self.format_version, CONFIG_NAME)
         check_combination(self.combine)
+        if self.tensors is not None:
+            check_content(vars(self), CONFIG_NAME)
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """Read a configuration file, without the choices that are the loading user's.
+
+        Raises:
+            ValueError: the file is damaged, or of another method or format version.
+        """
+        found = read_config(Path(path_json_file))
+        return {key: value for key, value in found.items() if key not in NOT_SAVED}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """As `PeftConfig.from_pretrained`; where the weights lie beside it in a folder, their file is checked, too.
+
+        Raises:
+            ValueError: a file is damaged; PEFT would not say which.
+        """
+        choices = {name: kwargs.pop(name) for name in NOT_SAVED if name in kwargs}
+        check_combination(choices.get("combine", "error"))
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        for name, choice in choices.items():
+            setattr(config, name, choice)
+        weights = Path(pretrained_model_name_or_path, subfolder or "", WEIGHTS_NAME)
+        if weights.is_file():
+            check_readable(weights)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved."""
-        return {key: value for key, value in super().to_dict().items() if key not in NOT_SAVED}
+        saved = {key: value for key, value in super().to_dict().items() if key not in NOT_SAVED}
+        return saved | {"metadata_digest": metadata_digest(saved) if self.tensors is not None else None}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 from wagle_trainer.adapters.composition import check_overlap, shared_values
@@ -46,9 +49,10 @@ class Change(nn.Module):
 class WagleLayer(nn.Module, BaseTunerLayer):
     """Runs a module with the values of the active adapters in place of the base model's.
 
-    Works for any module: the parameters that adapters touch are put together for one call of the module at a time and
-    dropped after it, also where a backward pass is to follow, which puts them together again. Whoever reads a parameter
-    of the layer, such as a fused language model head, gets it with the adapters' values, too.
+    Works for any module: the parameters that adapters touch are assembled for one call of the module at a time and
+    dropped after it, also where a backward pass is to follow, which assembles them again. This holds for calls of any
+    of the module's methods (JetMoE's attention calls `map` and `reduce` of its experts, never `forward`), and for
+    parameters that other modules read, as a fused language model head does.
     """
 
     adapter_layer_names: tuple[str, ...] = ("wagle_changes",)
@@ -69,24 +73,43 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name in ("base_layer", "_own"):  # not set yet, as in a copy under way
+            if name in ("base_layer", "_base"):  # not set yet, as in a copy under way
                 raise
-            return self.effective(name) if name in self._own else getattr(self.base_layer, name)
+        if name in self._base:
+            return self.effective(name)
+        found = getattr(self.base_layer, name)
+        if inspect.ismethod(found) and found.__self__ is self.base_layer:
+            return functools.partial(self._call, name)
+        return found
 
     @property
-    def _own(self) -> dict[str, Any]:
-        """The base layer's own parameters, as the base model has them."""
+    def _base(self) -> dict[str, Any]:
+        """The base layer's parameters, with the base model's values."""
         return self.base_layer._parameters
+
+    def get_base_layer(self) -> nn.Module:
+        """Refuse other PEFT methods, which ask for the module that they are to adapt.
+
+        Their merging would write into the base model's values beneath this adapter's.
+
+        Raises:
+            ValueError: always; says what to do.
+        """
+        raise ValueError(
+            "Another PEFT method (such as LoRA) cannot adapt a module that has a WAGLE adapter: merging it would corrupt "
+            "the base model. Merge the WAGLE adapter first, on a newly loaded base model: model = "
+            'PeftModel.from_pretrained(base, "adapter").merge_and_unload(), then get_peft_model(model, ...).'
+        )
 
     @property
     def weight(self) -> Any:
         """As the layer uses it now."""
-        return self.effective("weight") if "weight" in self._own else self.base_layer.weight
+        return self.effective("weight") if "weight" in self._base else self.base_layer.weight
 
     @property
     def bias(self) -> Any:
         """As the layer uses it now."""
-        return self.effective("bias") if "bias" in self._own else self.base_layer.bias
+        return self.effective("bias") if "bias" in self._base else self.base_layer.bias
 
     def load(self, adapter: str, parameter: str, change: Change) -> None:
         """Take over an adapter's values for one parameter."""
@@ -103,7 +126,7 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         self.wagle_shared = nn.Module()
         for parameter in self._touched(adapters) if combine == "sum" else ():
             parts = self._parts(adapters, parameter)
-            shared = shared_values(self.wagle_names[parameter], parts, self._own[parameter])
+            shared = shared_values(self.wagle_names[parameter], parts, self._full(parameter))
             if shared is not None:
                 self.wagle_shared.add_module(parameter, Change(shared))
 
@@ -137,42 +160,70 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         return self._touched(self.active_adapters)
 
     def effective(self, parameter: str) -> Any:
-        """A parameter as the layer uses it now: the base layer's own, or a new tensor."""
-        base = self._own[parameter]
+        """A parameter as the layer uses it now: the base layer's, or a new tensor."""
         if parameter not in self._in_force():
-            return base
-        if base.is_meta:
+            return self._base[parameter]
+        return _with_values(self._full(parameter), self._writes(self.active_adapters, parameter))
+
+    def _full(self, parameter: str) -> Tensor:
+        """The base layer's parameter, in memory and in full.
+
+        Raises:
+            RuntimeError: it is offloaded or sharded.
+        """
+        name, base = self.wagle_names[parameter], self._base.get(parameter)
+        if base is not None and base.is_meta:
             raise RuntimeError(
-                f"{self.wagle_names[parameter]!r} has been offloaded since the adapter was loaded: an adapter cannot be "
-                "switched on there. Merge it before the model is offloaded, or keep the model in memory."
+                f"{name!r} has been offloaded since the adapter was loaded: an adapter cannot be switched on there. Merge "
+                "it before the model is offloaded, or keep the model in memory."
             )
-        return _with_values(base, self._writes(self.active_adapters, parameter))
+        # FSDP1 keeps a view of its flat parameter as an attribute of the module, which hides the parameter.
+        hidden = parameter in self.base_layer.__dict__
+        if base is None or hidden or isinstance(base, DTensor) or tuple(base.shape) != self._shape(parameter):
+            raise RuntimeError(
+                f"{name!r} is sharded or flattened (FSDP1 and ZeRO-3 do so): an active adapter has no effect there. Merge the "
+                "adapter before the model is sharded (merge_and_unload), or use FSDP2, one process or data parallelism."
+            )
+        return base
+
+    def _shape(self, parameter: str) -> tuple[int, ...]:
+        return next(
+            getattr(holder, parameter).shape for holder in self.wagle_changes.values() if hasattr(holder, parameter)
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer's forward pass with the active adapters' values."""
+        return self._call(None, *args, **kwargs)
+
+    def _call(self, method: str | None, *args: Any, **kwargs: Any) -> Any:
+        """Call the base layer, or one of its methods, with the active adapters' values."""
         parameters = self._in_force()
         if not parameters:
-            return self.base_layer(*args, **kwargs)
+            return (self.base_layer if method is None else getattr(self.base_layer, method))(*args, **kwargs)
         with _ONE_THREAD:
             tensors = {parameter: self.effective(parameter) for parameter in parameters}
+            module = self.base_layer if method is None else _Method(self.base_layer, method)
+            prefix = "" if method is None else "module."
             rebuilt: AbstractContextManager = nullcontext()
             if torch.is_grad_enabled():
                 rebuilt = _Rebuilt(
                     {
-                        tensor.untyped_storage().data_ptr(): (self._own[p], self._writes(self.active_adapters, p))
+                        tensor.untyped_storage().data_ptr(): (self._base[p], self._writes(self.active_adapters, p))
                         for p, tensor in tensors.items()
                     }
                 )
             with rebuilt:
-                return functional_call(self.base_layer, tensors, args, kwargs)
+                return functional_call(module, {prefix + p: tensor for p, tensor in tensors.items()}, args, kwargs)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Exchange the base layer's values with those of the active adapters. See `WagleModel.merge_adapter`."""
         for parameter in self._in_force():
+            self._full(parameter)
+        for parameter in self._in_force():
             if parameter not in self.wagle_tied:
                 for part in self._writes(self.active_adapters, parameter):
-                    swap(self._own[parameter], part.positions, part.values)
+                    swap(self._full(parameter), part.positions, part.values)
         self.merged_adapters = [adapter for adapter in self.active_adapters if adapter in self.wagle_changes]
 
     @torch.no_grad()
@@ -182,10 +233,21 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         for parameter in self._touched(adapters):
             if parameter not in self.wagle_tied:
                 for part in reversed(self._writes(adapters, parameter)):
-                    swap(self._own[parameter], part.positions, part.values)
+                    swap(self._full(parameter), part.positions, part.values)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         """PEFT asks for it after loading; the values are put there when they are loaded."""
+
+
+class _Method(nn.Module):
+    """Calls a method of a module as its forward pass, so that `functional_call` can replace parameters meanwhile."""
+
+    def __init__(self, module: nn.Module, method: str):
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.module, self.method)(*args, **kwargs)
 
 
 def _with_values(base: Tensor, parts: list[SparseValues]) -> Tensor:

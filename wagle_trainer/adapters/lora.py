@@ -8,7 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
@@ -18,7 +20,7 @@ from wagle_trainer.attribution.scored_parameters import select_parameters
 from wagle_trainer.attribution.scores import list_scores
 from wagle_trainer.engines.engine import planned_engine
 from wagle_trainer.masking import WeightMask
-from wagle_trainer.models.architecture import linear_weights
+from wagle_trainer.models.architecture import linear_weights, weight_matrices
 
 logger = logging.get_logger(__name__)
 
@@ -111,13 +113,61 @@ def candidate_patterns(
             f"{scope!r}, which selects the same share of each."
         )
     names = select_parameters(model, include, exclude)
-    patterns = [f"^{re.escape(name)}$" for name in linear_weights(model).values() if name in names]
+    adaptable = modules_that_peft_adapts(model)
+    patterns = [
+        f"^{re.escape(name)}$"
+        for module, name in linear_weights(model).items()
+        if name in names and module in adaptable
+    ]
     if len(patterns) < (number or 1):
         raise ValueError(
             f"There are {len(patterns)} Linear modules to choose from for LoRA (attribution_include and "
-            f"attribution_exclude count, the output embeddings are none); lora_modules={number}."
+            f"attribution_exclude count, the output head is none of them); lora_modules={number}."
         )
     return patterns
+
+
+def modules_that_peft_adapts(model: nn.Module) -> set[str]:
+    """Names of the Linear modules on which PEFT puts LoRA when it is given their names.
+
+    In mixtures of experts such as DeepSeek-V3, PEFT takes `down_proj` of a dense or shared MLP for that of the routed
+    experts, adapts these in its place, and refuses `gate_proj` alone. Tried on a copy of the model without memory.
+    """
+    modules = set(linear_weights(model))
+    config = getattr(model, "config", None)
+    if config is None or not any(matrix.experts for matrix in weight_matrices(model).values()):
+        return modules
+    found: set[str] = set()
+    for leaf in {module.rpartition(".")[2] for module in modules}:
+        named = {module for module in modules if module.rpartition(".")[2] == leaf}
+        with torch.device("meta"):
+            twin = type(model)(copy.deepcopy(config))
+        try:
+            inject_adapter_in_model(LoraConfig(target_modules=sorted(named), r=1), twin)
+        except ValueError:
+            continue
+        if _adapted(twin) == named:
+            found |= named
+    if left_out := sorted(modules - found):
+        logger.warning(
+            f"PEFT would put LoRA on the routed experts in place of {len(left_out)} modules such as {left_out[-1]}: they are "
+            "not among the modules to choose from."
+        )
+    return found
+
+
+def check_adapted_modules(model: nn.Module, modules: Sequence[str]) -> None:
+    """Raise ValueError unless exactly these modules of a PEFT model carry an adapter."""
+    adapted = {name.removeprefix("base_model.model.") for name in _adapted(model)}
+    if wrong := sorted(adapted ^ set(modules)):
+        raise ValueError(
+            f"PEFT put the adapter on other modules than those that were chosen: {wrong[0]!r} and {len(wrong) - 1} others "
+            "differ. Leave such modules out with attribution_exclude, or name target_modules yourself."
+        )
+
+
+def _adapted(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def choose_modules(

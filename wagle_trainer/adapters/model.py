@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from wagle_trainer.adapters.adapter import (
+    AdapterMismatchError,
     SparseAdapter,
     check_layout,
     differing,
@@ -50,7 +52,7 @@ class WagleModel(BaseTuner):
     # Loading
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Make place for an adapter, whose values PEFT loads next, after checking that it belongs to this base model.
+        """Prepare the layers for an adapter, whose values PEFT loads next; check that it belongs to this base model.
 
         Raises:
             AdapterMismatchError: the base model is another one, and `ignore_base_mismatch` is not set.
@@ -122,8 +124,27 @@ class WagleModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Check what the file holds and hand it to the layers; nothing is left for PEFT to load."""
-        adapter = SparseAdapter.from_state_dict(state_dict, config.to_dict(), "the adapter's file")
+        """Check what the file holds and hand it to the layers; nothing is left for PEFT to load.
+
+        Raises:
+            ValueError: the name is in use by another adapter.
+        """
+        loaded = any(
+            len(list(layer.wagle_changes[adapter_name].children()))
+            for layer in _layers(model)
+            if adapter_name in layer.wagle_changes
+        )
+        try:
+            adapter = SparseAdapter.from_state_dict(state_dict, config.to_dict(), "the adapter's file")
+        except AdapterMismatchError as error:
+            if not loaded:
+                raise
+            raise ValueError(
+                f"There is another adapter with the name {adapter_name!r}. Load this one under another name "
+                f"(adapter_name=...), or call delete_adapter({adapter_name!r}) first."
+            ) from error
+        if loaded:  # the same adapter once more
+            return {}
         changes: dict[str, Change] = {}
         for layer in _layers(model):
             for parameter, name in layer.wagle_names.items():
@@ -205,6 +226,20 @@ class WagleModel(BaseTuner):
             layer.activate(adapters, combine)
         self.active_adapter, self.combine = adapters, combine
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Iterator[None]:
+        """Refuse `adapter_names`, PEFT's way to choose an adapter for each row of a batch.
+
+        Raises:
+            ValueError: `adapter_names` is given.
+        """
+        if adapter_names is not None:
+            raise ValueError(
+                "WAGLE adapters replace weights, so all rows of a batch have the same adapters: adapter_names is not "
+                "supported. Run one batch for each adapter after set_adapter, and the base model's in disable_adapter()."
+            )
+        yield
+
     def disable_adapter_layers(self) -> None:
         """From now on the outputs are the base model's; a merged adapter is taken out."""
         if self._is_merged():
@@ -232,6 +267,12 @@ class WagleModel(BaseTuner):
         if any(adapter_name in layer.merged_adapters for layer in self._all_layers()):
             raise ValueError(f"The adapter {adapter_name!r} is merged: call unmerge_adapter() before deleting it.")
         remaining = [adapter for adapter in self.active_adapters if adapter != adapter_name]
+        if not remaining and adapter_name in self.active_adapters:
+            warnings.warn(
+                f"{adapter_name!r} was the only active adapter: the base model answers from now on, with the knowledge that "
+                "the adapter removed. Call set_adapter to activate another adapter.",
+                stacklevel=2,
+            )
         self.set_adapter(remaining)
         del self.peft_config[adapter_name]
         for layer in self._all_layers():
