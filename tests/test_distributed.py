@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from wagle_trainer import WeightMask
 from wagle_trainer.adapters import merge
+from wagle_trainer.engines.ddp import DataParallel
+from wagle_trainer.engines.fsdp2 import FSDP2
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+# Without a limit: how long a launch takes depends on what else the machine does.
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(0)]
 
 SCRIPT = Path(__file__).with_name("engine_script.py")
+train = runpy.run_path(str(SCRIPT))["train"]
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 ENVIRONMENTS = {
     "one": {"ACCELERATE_USE_CPU": "1"},
@@ -35,29 +40,116 @@ needs_deepspeed = pytest.mark.skipif(
 )
 
 
+# What runs on each engine, by name: arguments, and the name of the case whose checkpoint it resumes from.
+BETA, KL = {"loss_kwargs": {"beta": 0.5}}, {"loss_kwargs": {"retain_loss": "kl"}}
+ADAPTER = {"save_adapter": True, "optim": "adamw_torch"}
+# Plain Adam's first steps have no size, only a sign: epsilon keeps rounding from deciding it.
+SGD, ADAMW = {"adam_epsilon": 1e-3}, {"optim": "adamw_torch", "adam_epsilon": 1e-3}
+EARLIER = {"max_steps": 1, "attribution": "random"}
+BY_RULE = {
+    "attribution_gamma": "balanced",
+    "density": "auto",
+    "attribution_exclude_mask": "one/earlier",
+    "max_steps": 1,
+}
+GIVEN = {"mask_path": "one/plain"}
+ONE = {
+    "plain": ({}, None),
+    "nll": (BETA, None),
+    "kl": (KL, None),
+    "nll resumed": (BETA, "ddp/nll"),
+    "sgd": (SGD, None),
+    "adamw": (ADAMW, None),
+    "earlier": (EARLIER, None),
+    "rule": (BY_RULE, None),
+}
+CASES = {
+    "ddp": (
+        2,
+        {
+            "nll": (BETA, None),
+            "nll resumed": (BETA, "ddp/nll"),
+            "kl": (KL, None),
+            "adapter": (ADAPTER, None),
+            "adapter resumed": (ADAPTER, "ddp/adapter"),
+            "rule": (BY_RULE, None),
+        },
+    ),
+    "fsdp2": (
+        2,
+        {
+            "sgd": (SGD, None),
+            "adamw": (ADAMW, None),
+            "adamw resumed": (ADAMW, "fsdp2/adamw"),
+            "rule": (BY_RULE, None),
+        },
+    ),
+    "fsdp2 on 4": (4, {"adamw resumed": (ADAMW, "fsdp2/adamw")}),
+    "fsdp1": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "fsdp1/given")}),
+    "zero1": (2, {"plain": ({}, None)}),
+    "zero2": (2, {"plain": ({}, None), "plain resumed": ({}, "zero2/plain")}),
+    "zero3": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "zero3/given")}),
+}
+
+
+class Runs:
+    """Runs by "engine/case": those of one process in this one, all of an engine's in one process group."""
+
+    def __init__(self, folder: Path, run_script):
+        self.folder, self.run_script = folder, run_script
+        self.failures: dict[str, str] = {}
+        self.launched: set[str] = set()
+
+    def __call__(self, name: str) -> Path:
+        """The output folder of a run, which is made if need be."""
+        engine, case = name.split("/")
+        if not (self.output(name) / "done").is_file():
+            if engine == "one":
+                described = self.describe(name, ONE[case], 1)
+                train("one", self.folder, Path(described["output"]), described["arguments"], described["checkpoint"])
+                (self.output(name) / "done").touch()
+            elif engine not in self.launched:
+                self.launch(engine)
+        assert (self.output(name) / "done").is_file(), self.failures.get(engine, f"{name} did not run")
+        return self.output(name)
+
+    def launch(self, engine: str) -> None:
+        self.launched.add(engine)
+        processes, cases = CASES[engine]
+        described = [self.describe(f"{engine}/{case}", run, processes) for case, run in cases.items()]
+        file = self.folder / f"{engine}.json"
+        file.write_text(json.dumps(described))
+        kind = engine.split()[0]
+        try:
+            self.run_script(SCRIPT, kind, self.folder, file, processes=processes, **ENVIRONMENTS[kind])
+        except AssertionError as error:  # the cases that came before have their results
+            self.failures[engine] = str(error)
+
+    def describe(self, name: str, run: tuple[dict, str | None], processes: int) -> dict:
+        arguments, resumes = run
+        arguments = {"per_device_train_batch_size": 4 // processes} | arguments
+        for key in ("mask_path", "attribution_exclude_mask"):
+            if key in arguments:
+                arguments[key] = str(self(arguments[key]))
+        checkpoint = None
+        if resumes is not None:
+            same = resumes.split("/")[0] == name.split("/")[0]  # runs before it in the same process group
+            checkpoint = str((self.output(resumes) if same else self(resumes)) / "checkpoint-3")
+        return {"output": str(self.output(name)), "arguments": arguments, "checkpoint": checkpoint}
+
+    def output(self, name: str) -> Path:
+        return self.folder / "outputs" / name.replace(" ", "-")
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, make_llama, make_set, make_word_tokenizer, run_script):
-    """run(engine, processes, arguments, checkpoint) -> the output folder; one run for the same arguments."""
+def run(tmp_path_factory, make_llama, make_set, make_word_tokenizer, run_script, one_thread):
+    """run("engine/case") -> the output folder."""
     folder = tmp_path_factory.mktemp("engines")
     make_llama().save_pretrained(folder / "model")
     make_word_tokenizer().save_pretrained(folder / "model")
     make_set(16).save_to_disk(str(folder / "forget"))
     make_set(23, seed=1).save_to_disk(str(folder / "retain"))
-    done: dict[str, Path] = {}
-
-    def start(engine: str, processes: int = 1, checkpoint: Path | None = None, **arguments) -> Path:
-        arguments = {"per_device_train_batch_size": 4 // processes} | arguments
-        key = json.dumps([engine, processes, str(checkpoint), arguments])
-        if key in done:
-            return done[key]
-        output = folder / f"{engine}-{len(done)}"
-        more = [json.dumps(arguments), *([checkpoint] if checkpoint else [])]
-        run_script(SCRIPT, engine, folder, output, *more, processes=processes, **ENVIRONMENTS[engine])
-        done[key] = output
-        return output
-
-    start.folder = folder
-    return start
+    return Runs(folder, run_script)
 
 
 def results(output: Path, processes: int) -> list[dict]:
@@ -69,7 +161,7 @@ def assert_like_one_process(run, one: Path, many: Path, processes: int, engine: 
     assert [rank["world"] for rank in ranks] == [processes] * processes
     assert ranks[0]["engine"] == engine
     assert len({rank["digest"] for rank in ranks}) == 1
-    for rank in ranks:  # evaluations in a training run, dealt out or not
+    for rank in ranks:  # evaluations in a training run, sharded or not
         assert rank["evaluations"] == ranks[0]["evaluations"]
         alone, shared = rank["evaluations"]["alone"], rank["evaluations"]["shared"]
         if alone is not None:
@@ -103,89 +195,70 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("loss_kwargs", [{"beta": 0.5}, {"retain_loss": "kl"}], ids=["nll", "kl"])
-def test_data_parallel(run, loss_kwargs):
-    one, two = run("one", loss_kwargs=loss_kwargs), run("ddp", 2, loss_kwargs=loss_kwargs)
-    assert_like_one_process(run, one, two, 2, "MULTI_CPU")
+@pytest.mark.parametrize("case", ["nll", "kl"])
+def test_data_parallel(run, case):
+    assert_like_one_process(run, run(f"one/{case}"), run(f"ddp/{case}"), 2, "MULTI_CPU")
 
 
 def test_data_parallel_resumes_in_the_middle_of_an_epoch(run):
-    two = run("ddp", 2, loss_kwargs={"beta": 0.5})
-    resumed = run("ddp", 2, two / "checkpoint-3", loss_kwargs={"beta": 0.5})
+    resumed, two = run("ddp/nll resumed"), run("ddp/nll")
     assert_same_weights(resumed, two)
     assert results(resumed, 1)[0]["digest"] == results(two, 1)[0]["digest"]
 
 
 def test_resume_on_one_process_after_two(run):
-    two = run("ddp", 2, loss_kwargs={"beta": 0.5})
-    one = run("one", 1, two / "checkpoint-3", loss_kwargs={"beta": 0.5})
-    assert_like_one_process(run, one, two, 2, "MULTI_CPU")
+    assert DataParallel.resumes_on_other_process_counts
+    assert_like_one_process(run, run("one/nll resumed"), run("ddp/nll"), 2, "MULTI_CPU")
 
 
 def test_data_parallel_saves_and_resumes_adapters(run):
-    options = {"save_adapter": True, "optim": "adamw_torch"}
-    two = run("ddp", 2, **options)
+    two = run("ddp/adapter")
     last = max(two.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
     model = merge(AutoModelForCausalLM.from_pretrained(run.folder / "model"), last)
     weights = load_file(two / "weights.safetensors")
     assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
-    assert_same_weights(run("ddp", 2, two / "checkpoint-3", **options), two)
+    assert_same_weights(run("ddp/adapter resumed"), two)
 
 
-@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
-def test_fsdp2(run, optim):
-    # Plain Adam's first steps have no size, only a sign: epsilon keeps rounding from deciding it.
-    options = {"optim": optim, "adam_epsilon": 1e-3}
-    one, two = run("one", **options), run("fsdp2", 2, **options)
-    assert_like_one_process(run, one, two, 2, "FSDP")
+@pytest.mark.parametrize("case", ["sgd", "adamw"])
+def test_fsdp2(run, case):
+    assert_like_one_process(run, run(f"one/{case}"), run(f"fsdp2/{case}"), 2, "FSDP")
 
 
 def test_fsdp2_resumes_on_as_many_processes_and_on_others(run):
-    options = {"optim": "adamw_torch", "adam_epsilon": 1e-3}
-    two = run("fsdp2", 2, **options)
-    assert_same_weights(run("fsdp2", 2, two / "checkpoint-3", **options), two)
-    four = run("fsdp2", 4, two / "checkpoint-3", **options)
-    assert_like_one_process(run, run("one", **options), four, 4, "FSDP")
+    assert FSDP2.resumes_on_other_process_counts
+    assert_same_weights(run("fsdp2/adamw resumed"), run("fsdp2/adamw"))
+    assert_like_one_process(run, run("one/adamw"), run("fsdp2 on 4/adamw resumed"), 4, "FSDP")
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_gamma_density_and_earlier_masks_reach_the_attribution(run, engine):
     """By rule, and with an earlier mask's weights left out; tests/attribution/test_processes.py has every score."""
-    earlier = run("one", max_steps=1, attribution="random")
-    options = {
-        "attribution_gamma": "balanced",
-        "density": "auto",
-        "attribution_exclude_mask": str(earlier),
-        "max_steps": 1,
-    }
-    masks = [WeightMask.from_pretrained(run(*where, **options)) for where in (("one", 1), (engine, 2))]
+    masks = [WeightMask.from_pretrained(run(f"{where}/rule")) for where in ("one", engine)]
     different = (masks[0] | masks[1]).num_selected - (masks[0] & masks[1]).num_selected
     assert masks[0].num_selected == masks[1].num_selected
     assert different <= 1e-4 * masks[0].num_weights
     assert masks[0].info.requested_density == masks[1].info.requested_density
     assert masks[0].info.gamma == pytest.approx(masks[1].info.gamma, rel=1e-4)
-    assert masks[0].info.exclude_mask == masks[1].info.exclude_mask == WeightMask.from_pretrained(earlier).digest
+    earlier = WeightMask.from_pretrained(run("one/earlier")).digest
+    assert masks[0].info.exclude_mask == masks[1].info.exclude_mask == earlier
 
 
 def test_fsdp1_trains_with_a_given_mask(run):
-    one = run("one")
-    two = run("fsdp1", 2, mask_path=str(one))
-    assert_like_one_process(run, one, two, 2, "FSDP")
-    assert_same_weights(run("fsdp1", 2, two / "checkpoint-3", mask_path=str(one)), two)
+    assert_like_one_process(run, run("one/plain"), run("fsdp1/given"), 2, "FSDP")
+    assert_same_weights(run("fsdp1/given resumed"), run("fsdp1/given"))
 
 
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2])
 def test_zero_1_and_2(run, stage):
-    one, two = run("one"), run(f"zero{stage}", 2)
-    assert_like_one_process(run, one, two, 2, "DEEPSPEED")
+    two = run(f"zero{stage}/plain")
+    assert_like_one_process(run, run("one/plain"), two, 2, "DEEPSPEED")
     if stage == 2:
-        assert_same_weights(run("zero2", 2, two / "checkpoint-3"), two)
+        assert_same_weights(run("zero2/plain resumed"), two)
 
 
 @needs_deepspeed
 def test_zero_3_trains_with_a_given_mask(run):
-    one = run("one")
-    two = run("zero3", 2, mask_path=str(one))
-    assert_like_one_process(run, one, two, 2, "DEEPSPEED")
-    assert_same_weights(run("zero3", 2, two / "checkpoint-3", mask_path=str(one)), two)
+    assert_like_one_process(run, run("one/plain"), run("zero3/given"), 2, "DEEPSPEED")
+    assert_same_weights(run("zero3/given resumed"), run("zero3/given"))
