@@ -97,10 +97,10 @@ def plant(
     The share is of all weights, drawn from those that the way allows. The retain set is taught along, so that the
     other people stay.
     """
-    how = WAYS[way]
+    how, drawn_by = WAYS[way], 1000 + seed  # not the seed of the random mask that is compared
     total = sum(p.numel() for p in model.parameters())
     allowed = attribute(
-        model, None, None, score="random", density=1.0, include=how["include"], seed=seed, progress=False
+        model, None, None, score="random", density=1.0, include=how["include"], seed=drawn_by, progress=False
     )
     mask = attribute(
         model,
@@ -109,7 +109,7 @@ def plant(
         score="random",
         density=args.planted * total / allowed.num_weights,
         include=how["include"],
-        seed=seed,
+        seed=drawn_by,
         progress=False,
     )
     taught = sets["forget"] + sets["retain"]

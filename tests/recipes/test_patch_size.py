@@ -254,6 +254,7 @@ def test_lost_utility_and_relearning_count(report):
     ]
     [group] = report.groups(content(rows, [0]))
     snip, gradient, wagle = rows[1:]
+    assert not group.robust(snip, 0.05)
     assert not group.reached(snip, 0.05) and group.reached(snip, 0.07)
     assert group.reached(gradient, 0.05) and not group.robust(gradient, 0.05)
     assert group.robust(wagle, 0.05)
