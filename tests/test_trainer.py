@@ -1,3 +1,4 @@
+import copy
 import gc
 import itertools
 import json
@@ -7,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import DatasetDict
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
 from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
@@ -431,6 +432,110 @@ def test_each_split_is_evaluated(form, make_trainer, make_set):
     trainer.train()
     last = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     assert last["eval_forget_loss"] > metrics["eval_forget_loss"]
+
+
+def test_evaluation_uses_the_models_own_head(make_trainer, make_llama, make_set):
+    """TRL's fused head leaves out what a head does besides its matrix."""
+    model = make_llama()
+    model.lm_head.register_forward_hook(lambda head, inputs, logits: 3 * logits.tanh())
+    trainer = make_trainer(model=model, forget=make_set(6), eval_dataset=make_set(6))
+    batch = trainer.data_collator([trainer.train_dataset.forget[i] for i in range(6)])
+    with torch.no_grad():
+        expected = model.eval()(**batch).loss.item()
+        token = (model(**batch).logits[:, :-1].argmax(-1) == batch["labels"][:, 1:])[batch["labels"][:, 1:] != -100]
+        log_p = model(**batch).logits[:, :-1][batch["labels"][:, 1:] != -100].log_softmax(-1)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    logged = trainer.state.log_history[-1]
+    assert logged["eval_mean_token_accuracy"] == pytest.approx(token.float().mean().item())
+    assert logged["eval_entropy"] == pytest.approx(-(log_p.exp() * log_p).sum(-1).mean().item(), rel=1e-5)
+
+
+def test_evaluation_can_compute_metrics(make_trainer, make_set):
+    trainer = make_trainer(eval_dataset=make_set(6), compute_metrics=lambda found: {"shape": found.predictions.ndim})
+    assert trainer.evaluate()["eval_shape"] == 3
+
+
+@pytest.mark.parametrize("stop", [None, "train", "evaluate"])
+def test_the_model_is_left_as_found(stop, make_trainer, make_llama, make_set, monkeypatch):
+    """A copy of it computes with its own weights, its forward pass and its configuration are those of before."""
+    model = make_llama()
+    model.config.use_cache, model.config.dtype, model.config.architectures = True, "float32", ["LlamaForCausalLM"]
+    before = model.config.to_dict(), set(vars(model))
+    trainer = make_trainer(model=model, eval_dataset=make_set(4))
+    if stop is not None:
+        monkeypatch.setattr(trainer, "_prepare_inputs", lambda inputs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            getattr(trainer, stop)()
+    else:
+        trainer.train()
+        trainer.evaluate()
+        trainer.save_model()
+    assert "forward" not in vars(model)
+    assert set(vars(model)) - before[1] <= {"model_tags", "_is_accelerate_prepared"}
+    assert model.config.to_dict() == before[0]
+    copied = copy.deepcopy(trainer.model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+        assert copied(torch.tensor([[5, 6]])).logits.abs().max() == 0
+
+
+def make_mixture():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 57, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    tokens = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **heads, **tokens, num_experts=4, num_experts_per_tok=2))
+
+
+def test_mixtures_of_experts(make_trainer, tmp_path):
+    """Their load-balancing loss counts if it gets a factor; router logits are requested for its forward pass alone."""
+    losses = {}
+    for factor in (None, 0.0, 10.0):
+        trainer = make_trainer(model=make_mixture(), router_aux_loss_coef=factor, attribution=None, max_steps=1)
+        trainer.train()
+        losses[factor] = logged(trainer)[0]
+        config = trainer.model.config
+        assert (config.output_router_logits, config.router_aux_loss_coef) == (False, 0.001)
+        ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+        generated = trainer.model.eval().generate(ids, attention_mask=(ids > 0).long(), max_new_tokens=2)
+        assert generated.shape == (2, 6)
+    assert losses[None]["loss"] == losses[0.0]["loss"]
+    assert "aux_loss" not in losses[0.0]
+    expected = losses[0.0]["loss"] + 10 * losses[10.0]["aux_loss"]
+    assert losses[10.0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert losses[10.0]["aux_loss"] > 1
+    trainer.save_model(str(tmp_path / "saved"))
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["output_router_logits"] is False
+    with pytest.raises(ValueError, match="router_aux_loss_coef"):
+        make_trainer(router_aux_loss_coef=0.1)
+
+
+def test_disable_dropout(make_trainer, make_gpt2):
+    """At the first step the model is the reference model; with dropout it is not quite."""
+    found = {}
+    for off in (True, False):
+        trainer = make_trainer(
+            model=make_gpt2(), loss_kwargs={"retain_loss": "kl"}, disable_dropout=off, attribution=None, max_steps=1
+        )
+        trainer.train()
+        found[off] = logged(trainer)[0]["retain_loss"]
+        assert trainer.model.transformer.drop.p == 0.1
+    assert found[True] == pytest.approx(0, abs=1e-5)
+    assert found[False] > 1e-3
+
+
+def test_model_init_kwargs_load_the_model_and_have_no_effect_on_a_loaded_one(
+    make_llama, make_trainer, tmp_path, caplog
+):
+    make_llama().save_pretrained(tmp_path / "model")
+    trainer = make_trainer(model=str(tmp_path / "model"), model_init_kwargs={"dtype": "bfloat16"})
+    assert trainer.model.dtype == torch.bfloat16
+    assert trainer.args.model_init_kwargs == {"dtype": "bfloat16"}
+    assert "has no effect" not in caplog.text
+    make_trainer(model_init_kwargs={"dtype": "bfloat16"})
+    assert "model_init_kwargs has no effect: the model is loaded already" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [SFTConfig, TrainingArguments])

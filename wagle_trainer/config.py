@@ -47,6 +47,10 @@ class WagleConfig(SFTConfig):
             [`~wagle_trainer.AttributionConfig`], which documents them: `attribution_kwargs` is its `score_kwargs`,
             `density` its `density`, and `attribution_<name>` its `<name>`.
         mask_path (`str`, *optional*): A saved mask (folder or Hub id) to use; then nothing is computed.
+        disable_dropout (`bool`, defaults to `False`): Train without dropout, as the outputs of the reference model are
+            computed. The model gets its dropout back after training.
+        router_aux_loss_coef (`float`, *optional*): Of a mixture of experts, factor of the load-balancing loss that is
+            added to the objective; by default there is none. (`SFTTrainer` takes the model's own factor then.)
         lora_modules (`int`, *optional*): With `peft_config=LoraConfig(target_modules="wagle")` (or another score), the
             number of Linear modules to adapt; by default those that hold at least their part of the selected weights, see
             `wagle_trainer.adapters.lora.lora_modules`. The score is computed as `attribution_gamma`, `density` and so on say.
@@ -94,6 +98,13 @@ class WagleConfig(SFTConfig):
     density: float | str | None = _attribution_field("density")
     mask_path: str | None = field(
         default=None, metadata={"help": "A saved mask (folder or Hub id) to use; then nothing is computed."}
+    )
+    disable_dropout: bool = field(
+        default=False,
+        metadata={
+            "help": "Train without dropout, as the outputs of the reference model are computed: at the first step, losses "
+            "that compare with them are then zero."
+        },
     )
     lora_modules: int | None = field(
         default=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.compact_choice import use_compact_optimizer
 from wagle_trainer.masking.compact_updates import CompactUpdates
-from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs
+from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
+from wagle_trainer.models.modes import without_dropout
 from wagle_trainer.models.not_finite import cause_of_not_finite
+from wagle_trainer.models.routers import router_losses
 from wagle_trainer.reporting.model_card import PAPER, add_adapter_section, add_unlearning_section
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, References, StepEnd
 from wagle_trainer.trainer_setup import UnlearningSetup
@@ -127,8 +130,8 @@ class WagleTrainer(SFTTrainer):
         )
         self.objective = setup.objective
         self.lora_modules: list[str] | None = None
+        model = setup.load_model(model, kwargs.pop("quantization_config", None))
         if setup.lora_score is not None:
-            model = setup.load_lora_base(model, kwargs.get("quantization_config"))
             kwargs["peft_config"], self.lora_modules = setup.with_lora_modules(kwargs["peft_config"], model)
         with setup.for_sft_trainer(model) as arguments:
             super().__init__(**arguments, eval_dataset=eval_dataset, callbacks=callbacks, **kwargs)
@@ -165,6 +168,7 @@ class WagleTrainer(SFTTrainer):
             args=self.args,
         )
         self._means, self._retain_loss_of_step = RunningMeans(), RunningMeans()
+        self._evaluation_means = RunningMeans()
         self.add_callback(References(self.compute_references))
         if overrides(self.objective.forget, "step_end"):
             self.add_callback(StepEnd(self.end_step))
@@ -262,14 +266,17 @@ class WagleTrainer(SFTTrainer):
     # Loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The unlearning objective on a batch of pairs; on an evaluation batch, TRL's mean NLL per token.
+        """Return the unlearning objective on a batch of pairs; on an evaluation batch, the mean NLL per token.
 
         Both losses are means over examples, so that accumulated batches and several processes give what one large
         batch gives.
         """
         if "forget" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = self._forward(model, inputs)
+            return self._evaluation_loss(model, inputs, return_outputs)
+        coefficient = self.args.router_aux_loss_coef
+        collected: AbstractContextManager[list[Tensor]] = router_losses(model) if coefficient else nullcontext([])
+        with collected as aux_losses:
+            outputs = self._forward(model, inputs)
         loss_inputs = LossInputs(
             outputs.get("forget"), outputs.get("chosen"), outputs.get("retain"), rows=inputs["forget"]["index"]
         )
@@ -281,6 +288,10 @@ class WagleTrainer(SFTTrainer):
             self._means.add(name, values)
         if "retain_loss" in losses and model.training and overrides(self.objective.forget, "step_end"):
             self._retain_loss_of_step.add("retain_loss", losses["retain_loss"])
+        if aux_losses:
+            aux_loss = torch.stack(aux_losses).mean()
+            total = total + coefficient * aux_loss
+            self._means.add("aux_loss", aux_loss.expand(len(total)))
         if self.accelerator.num_processes > 1 and self._layers:
             # All weights must have gradients, or DistributedDataParallel waits for them.
             total = total + 0 * sum(output.sum().sum() for output in outputs.values())
@@ -294,6 +305,24 @@ class WagleTrainer(SFTTrainer):
             self._means.add("penalty", penalty.detach().expand(len(total)))
         loss = total.sum() / num_items_in_batch * self.accelerator.num_processes  # engines average over processes
         return (loss, {}) if return_outputs else loss
+
+    def _evaluation_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """Mean NLL per target token of a batch, as TRL defines it, but by the model's own head; logs two metrics."""
+        answers = token_log_probs(model, inputs, top1=True, keep_logits=True)
+        assert answers.is_top1 is not None
+        number = answers.num_tokens().sum().clamp(min=1)
+        log_p = answers.label_logits().log_softmax(-1)
+        values = {
+            "entropy": -(log_p.exp() * log_p).sum(),
+            "mean_token_accuracy": (answers.is_top1 & answers.mask).sum().float(),
+        }
+        for name, value in values.items():
+            self._evaluation_means.add(name, (value / number)[None])
+        loss = -answers.sum().sum() / number
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**{key: value for key, value in inputs.items() if key != "labels"})
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, TokenLogProbs]:
         """Run the splits that the objective needs through the model, and keep what it needs of them."""
@@ -362,6 +391,9 @@ class WagleTrainer(SFTTrainer):
                 logs["density"] = self.mask.density
                 if self.mask.info.effective_density is not None:
                     logs["effective_density"] = self.mask.info.effective_density
+        if not self.model.training and self._evaluation_means:
+            means = self._evaluation_means.take(self.accelerator)
+            logs.update({f"eval_{name}": value for name, value in means.items()})
         super().log(logs, start_time)
 
     # Training and checkpoints
@@ -389,7 +421,8 @@ class WagleTrainer(SFTTrainer):
                 self._attribution.mask = None  # the checkpoint's is the one in force
         self.references.load(folder, self.model, self.accelerator)
         try:
-            return super().train(folder, trial, ignore_keys_for_eval)
+            with without_dropout(self.model) if self.args.disable_dropout else nullcontext():
+                return super().train(folder, trial, ignore_keys_for_eval)
         finally:  # a run that is broken off leaves no hooks and no frozen weights on the model
             if self._attribution is not None:
                 self._attribution.detach()

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoProcessor, TrainingArguments
+from torch import nn
+from transformers import AutoProcessor, TrainingArguments, set_seed
+from transformers.utils import logging
+from trl.trainer import sft_trainer
+from trl.trainer.utils import create_model_from_path
 
 from wagle_trainer.adapters.lora import (
     candidate_patterns,
+    check_base,
     check_full_weights,
     check_no_mask,
     choose_modules,
-    load_base,
     score_that_chooses,
     with_modules,
 )
@@ -25,6 +29,9 @@ from wagle_trainer.data.dataset_checks import pad_token_id
 from wagle_trainer.data.preparation import in_one_format
 from wagle_trainer.data.splits import by_split, check_sets, forget_and_retain
 from wagle_trainer.losses.objective import Objective
+from wagle_trainer.models.architecture import text_config
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -100,9 +107,29 @@ class UnlearningSetup:
             check_no_mask(lora_score, mask is not None or config.attribution is not None)
         return cls(config, objective, sets, processing_class, mask, formatting_func, lora_score)
 
-    def load_lora_base(self, model: Any, quantization_config: Any = None) -> Any:
-        """Return the base model for the score that chooses LoRA's modules, loaded if `model` is a name."""
-        return load_base(model, self.config, quantization_config)
+    def load_model(self, model: Any, quantization_config: Any = None) -> Any:
+        """Return the model, loaded as SFTTrainer loads it if it is a name.
+
+        Raises:
+            ValueError: a score is to choose LoRA's modules, and cannot score these weights; two quantisations are given.
+        """
+        config, init_kwargs = self.config, dict(self.config.model_init_kwargs or {})
+        if self.lora_score is not None:
+            check_base(model, quantization_config is not None or init_kwargs.get("quantization_config") is not None)
+        if not isinstance(model, str):
+            ignored = {"model_init_kwargs": init_kwargs, "quantization_config": quantization_config}
+            for name in (name for name, value in ignored.items() if value):
+                logger.warning(f"{name} has no effect: the model is loaded already.")
+            return model
+        if quantization_config is not None:
+            if "quantization_config" in init_kwargs:
+                raise ValueError("quantization_config is given twice, also in model_init_kwargs: leave one out.")
+            init_kwargs["quantization_config"] = quantization_config
+        if config.world_size > 1 or config.deepspeed_plugin is not None:
+            init_kwargs["device_map"] = None  # each process holds the full model, or the engine shards it
+        init_kwargs.setdefault("trust_remote_code", config.trust_remote_code)
+        set_seed(config.seed)  # weights that the files lack are drawn
+        return create_model_from_path(model, **init_kwargs)
 
     def with_lora_modules(self, peft_config: Any, model: Any) -> tuple[Any, list[str]]:
         """Choose modules for LoRA by their score.
@@ -156,29 +183,53 @@ class UnlearningSetup:
 
     @contextmanager
     def for_sft_trainer(self, model: Any) -> Iterator[dict[str, Any]]:
-        """Yield the arguments with which `SFTTrainer.__init__` accepts this run; the configuration is restored on exit.
+        """Yield the arguments with which `SFTTrainer.__init__` accepts this run, and undo its side effects on exit.
 
         SFTTrainer knows one set and two losses. It prepares its set before this package can refuse answers that are cut
-        off, so it gets one row, which only tells it the format; it refuses every `loss_type` but its own; and it warns
-        that `model_init_kwargs` are ignored where the model is loaded, also where they were used to load it.
+        off, so it gets one row, which only tells it the format. It refuses every `loss_type` but its own. It warns that
+        `model_init_kwargs` are ignored where the model is loaded, also where they were used to load it. And it changes
+        the model: see `_model_as_found`.
         """
         config, sample = self.config, self.sets["forget"].select(range(1))
         if self.formatting_func is None:
             sample = in_one_format(sample, config.dataset_text_field)
         found = config.loss_type, config.model_init_kwargs
-        config.loss_type = "nll"
-        if self.lora_score is not None:
-            config.model_init_kwargs = None
+        config.loss_type, config.model_init_kwargs = "nll", None
         try:
-            yield {
-                "model": model,
-                "args": config,
-                "train_dataset": sample,
-                "processing_class": self.processing_class,
-                "formatting_func": self.formatting_func,
-            }
+            with _model_as_found(model):
+                yield {
+                    "model": model,
+                    "args": config,
+                    "train_dataset": sample,
+                    "processing_class": self.processing_class,
+                    "formatting_func": self.formatting_func,
+                }
         finally:
             config.loss_type, config.model_init_kwargs = found
+
+
+@contextmanager
+def _model_as_found(model: nn.Module) -> Iterator[None]:
+    """Keep `SFTTrainer.__init__` from patching the model's forward pass, and restore the configuration that it changes.
+
+    The patch, `add_fused_lm_head`, is a closure over this model: a copy of the model would compute with the weights of
+    the original, and the fused head misses what some heads do to their logits. No loss of this package uses it. The
+    router logits that are switched on for mixtures of experts break generation in batches, and would be saved.
+    `tests/test_upstream.py` watches the names.
+    """
+    config = text_config(model)
+    names = [name for name in ("output_router_logits", "router_aux_loss_coef") if hasattr(config, name)]
+    found = [(config, name, getattr(config, name)) for name in names]
+    whole: Any = getattr(model, "config", None)
+    if hasattr(whole, "use_cache"):
+        found.append((whole, "use_cache", whole.use_cache))
+    patch, sft_trainer.add_fused_lm_head = sft_trainer.add_fused_lm_head, lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        sft_trainer.add_fused_lm_head = patch
+        for owner, name, value in found:
+            setattr(owner, name, value)
 
 
 def as_wagle_config(args: TrainingArguments | None, model: Any) -> WagleConfig:

@@ -13,7 +13,6 @@ from peft import LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.utils import logging
-from trl.trainer.utils import create_model_from_path
 
 from wagle_trainer.attribution.attribution_callback import WeightAttributionCallback
 from wagle_trainer.attribution.scored_parameters import select_parameters
@@ -212,15 +211,14 @@ def with_modules(peft_config: Any, modules: list[str]) -> Any:
     return named
 
 
-def load_base(model: Any, args: Any, quantization_config: Any) -> Any:
-    """The base model as SFTTrainer loads it, if it is given by name: it must be there before the adapter is.
+def check_base(model: Any, quantised: bool = False) -> None:
+    """Raise ValueError for a base model whose weights cannot be scored: quantised, or with an adapter already.
 
-    Raises:
-        ValueError: it is to be quantised, so that its weights cannot be scored, or has an adapter already.
+    Args:
+        model: the base model, or its name.
+        quantised: whether it is going to be quantised when it is loaded.
     """
-    init_kwargs = dict(args.model_init_kwargs or {})
-    quantised = getattr(model, "is_quantized", False) or init_kwargs.get("quantization_config") is not None
-    if quantised or quantization_config is not None:
+    if quantised or getattr(model, "is_quantized", False):
         raise ValueError(
             "Quantised weights cannot be scored, so they cannot choose the modules for LoRA. Score the unquantised model "
             "first (`wagle attribute`), and name the modules: target_modules=wagle_trainer.adapters.lora.lora_modules(mask, model)."
@@ -229,11 +227,6 @@ def load_base(model: Any, args: Any, quantization_config: Any) -> Any:
         raise ValueError(
             "The model has an adapter already: merge it (merge_and_unload) before modules are chosen for LoRA."
         )
-    if not isinstance(model, str):
-        return model
-    if args.world_size > 1:
-        init_kwargs["device_map"] = None
-    return create_model_from_path(model, **{"trust_remote_code": args.trust_remote_code} | init_kwargs)
 
 
 def check_full_weights(args: Any) -> None:

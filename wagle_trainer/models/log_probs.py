@@ -109,12 +109,17 @@ def forward_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, T
 
 
 @contextmanager
-def _outputs_of(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """What `layers` give out in the forward pass that is run inside."""
+def _outputs_of(layers: Iterable[nn.Module], shape: tuple[int, int]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Collect the hidden states that `layers` return in the forward pass inside, (batch, length, hidden size).
+
+    Args:
+        layers: decoder layers.
+        shape: (batch, length) of the forward pass.
+    """
     outputs: dict[nn.Module, Tensor] = {}
 
-    def keep(layer: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs[layer] = output[0] if isinstance(output, tuple) else output
+    def keep(layer: nn.Module, _: object, output: object) -> None:
+        outputs[layer] = _hidden_states(output, shape, type(layer).__name__)
 
     handles = [layer.register_forward_hook(keep) for layer in layers]
     try:
@@ -122,6 +127,31 @@ def _outputs_of(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hidden_states(output: object, shape: tuple[int, int], layer: str) -> Tensor:
+    """Hidden states (batch, length, size) in what a layer returns: a tensor, or a tuple or list with it in front.
+
+    Layers with several residual streams return (batch, length, streams, size), as DeepSeek-V4's, or (streams, batch,
+    length, size), as Gemma3n's; the streams are concatenated.
+    """
+    states = output[0] if isinstance(output, tuple | list) and output else output
+    if isinstance(states, Tensor):
+        if states.dim() == 4 and tuple(states.shape[:2]) != shape and tuple(states.shape[1:3]) == shape:
+            states = states.movedim(0, 2)
+        if states.dim() in (3, 4) and tuple(states.shape[:2]) == shape:
+            return states.flatten(2)
+    found = f"of shape {tuple(states.shape)}" if isinstance(states, Tensor) else f"of type {type(output).__name__}"
+    raise ValueError(
+        f"The layer {layer} returns an output {found}, in which the hidden states of a batch {shape} are not found: use a "
+        "loss that needs no hidden states."
+    )
+
+
+def _shape(batch: Mapping[str, Tensor]) -> tuple[int, int]:
+    """(batch, length) of a batch."""
+    batch_size, length = batch["labels"].shape
+    return batch_size, length
 
 
 def token_log_probs(
@@ -145,7 +175,7 @@ def token_log_probs(
         keep_logits: also return the logits of the kept positions.
         layer: also return the hidden states that this layer of the model gives out.
     """
-    with _outputs_of([] if layer is None else [layer]) as outputs:
+    with _outputs_of([] if layer is None else [layer], _shape(batch)) as outputs:
         logits, kept = _logits(model, batch)
     result = _score(logits, kept, batch, top1, keep_logits)
     if layer is not None:
@@ -178,8 +208,9 @@ def joint_token_log_probs(
     layers = layers or {}
     for names in _similar(batches, agree):
         group = [batches[name] for name in names]
-        with _outputs_of({layers[name] for name in names if name in layers}) as outputs:
-            logits, kept = _logits(model, group[0] if len(group) == 1 else concatenate(group))
+        together = group[0] if len(group) == 1 else concatenate(group)
+        with _outputs_of({layers[name] for name in names if name in layers}, _shape(together)) as outputs:
+            logits, kept = _logits(model, together)
         # Split before the softmax: the backward pass then holds its gradient for one batch at a time.
         sizes = [len(batch["labels"]) for batch in group]
         for name, part in zip(names, logits.split(sizes), strict=True):

@@ -68,3 +68,25 @@ def preserved_rng() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Set every dropout probability of a model to zero, and restore them on exit.
+
+    Dropout modules hold theirs in `p`; attention layers of Transformers hold theirs in attributes such as
+    `attention_dropout`.
+    """
+    found: list[tuple[nn.Module, str, float]] = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            is_probability = name == "p" if isinstance(module, nn.modules.dropout._DropoutNd) else "drop" in name
+            if is_probability and isinstance(value, float) and value > 0:
+                found.append((module, name, value))
+    try:
+        for module, name, _ in found:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, value in found:
+            setattr(module, name, value)
