@@ -116,6 +116,7 @@ class Study:
         self.model_name = args.model_name or (Path(args.model).name if args.model else "small-llama")
         self._benches: dict[int, Bench] = {}
         torch.set_num_threads(min(torch.get_num_threads(), 1 if args.task == "people" else torch.get_num_threads()))
+        self._check_settings()
         self.environment = {
             "wagle_trainer": __version__,
             "torch": torch.__version__,
@@ -125,6 +126,21 @@ class Study:
             "machine": platform.machine(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
+
+    def _check_settings(self) -> None:
+        """Refuse to add to rows of the same task that were made with other settings."""
+        names = ("examples", "steps", "batch_size", "beta", "relearning_rates", "relearning_steps", "forget_share")
+        settings = {name: getattr(self.args, name) for name in names}
+        before = self.rows.content.setdefault("settings", {}).setdefault(
+            f"{self.model_name}, {self.args.task}", settings
+        )
+        changed = [
+            f"{name} was {before[name]} and is {value}" for name, value in settings.items() if before[name] != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.rows.path} holds rows with other settings: {'; '.join(changed)}. Give another --output_dir."
+            )
 
     def bench(self, seed: int) -> Bench:
         """Model and sets of a seed; those of the facts share one model, of the others one is kept."""

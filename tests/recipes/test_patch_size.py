@@ -177,6 +177,17 @@ def test_rows_are_kept_and_found(runs, tmp_path):
     assert again.content["environments"][again.rows[0]["environment"]] == {"torch": "2"}
 
 
+def test_rows_with_other_settings_are_not_added_to(patch_size, runs, tmp_path):
+    def study(**changes):
+        args = patch_size.PatchSizeArguments(output_dir=str(tmp_path), **changes)
+        return patch_size.Study(args, runs.Rows(tmp_path / "results.json"))
+
+    study().rows.save()
+    study(seeds=[5], densities=[0.5])
+    with pytest.raises(ValueError, match="steps was 12 and is 13. Give another --output_dir"):
+        study(steps=13)
+
+
 # What follows from the rows
 
 
