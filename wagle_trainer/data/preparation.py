@@ -161,7 +161,8 @@ def prepare(trainer: SFTTrainer, dataset: Dataset, name: str, formatting_func: A
             stacklevel=2,
         )
         whole = whole.select(sorted(set(range(len(whole))) - set(without)))
-    return whole if limit is None else run(whole, limit)
+    fits = limit is None or all(len(labels) <= limit for labels in whole["labels"])
+    return whole if fits else run(whole, limit)
 
 
 def _split(labels: list[int], limit: int | None, mode: str) -> tuple[list[int], list[int]]:
