@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 
@@ -82,6 +83,21 @@ def test_results_follow_the_contract(before, after, tokenizer, rows, retain_rows
             assert point["recovered_raw"] == pytest.approx(share)
         assert result["settings"]["seed"] == 42
         assert result["settings"]["examples"] == len(rows)
+
+
+def test_a_format_of_ones_own(before, after, tokenizer, rows):
+    """Measure and attacks write questions in it."""
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    formats = [QAFormat.for_tokenizer(chat, "chat", system_prompt=text) for text in (None, "Which author")]
+    attack = ["removal"], {"removal": {"shares": [0.5]}}
+    known = [
+        run_attacks(before, after, chat, rows, attack[0], options=attack[1], qa_format=qa, progress=False)
+        for qa in formats
+    ]
+    expected = [forget_knowledge(before, chat, rows, qa_format=qa)["probability"] for qa in formats]
+    assert [found["removal"]["before"] for found in known] == pytest.approx(expected)
+    assert expected[0] != pytest.approx(expected[1])
 
 
 def test_by_default_what_is_possible_runs(before, after, tokenizer, rows, simple):
