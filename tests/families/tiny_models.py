@@ -97,9 +97,10 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "dbrx": (
         "DbrxForCausalLM",
         {
+            "d_model": 32,  # its experts take their width from this setting alone
             "max_seq_len": 256,
             "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
-            "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+            "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
         },
     ),
     "deepseek_v2": ("DeepseekV2ForCausalLM", DEEPSEEK | LATENT | HEAD | {"topk_method": "greedy"}),
