@@ -4,21 +4,20 @@ import importlib
 import json
 import os
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
 
 from wagle_trainer.evaluation import load_results
 
-SMOLLM2 = Path(os.environ.get("WAGLE_SMOLLM2", "/work/smollm2"))
+SMOLLM2 = os.environ.get("WAGLE_SMOLLM2")
 SENTENCE = (
     "The harbour of {0} was quiet that morning, and nobody on the {1} pier expected the letter from {0} to arrive. "
 )
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not SMOLLM2.is_dir(), reason="no SmolLM2-135M: set WAGLE_SMOLLM2 to its folder"),
+    pytest.mark.skipif(SMOLLM2 is None, reason="no SmolLM2-135M: set WAGLE_SMOLLM2 to its folder"),
 ]
 
 
