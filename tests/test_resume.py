@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from wagle_trainer import WagleTrainer, WeightMask
-from wagle_trainer.losses.reference_file import REFERENCE_NAME
+from wagle_trainer.losses.reference_file import REFERENCE_NAME, ReferenceFile
 from wagle_trainer.utils.complete_checkpoints import last_complete_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -207,11 +207,11 @@ def test_half_written_checkpoint_is_passed_over(damage, make_trainer, uninterrup
         state.write_text(state.read_text()[:100] if damage == "truncated" else "")
     trainer = make_trainer(output_dir)
     trainer.train(resume_from_checkpoint=True)
-    assert "Passing over incomplete checkpoints" in caplog.text
+    assert "Skipping incomplete checkpoints" in caplog.text
     assert "checkpoint-6" in caplog.text
     assert "checkpoint-4" not in caplog.text
     assert_same_bits(trainer.model, uninterrupted()[0])
-    # Going on has written the one that was incomplete anew.
+    # Going on has written the one that was incomplete again.
     assert last_complete_checkpoint(output_dir) == (str(output_dir / f"checkpoint-{STEPS}"), [])
 
 
@@ -333,6 +333,90 @@ def test_references_are_saved_before_the_checkpoint_is_complete(interrupted):
     assert values.keys() == {"forget"}
     assert values["forget"].shape[0] == 10  # log-probabilities of the answers' tokens, then zeros
     assert bool((values["forget"].sum(-1) < 0).all())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_type": "simnpo"}, "loss_type was 'npo' and is now 'simnpo'"),
+        ({"loss_kwargs": {"beta": 0.2}}, r"loss_kwargs was \{\} and is now \{'beta': 0.2\}"),
+        ({"retain_weight": 2.0}, r"retain_weight was 1\.0 and is now 2\.0"),
+        ({"seed": 7}, "seed was 42 and is now 7"),
+        ({"optim": "sgd"}, "optim was 'adamw_torch_fused' and is now 'sgd'"),
+    ],
+)
+def test_changed_settings_are_an_error(changes, message, make_trainer, interrupted):
+    with pytest.raises(ValueError, match=f"checkpoint-4 is of a run with other settings: {message}.*the old values"):
+        make_trainer(interrupted(), **changes).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("damage", ["value", "cut off"])
+def test_damaged_reference_values_are_an_error(damage, make_trainer, interrupted):
+    output_dir = interrupted()
+    file = output_dir / "checkpoint-4" / REFERENCE_NAME
+    content = file.read_bytes()
+    file.write_bytes(content[:-9] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]))
+    message = "cannot be read" if damage == "cut off" else "altered or replaced"
+    with pytest.raises(ValueError, match=f"{REFERENCE_NAME} .*{message}.*another checkpoint"):
+        make_trainer(output_dir).train(resume_from_checkpoint=True)
+
+
+def test_checkpoints_of_version_0_1_0_can_be_read(tmp_path):
+    """They call the chosen answers preferred, and have neither digest nor settings."""
+    tensors = {"forget": torch.ones(2, 3), "preferred": torch.zeros(2, 4), "retain_before": torch.ones(5)}
+    save_file(tensors | {"loss.dual": torch.ones(())}, tmp_path / REFERENCE_NAME, {"forget": "a", "preferred": "b"})
+    saved = ReferenceFile.load(tmp_path)
+    assert {name: tuple(t.shape) for name, t in saved.log_probs.items()} == {"forget": (2, 3), "chosen": (2, 4)}
+    assert saved.identities.keys() == {"retain"}
+    assert saved.objective == {"dual": torch.ones(())}
+    assert saved.fingerprints == {"forget": "a", "chosen": "b"}
+    saved.check_settings({"seed": 3}, "folder")
+
+
+# Another run's folder
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_checkpoint_that_is_overwritten_is_never_half_of_another_run(make_trainer, tmp_path, monkeypatch, caplog):
+    make_trainer(tmp_path / "out", max_steps=2).train()
+    (tmp_path / "out" / "checkpoint-2" / "of_the_other_run").touch()
+    trainer = make_trainer(tmp_path / "out", max_steps=2, seed=7)
+
+    def kill(*_):
+        raise Killed
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", kill)
+    with pytest.raises(Killed):
+        trainer.train()
+    assert "checkpoint-2 is of an earlier run" in caplog.text
+    assert (tmp_path / "out" / "checkpoint-2" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / "checkpoint-2" / "of_the_other_run").exists()
+    assert last_complete_checkpoint(tmp_path / "out") == (None, [str(tmp_path / "out" / "checkpoint-2")])
+
+
+def test_a_finished_run_takes_no_further_step(make_trainer, tmp_path):
+    """Four of the nine steps end in the middle of an epoch."""
+    first = make_trainer(tmp_path / "out", max_steps=4)
+    first.train()
+    weights = {name: parameter.detach().clone() for name, parameter in first.model.named_parameters()}
+    resumed = make_trainer(tmp_path / "out", max_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+    assert_same_bits(resumed.model, weights)
+
+
+def test_temporary_files_of_a_killed_run_are_removed(make_trainer, interrupted):
+    output_dir = interrupted()
+    left = output_dir / "checkpoint-2" / f".mask.safetensors.{'0a' * 8}"
+    kept = [output_dir / f".results.json.{'0b' * 8}", output_dir / "checkpoint-2" / ".hidden"]  # others may write here
+    for path in (left, *kept):
+        path.touch()
+    make_trainer(output_dir).train(resume_from_checkpoint=True)
+    assert not left.exists()
+    assert all(path.exists() for path in kept)
 
 
 # Re-entry

@@ -282,6 +282,11 @@ def test_masks_act_between_the_backward_pass_and_the_step(first):
     )
 
 
+def test_a_run_goes_through_its_epochs_one_by_one():
+    """`WagleTrainer._run_epoch` looks at the state before an epoch begins; `tests/test_resume.py` shows what for."""
+    assert callable(Trainer._run_epoch), "Trainer._run_epoch is gone: fix WagleTrainer._run_epoch"
+
+
 def test_checkpoints_end_with_the_trainers_state(first):
     """`is_complete` takes trainer_state.json for the end of a checkpoint; `WagleTrainer._save` writes the rest."""
     _, folder = first

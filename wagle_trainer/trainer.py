@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import logging
 from trl import SFTTrainer
 
 from wagle_trainer.adapters.adapter import WEIGHTS_NAME as ADAPTER_WEIGHTS_NAME
@@ -47,8 +48,15 @@ from wagle_trainer.models.routers import router_losses
 from wagle_trainer.reporting.model_card import PAPER, add_adapter_section, add_unlearning_section
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, References, StepEnd
 from wagle_trainer.trainer_setup import UnlearningSetup
-from wagle_trainer.utils.complete_checkpoints import checkpoint_to_resume
+from wagle_trainer.utils.complete_checkpoints import (
+    begin_checkpoint,
+    checkpoint_to_resume,
+    last_complete_checkpoint,
+    remove_leftovers,
+)
 from wagle_trainer.utils.running_means import RunningMeans
+
+logger = logging.get_logger(__name__)
 
 
 class WagleTrainer(SFTTrainer):
@@ -412,6 +420,13 @@ class WagleTrainer(SFTTrainer):
             if isinstance(callback, EvaluationCallback):
                 callback.trainer = self  # callbacks do not get to know it, and only it can reach the trackers
         folder = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if self.args.should_save:
+            remove_leftovers(self.args.output_dir)
+        if folder is None and (other := last_complete_checkpoint(self.args.output_dir)[0]) is not None:
+            logger.warning(
+                f"{other} is of an earlier run. This run overwrites the checkpoints of its own steps, and "
+                "resume_from_checkpoint=True takes the one of the highest step: use another output_dir, or remove them."
+            )
         if folder is not None and self.lora_modules is not None:
             check_same_modules(folder, self.model)
         if self._attribution is not None:
@@ -442,12 +457,20 @@ class WagleTrainer(SFTTrainer):
         self.references.compute_log_probs(model, self.accelerator)
 
     def _save_checkpoint(self, model, trial):
-        # Before all else, so that a checkpoint that is complete has them.
+        # The references first, so that a checkpoint that is complete has them.
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
+            begin_checkpoint(folder)
             self.references.save(folder)
+        self.accelerator.wait_for_everyone()  # other processes write into the same folder
         super()._save_checkpoint(model, trial)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As `Trainer._run_epoch`, but a run that is resumed at its last step takes no further one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer._save`; with `save_adapter`, the adapter in place of the model, or in a folder beside it."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +20,7 @@ from wagle_trainer.utils.atomic_files import write_atomically
 
 REFERENCE_NAME = "reference_log_probs.safetensors"
 _OLD_NAMES = {"preferred": "chosen"}  # splits in files of wagle-trainer 0.1.0.dev
-_DIGEST = "digest"
+_DIGEST, _SETTINGS = "digest", "settings"
 
 
 @dataclass
@@ -31,19 +33,22 @@ class ReferenceFile:
             identify the reference model where logits or hidden states are computed again.
         objective: name -> tensor, the `state()` of the forget loss.
         fingerprints: split -> digest of the tokenized set.
+        settings: name -> value in JSON, the arguments that a resumed run must share; empty in files of older versions.
     """
 
     log_probs: Mapping[str, Tensor] = field(default_factory=dict)
     identities: Mapping[str, Tensor] = field(default_factory=dict)
     objective: Mapping[str, Tensor] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the file, with a digest of its tensors."""
         tensors = dict(self.log_probs)
         tensors |= {f"{split}_before": values for split, values in self.identities.items()}
         tensors |= {f"loss.{name}": value for name, value in self.objective.items()}
-        metadata = {**self.fingerprints, _DIGEST: _digest(tensors)}
+        settings = json.dumps(self.settings, default=str)
+        metadata = {**self.fingerprints, _SETTINGS: settings, _DIGEST: _digest(tensors)}
         write_atomically(folder / REFERENCE_NAME, save(tensors, metadata=metadata))
 
     @classmethod
@@ -74,6 +79,7 @@ class ReferenceFile:
             identities={split: tensors[f"{split}_before"] for split in SPLITS if f"{split}_before" in tensors},
             objective={name.removeprefix("loss."): t for name, t in tensors.items() if name.startswith("loss.")},
             fingerprints={_renamed(name): text for name, text in metadata.items() if _renamed(name) in SPLITS},
+            settings=json.loads(metadata.get(_SETTINGS, "{}")),
         )
 
     def check_data(self, fingerprints: Mapping[str, str], folder: str) -> None:
@@ -84,6 +90,17 @@ class ReferenceFile:
                     f"The {split} set is not the one that the checkpoint in {folder} was trained on: its tokens "
                     "differ. Resume with the same data and tokenizer, or start a new run."
                 )
+
+    def check_settings(self, settings: Mapping[str, Any], folder: str) -> None:
+        """Raise ValueError unless a run has the settings of the file, as far as the file holds them."""
+        now = json.loads(json.dumps(settings, default=str))
+        changed = [name for name, value in self.settings.items() if name in now and now[name] != value]
+        if changed:
+            raise ValueError(
+                f"The checkpoint in {folder} is of a run with other settings: "
+                + ", ".join(f"{name} was {self.settings[name]!r} and is now {now[name]!r}" for name in changed)
+                + ". Resume with the old values, or start a new run."
+            )
 
 
 def _renamed(name: str) -> str:

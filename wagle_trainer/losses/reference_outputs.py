@@ -113,11 +113,13 @@ class ReferenceOutputs:
             identities={split: output.log_probs for split, output in {**self.logits, **self.states}.items()},
             objective=self.objective.forget.state(),
             fingerprints=self.dataset.fingerprints,
+            settings=self._settings(),
         ).save(checkpoint)
 
     def _read(self, checkpoint: str) -> ReferenceFile:
         """Read a checkpoint; log-probabilities and objective take their part of it."""
         saved = ReferenceFile.load(checkpoint)
+        saved.check_settings(self._settings(), checkpoint)
         saved.check_data(self.dataset.fingerprints, checkpoint)
         self.log_probs = dict(saved.log_probs)
         state = {name: saved.objective[name] for name in self.objective.forget.state() if name in saved.objective}
@@ -128,6 +130,21 @@ class ReferenceOutputs:
             )
         self.objective.forget.load_state(state)
         return saved
+
+    def _settings(self) -> dict[str, Any]:
+        """The arguments that a resumed run must share with the one that it resumes."""
+        objective, args = self.objective, self.args
+        return {
+            "loss_type": objective.loss_type,
+            "loss_kwargs": args.loss_kwargs,
+            "retain_loss": objective.retain_type,
+            "forget_weight": objective.forget_weight,
+            "retain_weight": objective.retain_weight,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+            "optim": str(getattr(args.optim, "value", args.optim)),
+            "optim_args": args.optim_args,
+        }
 
     def _missing(self) -> list[str]:
         """The splits whose log-probabilities are needed and not known."""

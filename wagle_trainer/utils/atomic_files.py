@@ -10,6 +10,12 @@ import time
 from pathlib import Path
 
 ABANDONED = 3600  # seconds after which the process that wrote a temporary file was killed: no write takes that long
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}$")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has a name that `write_atomically` uses until the file is complete."""
+    return bool(_TEMPORARY.match(path.name))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -5,22 +5,44 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from wagle_trainer.utils.atomic_files import is_temporary
+
 logger = logging.get_logger(__name__)
 
 
 def is_complete(folder: str | os.PathLike[str]) -> bool:
-    """Whether the Trainer finished writing this checkpoint: its state, written last, is there and readable."""
+    """Whether the Trainer finished this checkpoint: its state, written last, is there and readable."""
     try:
         json.loads((Path(folder) / TRAINER_STATE_NAME).read_text())
     except (OSError, ValueError):
         return False
     return True
+
+
+def begin_checkpoint(folder: str | os.PathLike[str]) -> None:
+    """Make an empty folder for a checkpoint: what another run has left there would be mixed with it.
+
+    The state goes first, so that a run that is killed in between leaves no folder that counts as complete.
+    """
+    path = Path(folder)
+    (path / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+
+
+def remove_leftovers(output_dir: str | os.PathLike[str]) -> None:
+    """Remove temporary files that a killed run has left in its checkpoints, where only the Trainer writes."""
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/.*"):
+        if is_temporary(path) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[str | None, list[str]]:
@@ -36,7 +58,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> tuple[str | 
 
 
 def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | os.PathLike[str]) -> str | None:
-    """The folder that `train(resume_from_checkpoint=wanted)` means: True is the last complete one in `output_dir`.
+    """Return the folder that `train(resume_from_checkpoint=wanted)` means: True is the last complete checkpoint.
 
     Raises:
         ValueError: the folder named is not complete, or there is none.
@@ -49,7 +71,7 @@ def checkpoint_to_resume(wanted: str | bool | None, output_dir: str | os.PathLik
         return wanted
     folder, skipped = last_complete_checkpoint(output_dir)
     if skipped:
-        logger.warning(f"Passing over incomplete checkpoints: {', '.join(skipped)}.")
+        logger.warning(f"Skipping incomplete checkpoints: {', '.join(skipped)}.")
     if folder is None:
         raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from.")
     return folder
