@@ -106,5 +106,5 @@ def test_a_book(run, tmp_path):
         "--continuation_tokens 20",
     )
     for label in ("before", "after, wagle mask 0.1"):
-        assert results[label]["settings"]["examples"] == {"seen": 2, "unseen": 2, "general": 2}
+        assert results[label]["settings"]["examples"] == {"seen": 2, "unseen": 1, "general": 1}
         assert results[label]["general_perplexity"] > 1
