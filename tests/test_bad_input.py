@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import TrainerCallback
 from trl import SFTConfig
 
 from wagle_trainer import WagleConfig, WagleTrainer, WeightAttributionCallback, WeightMask
@@ -271,6 +272,32 @@ def test_loss_that_overflows_stops_the_run(build, tmp_path):
     ):
         trainer.train()
     assert [folder.name for folder in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("attribution", [None, "wagle"])
+def test_gradient_that_is_not_finite_stops_the_run_before_a_weight_changes(attribution, build, make_llama, weights_of):
+    """The loss is finite, and clipping would spread the NaN to every weight. It comes in the second step."""
+    model, between = make_llama(), {}
+    trainer = build({"attribution": attribution, "loss_type": "grad_diff", "density": 0.9}, model=model)
+    weight = model.model.layers[1].mlp.up_proj.weight
+
+    def poison(gradient):
+        if trainer.state.global_step < 1:
+            return gradient
+        between.update(weights_of(model))
+        return torch.full_like(gradient, float("nan"))
+
+    trainer.add_callback(type("Poison", (TrainerCallback,), {"on_step_begin": lambda *_, **__: hook()})())
+    handles = []
+
+    def hook():
+        if not handles:
+            handles.append(weight.register_hook(poison))
+
+    with pytest.raises(FloatingPointError, match=r"gradient of 'model\.layers\.1\.mlp\.up_proj\.weight'.*step 2"):
+        trainer.train()
+    assert between
+    assert all(torch.equal(between[name], parameter) for name, parameter in model.named_parameters())
 
 
 def test_retain_loss_that_is_not_finite_is_named(build, monkeypatch):

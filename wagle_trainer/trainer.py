@@ -41,6 +41,7 @@ from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.compact_choice import use_compact_optimizer
 from wagle_trainer.masking.compact_updates import CompactUpdates
+from wagle_trainer.masking.gradient_check import GradientCheck
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
 from wagle_trainer.models.modes import without_dropout
 from wagle_trainer.models.not_finite import cause_of_not_finite
@@ -360,11 +361,21 @@ class WagleTrainer(SFTTrainer):
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward; gradients that no hook sees, as with FSDP1, are masked afterwards."""
+        """Forward and backward; gradients that no hook sees, as with FSDP1, are masked afterwards.
+
+        Raises:
+            FloatingPointError: a gradient is not finite. A mask looks at them by itself, and a gradient scaler skips the
+                step.
+        """
         loss = super().training_step(*args, **kwargs)
-        updates = self._attribution.updates if self._attribution is not None else None
-        if updates is not None and self.accelerator.sync_gradients:
-            updates.mask_gradients()
+        if self.accelerator.sync_gradients:
+            updates = self._attribution.updates if self._attribution is not None else None
+            if updates is not None:
+                updates.mask_gradients()
+            elif self.accelerator.scaler is None:
+                names = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
+                sharded = not current_engine().holds_full_weights
+                GradientCheck(names, sharded=sharded).check(names, self.state.global_step + 1)
         return loss
 
     @property
