@@ -262,10 +262,15 @@ CELLS: dict[str, Callable[[str], str | None]] = {
 }
 
 
+NEEDS_CAUSAL = ("mask", "log-probabilities", "training", "evaluation", "LoRA by score")
+NOT_REFUSED = "wrong: the model is not causal (its encoder reads the answer), and is not refused"
+
+
 def outcome(cell: str, family: str) -> str:
     """What a cell of the table says: "yes", a remark, "refused: ..." or "wrong: ..."."""
     try:
-        return CELLS[cell](family) or "yes"
+        found = CELLS[cell](family) or "yes"
+        return NOT_REFUSED if "encoder-decoder" in family and cell in NEEDS_CAUSAL else found
     except ValueError as error:
         return f"refused: {error}"
     except Exception as error:  # whatever it is, the other cells go on
