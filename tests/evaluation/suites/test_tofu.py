@@ -8,7 +8,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import hmean, ks_2samp
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from wagle_trainer.data import QAFormat, load_tofu_evaluation
 from wagle_trainer.data.fictional import fictional_tokenizer
@@ -36,21 +36,16 @@ def words():
 
 
 @pytest.fixture(scope="module")
-def knowing(words, sets):
+def knowing(words, sets, make_llama):
     """A tiny Llama that knows three of five rows of each set and believes a wrong answer to the others."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    model = make_llama(
         vocab_size=len(words),
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=128,
+        initializer_range=0.02,
         eos_token_id=words.eos_token_id,
-        bos_token_id=None,
         pad_token_id=words.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
     qa = QAFormat.for_tokenizer(words)
     examples = [
         qa.encode(row["question"], row["answer"] if index < 3 else row["perturbed_answer"][0])
