@@ -27,9 +27,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What starts several processes or a browser is slow."""
+    """What starts processes or a browser is slow."""
     for item in items:
-        if item.get_closest_marker("distributed") or item.get_closest_marker("browser"):
+        starts = {"run_fresh", "run_script"} & set(getattr(item, "fixturenames", ()))
+        if starts or item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.slow)
 
 

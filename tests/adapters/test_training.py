@@ -106,9 +106,10 @@ def test_resume_without_saving_adapters(make_trainer, tmp_path, same_bits):
     assert same_bits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole"), whole.model)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_size_of_a_checkpoint(dtype, make_trainer, make_llama, tmp_path):
-    """A model so large that tokenizer, random state and such weigh little."""
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.08), (torch.bfloat16, 0.13)])
+def test_size_of_a_checkpoint(dtype, share, make_trainer, make_llama, tmp_path):
+    """A model so large that tokenizer, random state and such weigh little. In bfloat16, compact training keeps float32
+    masters of the selected weights, and moments in float32."""
     shape = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2}
     sizes = []
     for name, changes in (("adapter", {"density": 0.05}), ("full", {"attribution": None, "save_adapter": False})):
@@ -117,7 +118,7 @@ def test_size_of_a_checkpoint(dtype, make_trainer, make_llama, tmp_path):
         sizes.append(size_of(tmp_path / name / "checkpoint-2"))
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     assert sizes[1] == pytest.approx(3 * dtype.itemsize * parameters, rel=0.02)  # weights and two moments
-    assert sizes[0] <= 0.08 * sizes[1]
+    assert sizes[0] <= share * sizes[1]
 
 
 def test_both_are_saved(make_trainer, make_base, tmp_path, same_bits):

@@ -66,9 +66,9 @@ def test_table_is_aligned_and_complete():
 def test_table_of_another_suite():
     numbers = {"seen_ROUGE": 0.5, "seen_exact_match": 0.25, "unseen_perplexity": 12.3456}
     lines = results_table({"before": numbers}, get_suite("copyright").headline).splitlines()
-    assert lines[0].split() == ["seen", "seen", "seen", "unseen", "unseen"]
-    assert lines[1].split() == ["ROUGE-L", "exact", "prefix", "ROUGE-L", "perplexity"]
-    assert lines[3].split() == ["before", "0.500", "0.250", "-", "-", "12.346"]
+    assert lines[0].split() == ["seen", "seen", "seen", "unseen", "unseen", "general"]
+    assert lines[1].split() == ["ROUGE-L", "exact", "prefix", "ROUGE-L", "perplexity", "perplexity"]
+    assert lines[3].split() == ["before", "0.500", "0.250", "-", "-", "12.346", "-"]
 
 
 def test_secrets_in_settings_are_not_saved(tmp_path):

@@ -9,16 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers.utils import logging
-
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.hub import find_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100
 FILE_NAME = "qa_format.json"
@@ -28,13 +24,20 @@ _DEFAULT_TAGS = {"question_prefix": "Question: ", "question_suffix": "\nAnswer:"
 _SAVED = ("style", "system_prompt", "chat_template_kwargs", *_DEFAULT_TAGS, "compatibility")
 
 
+def _logger() -> Any:
+    """Transformers' logger, for which this module alone does not import Transformers."""
+    from transformers.utils import logging
+
+    return logging.get_logger(__name__)
+
+
 def pinned_variables(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Variables of the chat template that would change from day to day, with a value that does not."""
     template = str(tokenizer.chat_template or "")
     if "date_string" in template:
         return {"date_string": DATE}
     if "strftime_now" in template:
-        logger.warning_once(
+        _logger().warning_once(
             "The chat template prints today's date and takes no other: tokens and numbers will differ from day to day. Write a "
             "date into tokenizer.chat_template in place of strftime_now(...)."
         )
@@ -192,7 +195,7 @@ class QAFormat:
             return saved
         chosen = cls.for_tokenizer(tokenizer, style, **given)
         if saved is not None and saved.describe() != chosen.describe():
-            logger.warning(
+            _logger().warning(
                 f"The model in {path} was made with another format of questions and answers: {_differences(saved, chosen)}."
             )
         return chosen
