@@ -303,3 +303,28 @@ def test_training_begins_after_the_checkpoint_is_read(first, run):
         "on_train_begin",
         "on_epoch_begin",
     ], "fix WeightAttributionCallback.on_train_begin"
+
+
+def test_fused_experts_have_the_interface_that_activations_read():
+    """`Activations` computes the inputs of each expert's projections from what the module is called with."""
+    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    ours = "fix wagle_trainer/attribution/activations.py"
+    for experts, config in ((Qwen3MoeExperts, "Qwen3MoeConfig"), (GptOssExperts, "GptOssConfig")):
+        module = experts(getattr(transformers, config)(hidden_size=8, intermediate_size=8, num_local_experts=2))
+        for name in (
+            "num_experts",
+            "has_gate",
+            "has_bias",
+            "is_transposed",
+            "gate_up_proj",
+            "down_proj",
+            "_apply_gate",
+        ):
+            assert hasattr(module, name), f"{experts.__name__}.{name} is gone: {ours}"
+        hidden, routed, *_ = inspect.signature(module.forward).parameters
+        assert hidden == "hidden_states", ours
+        assert routed in ("top_k_index", "router_indices"), ours
+    assert NemotronHExperts.forward.__wrapped__ is not None

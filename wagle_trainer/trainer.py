@@ -42,6 +42,7 @@ from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.compact_choice import use_compact_optimizer
 from wagle_trainer.masking.compact_updates import CompactUpdates
 from wagle_trainer.masking.gradient_check import GradientCheck
+from wagle_trainer.models.causality import check_causal
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
 from wagle_trainer.models.modes import without_dropout
 from wagle_trainer.models.not_finite import cause_of_not_finite
@@ -152,6 +153,7 @@ class WagleTrainer(SFTTrainer):
 
     def _set_up_pairs(self, setup: UnlearningSetup) -> None:
         """Install the forget-retain pairs in place of TRL's training set."""
+        check_causal(self.model)
         sets = {name: prepare(self, dataset, name, setup.formatting_func) for name, dataset in setup.sets.items()}
         check_chosen_answers(setup.sets, sets)
         check_vocabulary(sets, self.model)

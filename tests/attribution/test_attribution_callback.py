@@ -11,7 +11,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from wagle_trainer import WeightAttributionCallback, WeightMask
 from wagle_trainer.attribution import attribute
@@ -195,6 +195,65 @@ def test_plain_trainer_without_tokenizer(make_llama, make_set, word_tokenizer, c
             data_collator=DataCollatorForLanguageModeling(word_tokenizer, mlm=False),
             callbacks=[callback()],
         )
+
+
+@pytest.fixture
+def make_plain(make_llama, make_set, word_tokenizer, tmp_path):
+    """make_plain(callback) -> a plain Trainer that was given no tokenizer."""
+
+    def make(callback):
+        return Trainer(
+            model=make_llama(),
+            args=TrainingArguments(str(tmp_path / "out"), **COMMON),
+            train_dataset=Dataset.from_dict({"input_ids": make_set(8, "tokenized")["input_ids"]}),
+            data_collator=DataCollatorForLanguageModeling(word_tokenizer, mlm=False),
+            callbacks=[callback],
+        )
+
+    return make
+
+
+def test_masks_that_read_no_data_need_no_tokenizer(make_plain, make_llama, weights_of, assert_only_selected_moved):
+    mask = attribute(make_llama(), None, None, score="random", density=0.3, progress=False)
+    module = {"score": "module", "score_kwargs": {"patterns": ["mlp"]}}
+    for arguments in ({"score": "random"}, {"score": "magnitude"}, module, {"mask": mask}):
+        attribution = WeightAttributionCallback(density=0.3, **arguments)
+        trainer = make_plain(attribution)
+        before = weights_of(trainer.model)
+        trainer.train()
+        assert (attribution.mask == mask) == (arguments in ({"score": "random"}, {"mask": mask}))
+        assert_only_selected_moved(before, trainer.model, attribution.mask)
+
+
+def test_sequence_classifier(make_llama, make_set, word_tokenizer, tmp_path, weights_of, assert_only_selected_moved):
+    """A reward model has no target tokens: scores of gradients are refused, masks that read no data work."""
+    from transformers import LlamaForSequenceClassification
+
+    def make(callback):
+        classifier = LlamaForSequenceClassification(make_llama(num_labels=1).config)
+        return RewardTrainer(
+            model=classifier,
+            args=RewardConfig(str(tmp_path / "out"), **COMMON),
+            train_dataset=make_set(8, "preference"),
+            processing_class=word_tokenizer,
+            callbacks=[callback],
+        )
+
+    with pytest.raises(ValueError, match="LlamaForSequenceClassification does not predict the next token"):
+        make(WeightAttributionCallback(make_set(8), make_set(8, seed=1), density=0.3))
+    attribution = WeightAttributionCallback(score="random", density=0.3)
+    trainer = make(attribution)
+    before = weights_of(trainer.model)
+    trainer.train()
+    assert_only_selected_moved(before, trainer.model, attribution.mask)
+
+
+def test_a_mask_that_selects_nothing_is_refused(make_sft, make_llama):
+    empty = WeightMask.from_dict(
+        {n: torch.zeros(p.shape, dtype=torch.bool) for n, p in make_llama().named_parameters()}
+    )
+    with pytest.raises(ValueError, match="The mask selects none of its"):
+        make_sft(WeightAttributionCallback(mask=empty))
 
 
 def test_custom_score_and_its_needs(make_sft, make_set):

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from wagle_trainer import WeightMask, attribute
 from wagle_trainer.attribution.automatic import DensityCurve, choose_gamma
 from wagle_trainer.attribution.gradients import attribution_mode, mean_gradient
-from wagle_trainer.attribution.selection import leave_out, select
+from wagle_trainer.attribution.selection import exclude, select
 from wagle_trainer.masking import bits
 
 
@@ -254,7 +254,7 @@ def test_an_earlier_mask_does_not_change_the_weights(model, batches):
     scope=st.sampled_from(["global", "tensor", "row"]),
 )
 def test_selection_among_the_candidates_is_a_stable_sort(values, out, density, scope):
-    score = leave_out(torch.from_numpy(values), torch.from_numpy(out))
+    score = exclude(torch.from_numpy(values), torch.from_numpy(out))
     packed = select({"a": score}, density, scope, excluded={"a": int(out.sum())})["a"]
     found = bits.unpack(packed, (4, 9)).numpy()
     expected = np.zeros_like(out)

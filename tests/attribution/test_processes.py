@@ -56,7 +56,9 @@ def test_two_processes_select_what_one_does(folder, case, engine):
     one, two = (WeightMask.from_pretrained(folder / where / case) for where in ("one", engine))
     assert two.num_weights == one.num_weights
     assert two.num_selected == one.num_selected
-    assert (one | two).num_selected - (one & two).num_selected <= 1e-4 * one.num_weights
+    # Inputs whose ratios are equal up to rounding swap their ranks, and with them a weight of every row.
+    allowed = 1e-2 if CASES[case]["score"] == "frp" else 1e-4
+    assert (one | two).num_selected - (one & two).num_selected <= allowed * one.num_weights
     assert two.info.requested_density == one.info.requested_density
     assert two.info.exclude_mask == one.info.exclude_mask
     assert (two.info.forget_examples, two.info.retain_examples) == (one.info.forget_examples, one.info.retain_examples)

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from wagle_trainer import WeightMask, attribute
 from wagle_trainer.attribution.score_histogram import ScoreHistogram
-from wagle_trainer.attribution.selection import find_threshold, leave_out, select
+from wagle_trainer.attribution.selection import exclude, find_threshold, select
 from wagle_trainer.masking import bits
 
 TINY = 2.0**-134  # below it, a score counts as zero
@@ -72,7 +72,7 @@ def test_weights_that_are_no_candidates_are_not_counted(scope, data, density):
     score = torch.from_numpy(data.draw(hnp.arrays(np.float32, shape, elements=VALUES)))
     out = torch.from_numpy(data.draw(hnp.arrays(bool, shape)))
     histogram = ScoreHistogram()
-    packed = select({"a": leave_out(score, out)}, density, scope, excluded={"a": int(out.sum())}, histogram=histogram)
+    packed = select({"a": exclude(score, out)}, density, scope, excluded={"a": int(out.sum())}, histogram=histogram)
     assert_equal(histogram.as_dict(), *by_hand([score[~out]], [bits.unpack(packed["a"], shape)[~out]]))
 
 

@@ -12,6 +12,7 @@ from wagle_trainer.attribution import get_score, list_scores
 from wagle_trainer.attribution.score_inputs import NotFiniteError, score_tensor
 from wagle_trainer.attribution.scores import arguments_of, with_options
 from wagle_trainer.attribution.selection import SCOPES
+from wagle_trainer.models.architecture import NO_MATRIX
 
 DENSITY = 0.3
 HEAD = "lm_head.weight"
@@ -78,6 +79,16 @@ def statistics_by_hand(model, examples, log_probs_by_hand):
     return grads, squares, rms
 
 
+def ranked(weight, ratio):
+    """FRP's score of a matrix, row by row."""
+    rows = []
+    for row in weight.abs():
+        places = [sorted(range(len(row)), key=values.__getitem__) for values in (ratio.tolist(), row.tolist())]
+        first, second = (torch.tensor([place.index(i) for i in range(len(row))]) for place in places)
+        rows.append((first + 0.05 * second) / len(row))
+    return torch.stack(rows)
+
+
 FORMULAS = {
     "wagle": lambda w, n, f, r: ((w - r[0][n] / GAMMA) * f[0][n]).abs(),
     "snip": lambda w, n, f, r: (w * f[0][n]).abs(),
@@ -86,8 +97,8 @@ FORMULAS = {
     "grad_ratio": lambda w, n, f, r: f[0][n].abs() / (r[0][n].abs() + 1e-10),
     "module": lambda w, n, f, r: torch.full_like(w, float(bool(re.search("o_proj|layers.1.mlp", n)))),
     "fisher": lambda w, n, f, r: f[1][n] / (r[1][n] + 1e-20),
-    "wanda": lambda w, n, f, r: w.abs() * f[2][n] if n in f[2] else torch.zeros_like(w),
-    "frp": lambda w, n, f, r: w.abs() * f[2][n] / (r[2][n] + 1e-6) if n in f[2] else torch.zeros_like(w),
+    "wanda": lambda w, n, f, r: w.abs() * f[2][n] if n in f[2] else None,
+    "frp": lambda w, n, f, r: ranked(w, f[2][n] / (r[2][n] + 1e-6)) if n in f[2] else None,
     "sure": lambda w, n, f, r: torch.full_like(w, f[0][n].square().sum().sqrt().item()),
     "memflex": lambda w, n, f, r: torch.full_like(
         w, (f[0][n].abs().mean() * (1 - torch.cosine_similarity(f[0][n].view(-1), r[0][n].view(-1), dim=0))).item()
@@ -109,9 +120,11 @@ def test_every_score_has_an_oracle():
 @pytest.mark.parametrize("score", FORMULAS)
 def test_equals_the_formula(model, sets, by_hand, pad_batches, score, top):
     formula = FORMULAS[score]
-    expected = top({n: formula(p.detach(), n, *by_hand.values()) for n, p in model.named_parameters()}, DENSITY)
+    scores = {n: formula(p.detach(), n, *by_hand.values()) for n, p in model.named_parameters()}
+    expected = top({name: tensor for name, tensor in scores.items() if tensor is not None}, DENSITY)
     for size, side in ((4, "right"), (5, "left")):
         mask = scored(model, [pad_batches(examples, size, side) for examples in sets.values()], score)
+        assert list(mask) == list(expected)
         assert_agree(mask, expected)
         assert mask.info.score == score
         assert mask.info.score_kwargs == OPTIONS.get(score)
@@ -134,7 +147,8 @@ def test_exact_counts(model, batches, score, scope):
     include = None if scope == "global" else ["o_proj", "up_proj"]
     mask = scored(model, batches, score, scope=scope, include=include)
     if scope == "global":
-        assert mask.num_selected == math.floor(DENSITY * sum(p.numel() for p in model.parameters()))
+        assert mask.num_weights + (mask.info.unranked_weights or 0) == sum(p.numel() for p in model.parameters())
+        assert mask.num_selected == math.floor(DENSITY * mask.num_weights)
     for name in mask:
         if scope == "tensor":
             assert mask[name].sum() == math.floor(DENSITY * mask[name].numel())
@@ -257,12 +271,17 @@ def test_every_input_that_is_not_finite_is_refused(score, value):
     """Each on its own: an infinite retain gradient must not pass for a small quotient."""
     arguments = arguments_of(get_score(score))
     function = with_options(score, OPTIONS.get(score))
-    tensors = [name for name in arguments if name not in ("name", "gamma", "generator")]
+    tensors = [name for name in arguments if name not in ("name", "gamma", "generator", "layout")]
     assert tensors
     for bad in (None, *tensors):
         available = {name: torch.ones(3, 4) for name in ("weight", *tensors)}
         available |= {name: torch.ones(4) for name in tensors if name.endswith("_activation")}
-        available |= {"name": "o_proj", "gamma": 1.0, "generator": torch.Generator().manual_seed(0)}
+        available |= {
+            "name": "o_proj",
+            "gamma": 1.0,
+            "generator": torch.Generator().manual_seed(0),
+            "layout": NO_MATRIX,
+        }
         if bad is None:
             assert score_tensor(function, arguments, "o_proj", available).isfinite().all()
             continue
@@ -312,7 +331,9 @@ def test_activation_that_is_not_finite(model, batches, score):
 def test_scores_that_rank_nothing(model, batches):
     with pytest.raises(ValueError, match="'module' is zero for every weight"):
         scored(model, [None, None], "module", score_kwargs={"patterns": ["q_porj"]})
-    with pytest.raises(ValueError, match="'wanda' is zero for every weight"):
+    with pytest.raises(
+        ValueError, match="'wanda' ranks none of the parameters: model.layers.0.input_layernorm.weight, .*and 2 "
+    ):
         scored(model, batches, "wanda", include=["norm"])
     with pytest.raises(ValueError, match='needs patterns: attribution_kwargs={"patterns"'):
         scored(model, [None, None], "module", score_kwargs=None)

@@ -22,11 +22,13 @@ from wagle_trainer.attribution.score_histogram import ScoreHistogram
 from wagle_trainer.attribution.score_inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
 from wagle_trainer.attribution.scored_parameters import check_not_quantised, select_parameters
 from wagle_trainer.attribution.scores import SETS, name_of
-from wagle_trainer.attribution.selection import ONE, Shards, leave_out, select
+from wagle_trainer.attribution.selection import ONE, Shards, exclude, select
 from wagle_trainer.engines.sharding import device_of, gather, is_sharded, local_part, shard
 from wagle_trainer.masking import bits
 from wagle_trainer.masking.mask import WeightMask
 from wagle_trainer.masking.mask_info import MaskInfo
+from wagle_trainer.models.architecture import WeightMatrix, layouts_of
+from wagle_trainer.models.causality import check_causal
 
 # Above this effective density a mask is vacuous: training with it is training without it.
 VACUOUS = 0.99
@@ -65,7 +67,7 @@ def attribute(
         The mask, on the CPU; `mask.info` says how it came about.
 
     Raises:
-        ValueError: quantised weights, an argument out of range, an unknown score, a pattern that matches no parameter,
+        ValueError: quantised weights, a model that is not causal, an argument out of range, an unknown score, a pattern that matches no parameter,
             a set without target tokens, a score that is zero everywhere, a density that selects nothing, a model that
             is sharded in another way than FSDP2's.
         TypeError: both forms of arguments are given, or a keyword is unknown.
@@ -81,16 +83,18 @@ def attribute(
     config = as_attribution_config(config, arguments)
     for unused in _NOT_FOR_BATCHES & arguments.keys():
         raise TypeError(f"{unused} has no effect here: attribute uses its batches as they are.")
-    check_not_quantised(model)
-    parameters = select_parameters(model, config.include, config.exclude)
-    if config.earlier_mask is not None:
-        config.earlier_mask.check(model)
     batches = {"forget": forget_batches, "retain": retain_batches}
     name = name_of(config.score)
     for which, wanted in config.needs.items():
         if batches[which] is None:
             what = "activations" if wanted == {"activation"} else "gradient"
             raise ValueError(f"The score {name!r} needs the {which} {what}: pass {which}_batches.")
+    check_not_quantised(model)
+    if config.needs:
+        check_causal(model)
+    parameters = select_parameters(model, config.include, config.exclude)
+    if config.earlier_mask is not None:
+        config.earlier_mask.check(model)
 
     shards = _shards(next(iter(parameters.values()))) if is_sharded(parameters.values()) else ONE
     with attribution_mode(model, parameters):
@@ -113,23 +117,30 @@ def attribute(
             gamma = config.gamma
             if isinstance(gamma, str) and "gamma" in config.score_arguments:
                 gamma = choose_gamma(gamma, lambda: _local_pairs(parameters, statistics["retain"]), shards.reduce)
-            selection = _Selection(parameters, config, shards)
+            layouts = layouts_of(model, parameters)
+            selection = _Selection(parameters, layouts, config, shards)
             try:
-                for key, available in ScoreInputs(parameters, statistics, gamma, config.seed):
+                for key, available in ScoreInputs(parameters, statistics, gamma, config.seed, layouts):
                     score = score_tensor(config.score_function, config.score_arguments, key, available)
-                    selection.add(key, score, available)
+                    if score is None:
+                        selection.leave_out(key)
+                    else:
+                        selection.add(key, score, available)
             except NotFiniteError as error:
                 raise FloatingPointError(error.explain(model, parameters, batches)) from None
+    if not selection.parameters:
+        raise ValueError(f"The score {name!r} ranks none of the parameters: {_some(selection.unranked)}.")
     if not selection.any_positive:
         raise ValueError(f"The score {name!r} is zero for every weight: it ranks nothing.")
     with memory_advice("selecting by the scores"):
         packed = selection.packed()
     mask = WeightMask(
         packed,
-        {key: tuple(parameter.shape) for key, parameter in parameters.items()},
+        {key: tuple(parameter.shape) for key, parameter in selection.parameters.items()},
         MaskInfo(
             **config.mask_info(gamma, selection.density),
             base_model=getattr(getattr(model, "config", None), "name_or_path", None) or None,
+            unranked_weights=sum(selection.unranked.values()) or None,
             effective_density=selection.effective_density(packed),
             forget_examples=examples.get("forget"),
             retain_examples=examples.get("retain"),
@@ -141,8 +152,25 @@ def attribute(
             f"A density of {selection.density} selects none of the {selection.num_candidates:,} weights "
             f"({config.scope} scope)."
         )
+    _warn_of_unranked(name, selection.unranked, mask.num_weights)
     _warn_of_vacuous_mask(mask, selection.density)
     return mask
+
+
+def _some(unranked: Mapping[str, int]) -> str:
+    names = list(unranked)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _warn_of_unranked(score: str, unranked: Mapping[str, int], num_weights: int) -> None:
+    if unranked:
+        weights = sum(unranked.values())
+        warnings.warn(
+            f"The score {score!r} cannot rank {len(unranked)} parameters ({_some(unranked)}), which have no activations: "
+            f"their {weights:,} weights ({weights / (weights + num_weights):.1%} of the scored model) are frozen, and "
+            "the density is of the others.",
+            stacklevel=3,
+        )
 
 
 def _warn_of_vacuous_mask(mask: WeightMask, density: float) -> None:
@@ -160,8 +188,16 @@ def _warn_of_vacuous_mask(mask: WeightMask, density: float) -> None:
 class _Selection:
     """Takes scores tensor by tensor and selects: at the end with the global scope, else as they come."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: AttributionConfig, shards: Shards):
-        self.parameters, self.scope, self.shards, self.offload = parameters, config.scope, shards, config.offload
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        layouts: Mapping[str, WeightMatrix],
+        config: AttributionConfig,
+        shards: Shards,
+    ):
+        self.parameters, self.layouts = dict(parameters), layouts
+        self.scope, self.shards, self.offload = config.scope, shards, config.offload
+        self.unranked: dict[str, int] = {}
         density, exclude_mask = config.density, config.earlier_mask
         self.exclude_mask = exclude_mask
         self.excluded: dict[str, int] = {}
@@ -176,6 +212,11 @@ class _Selection:
         self._packed: dict[str, Tensor] = {}
         self._moving: dict[str, Tensor] = {}
 
+    def leave_out(self, key: str) -> None:
+        """Freeze a parameter that the score cannot rank."""
+        self.unranked[key] = self.parameters.pop(key).numel()
+        self.num_candidates -= self.unranked[key] - self.excluded.pop(key, 0)
+
     def add(self, key: str, score: Tensor, available: Mapping[str, Any]) -> None:
         parameter = self.parameters[key]
         self.any_positive = self.any_positive or bool(score.any())
@@ -183,12 +224,11 @@ class _Selection:
         if moving is not None:
             self._moving[key] = moving
         if self.exclude_mask is not None and self.excluded.get(key):
-            score = leave_out(score, self.exclude_mask[key].to(score.device))
+            score = exclude(score, self.exclude_mask[key].to(score.device))
         if self.curve is not None:
             self.curve.add(score, *(available[f"{which}_grad"] for which in SETS))
         if self.scope != "global":
-            found = select({key: score}, self.density, self.scope, excluded=self.excluded, histogram=self.histogram)
-            self._packed |= found
+            self._packed[key] = self._select_within(key, score)
             return
         part = shard(score, parameter).clone() if self.shards is not ONE else score
         room = next((value for name, value in available.items() if name.endswith("_grad")), None)
@@ -196,6 +236,17 @@ class _Selection:
             # In the memory of a gradient, which is no longer needed: fresh memory takes longer than a copy.
             part = room.copy_(part)
         self._scores[key] = part if self.offload is None else part.to(self.offload)
+
+    def _select_within(self, key: str, score: Tensor) -> Tensor:
+        """Packed bits of one tensor, whose weights compete with each other only."""
+        layout, shape = self.layouts[key], score.shape
+        by_layout = self.scope == "row" and (layout.transposed or layout.experts)
+        scores = {key: layout.flat_rows(score).contiguous() if by_layout else score}
+        rows = scores[key].shape
+        found = select(scores, self.density, self.scope, excluded=self.excluded, histogram=self.histogram)[key]
+        if not by_layout:
+            return found
+        return bits.pack(layout.from_flat_rows(bits.unpack(found, rows), shape).contiguous())
 
     def packed(self) -> dict[str, Tensor]:
         """The packed bits of full parameters, on the CPU; the same on all processes."""

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from wagle_trainer.attribution.attribute import attribute
 from wagle_trainer.attribution.config import AttributionConfig, as_attribution_config, load_mask
 from wagle_trainer.attribution.scored_parameters import check_maskable, select_parameters
+from wagle_trainer.attribution.unreached_weights import UnreachedWeights
 from wagle_trainer.data.dataset_checks import check_chat_template, check_eos_token, check_set, pad_token_id
 from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches, make_collator
@@ -35,6 +36,7 @@ from wagle_trainer.masking.update_checks import (
     check_selects_weights,
     check_steps_outside_backward,
 )
+from wagle_trainer.models.causality import check_causal
 
 logger = logging.get_logger(__name__)
 
@@ -89,6 +91,7 @@ class WeightAttributionCallback(TrainerCallback):
         self.compact_training = compact_training
         self.data_parallel: Callable[[], Any] | None = None
         self._last_updates: MaskedUpdates | CompactUpdates | None = None
+        self._unreached: UnreachedWeights | None = None
         self._prepared: dict[str, Dataset] | None = None
         self._steps_before = 0
 
@@ -97,7 +100,8 @@ class WeightAttributionCallback(TrainerCallback):
 
         Raises:
             ValueError: a missing, empty or unknown set; a pattern without match; a model or an engine that weight
-                masks do not support; a mask for another model.
+                masks do not support; a model that is not a causal language model, unless the score reads no data; a
+                mask for another model, or one that selects nothing.
         """
         self.check_engine()
         check_maskable(model)
@@ -109,6 +113,10 @@ class WeightAttributionCallback(TrainerCallback):
         select_parameters(model, self.config.include, self.config.exclude)
         if self.config.earlier_mask is not None:
             self.config.earlier_mask.check(model)
+        if not self.config.needs:  # the score reads no data: no tokenizer is needed, and any kind of model will do
+            self._prepared = {}
+            return
+        check_causal(model)
         pad_token = pad_token_id(processing_class)
         preparation = DatasetPreparation(
             processing_class,
@@ -157,6 +165,7 @@ class WeightAttributionCallback(TrainerCallback):
         elif self.mask is None:
             self.mask = self.given or self.compute(args, model, processing_class)
         _check_processes_agree("weight masks", self.mask.digest)
+        self._unreached = UnreachedWeights(model, self.mask)
         self._last_updates = None
         self.updates = attach_mask(
             model,
@@ -196,6 +205,11 @@ class WeightAttributionCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         if isinstance(self.updates, CompactUpdates):
             self.updates.zero_grad()  # also after a step that a gradient scaler has skipped
+        if self._unreached is not None:
+            if state.is_world_process_zero:
+                self._unreached.warn()
+            self._unreached.detach()
+            self._unreached = None
         if self.updates is None or self.updates.steps > self._steps_before:
             return
         if not getattr(optimizer, "step_was_skipped", False):  # as fp16 scaling does after an overflow
@@ -217,6 +231,9 @@ class WeightAttributionCallback(TrainerCallback):
         if self.updates is not None:
             self.updates.detach()
             self._last_updates, self.updates = self.updates, None
+        if self._unreached is not None:
+            self._unreached.detach()
+            self._unreached = None
 
     def master_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """The float32 values of the selected weights: compact training's masters, or the model's own values.

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wagle_trainer.attribution.linear_inputs import LinearInputs
+from wagle_trainer.attribution.activations import Activations
 from wagle_trainer.engines.sharding import (
     device_of,
     empty_batch,
@@ -67,7 +67,8 @@ class SetStatistics:
     Attributes:
         grad: gradient of the mean loss (zeros where no gradient arrived).
         square: mean over examples of their squared gradients.
-        activation: root mean square over tokens of the inputs of the Linear that has the weight, (in_features,).
+        activation: root mean square over tokens of the inputs of the matrix, one for each input feature, in a shape that
+            broadcasts against the parameter (see `Activations`); parameters without inputs are left out.
         examples: number of examples with a target token, of all processes.
     """
 
@@ -134,7 +135,7 @@ def set_statistics(
     backward = "grad" in wanted or "square" in wanted
     with memory_advice(f"making room for the {name} gradient"):
         accumulators, squares = _accumulators(parameters, wanted, dtype, offload)
-    inputs = LinearInputs(model, parameters) if "activation" in wanted else None
+    inputs = Activations(model, parameters) if "activation" in wanted else None
     hooks = [
         parameter.register_post_accumulate_grad_hook(_move_grad_into(accumulators.get(key), squares.get(key)))
         for key, parameter in parameters.items()

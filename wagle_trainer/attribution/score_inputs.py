@@ -12,6 +12,7 @@ from wagle_trainer.attribution.gradients import Batch, SetStatistics, has_target
 from wagle_trainer.attribution.scores import Score
 from wagle_trainer.engines.sharding import gather, is_sharded, local_part
 from wagle_trainer.masking import bits
+from wagle_trainer.models.architecture import WeightMatrix
 from wagle_trainer.models.not_finite import first_batch_not_finite, is_finite
 
 
@@ -23,12 +24,19 @@ class ScoreInputs:
         statistics: set -> the requested statistics of it. Emptied on the way: each tensor is let go once it has been given.
         gamma: a number by now.
         seed: of the generators.
+        layouts: how the parameters hold matrices.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], statistics: Mapping[str, SetStatistics], gamma: Any, seed: int
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        statistics: Mapping[str, SetStatistics],
+        gamma: Any,
+        seed: int,
+        layouts: Mapping[str, WeightMatrix],
     ):
         self.parameters, self.statistics, self.gamma, self.seed = parameters, statistics, gamma, seed
+        self.layouts = layouts
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for index, (key, parameter) in enumerate(self.parameters.items()):
@@ -45,13 +53,14 @@ class ScoreInputs:
                 "weight": gather(local_part(parameter.detach()), parameter),
                 "name": key,
                 "gamma": self.gamma,
+                "layout": self.layouts[key],
             }
             available["generator"] = torch.Generator().manual_seed(_seed_of(self.seed, index))
             yield key, available
 
 
-def score_tensor(function: Score, arguments: list[str], key: str, available: Mapping[str, Any]) -> Tensor:
-    """The score of one parameter, float32, checked.
+def score_tensor(function: Score, arguments: list[str], key: str, available: Mapping[str, Any]) -> Tensor | None:
+    """The score of one parameter, float32, checked; None where the score does not rank it.
 
     Raises:
         NotFiniteError: it is not finite, or an argument is not: a quotient would turn an infinite one into a zero.
@@ -61,7 +70,10 @@ def score_tensor(function: Score, arguments: list[str], key: str, available: Map
     for name in arguments:
         if isinstance(available[name], Tensor) and not is_finite(available[name]):
             raise NotFiniteError(key, name)
-    score = function(**{name: available[name] for name in arguments}).float()
+    score = function(**{name: available[name] for name in arguments})
+    if score is None:
+        return None
+    score = score.float()
     if score.shape != weight.shape:
         raise ValueError(f"The score of {key!r} has shape {tuple(score.shape)}, the weight {tuple(weight.shape)}.")
     lowest, highest = torch.aminmax(score)  # NaN if any is

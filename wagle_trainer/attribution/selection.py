@@ -61,7 +61,7 @@ def num_selected(density: float, num_weights: int) -> int:
     return math.floor(density * num_weights)
 
 
-def leave_out(score: Tensor, excluded: Tensor) -> Tensor:
+def exclude(score: Tensor, excluded: Tensor) -> Tensor:
     """A copy of the score whose weights where `excluded` is True are never selected and count for no density."""
     return score.view(torch.int32).masked_fill(excluded, EXCLUDED).view(torch.float32)
 
@@ -84,7 +84,7 @@ def select(
         density: in (0, 1].
         scope: "global" compares all weights, "tensor" those of each tensor, "row" those of each first-dimension row.
         shards: with the global scope, `scores` may be the rows that lie on this process.
-        excluded: how many weights of each whole tensor `leave_out` took out, if any; the density is of the others.
+        excluded: how many weights of each whole tensor `exclude` took out, if any; the density is of the others.
         histogram: the scores are counted in, those of all processes.
 
     Returns:

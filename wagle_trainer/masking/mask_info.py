@@ -22,6 +22,7 @@ class MaskInfo:
         exclude_mask: digest of the mask whose weights were no candidates.
         seed: of the random score.
         base_model: name or path of the model that was scored.
+        unranked_weights: number of weights in parameters that the score cannot rank; they are frozen and not in the mask.
         effective_density: share of selected weights among those whose forget or retain gradient is not zero; of the
             gradients that the score needs, so None for scores that look at no data.
         forget_examples, retain_examples: numbers of examples that the gradients were averaged over.
@@ -42,6 +43,7 @@ class MaskInfo:
     exclude_mask: str | None = None
     seed: int | None = None
     base_model: str | None = None
+    unranked_weights: int | None = None
     effective_density: float | None = None
     forget_examples: int | None = None
     retain_examples: int | None = None

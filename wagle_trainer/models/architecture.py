@@ -7,9 +7,9 @@ attribute tells (`stands_left_padding`) is probed. `causality.py` tells whether 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -117,26 +117,86 @@ class WeightMatrix:
     transposed: bool = False
     experts: bool = False
 
+    @property
+    def input_dim(self) -> int:
+        """The dimension along which the inputs lie."""
+        return -2 if self.transposed else -1
+
     def rows(self, tensor: Tensor) -> Tensor:
         """A view of `tensor` (of the parameter's shape) whose last dimensions are (outputs, inputs)."""
         return tensor.transpose(-1, -2) if self.transposed else tensor
 
+    def flat_rows(self, tensor: Tensor) -> Tensor:
+        """`rows` as (all outputs, inputs): one row for each output of each expert; each entry of a vector is a row."""
+        if tensor.dim() < 2:
+            return tensor.reshape(-1, 1)
+        return self.rows(tensor).flatten(0, 1) if self.experts else self.rows(tensor).flatten(1)
+
+    def from_flat_rows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `flat_rows`, for a parameter of `shape`."""
+        upright = (*shape[:-2], shape[-1], shape[-2]) if self.transposed else shape
+        return self.rows(rows.reshape(upright))
+
+    def along_inputs(self, values: Tensor) -> Tensor:
+        """One value per input, (inputs,) or (experts, inputs), in a shape that broadcasts against the parameter."""
+        return values.unsqueeze(-1 if self.transposed else -2) if self.experts or self.transposed else values
+
+
+# The layout of everything that is no weight matrix, and of embeddings: rows along the first dimension.
+NO_MATRIX = WeightMatrix("")
+
 
 def weight_matrices(model: nn.Module) -> dict[str, WeightMatrix]:
     """Parameter name -> layout, for the weights of linear layers and fused experts, without the output head."""
-    head, known = output_head(model), named_parameters(model)
-    names = {parameter: name for name, parameter in known.items()}
+    head = output_head(model)
     found: dict[str, WeightMatrix] = {}
-    for module_name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            name = None if parameter is None else names.get(parameter)
-            if parameter is None or name is None or module is head or name in found:
-                continue
-            if (isinstance(module, nn.Linear) or _is_conv1d(module)) and parameter is module.weight:
-                found[name] = WeightMatrix(module_name, transposed=_is_conv1d(module))
-            elif _holds_experts(module) and parameter.dim() == 3:
-                found[name] = WeightMatrix(module_name, _experts_are_transposed(module), experts=True)
+    for use in uses_of(model, named_parameters(model)):
+        if use.matrix is not None and use.module is not head:
+            found.setdefault(use.name, use.matrix)
     return found
+
+
+class Use(NamedTuple):
+    """A module's use of a parameter: the parameter's name, the module, the attribute, and the matrix that it is."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    matrix: WeightMatrix | None
+
+
+def uses_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[Use]:
+    """Every module's use of one of `parameters`, the output head's, too; a tied parameter has several.
+
+    Args:
+        model: possibly wrapped.
+        parameters: by their names in the model: its parameters, or others that an engine puts in their places.
+    """
+    names = {parameter: name for name, parameter in parameters.items()}
+    for name, parameter in named_parameters(unwrap(model)).items():
+        if name in parameters:
+            names.setdefault(parameter, name)
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if parameter in names:
+                yield Use(names[parameter], module, attribute, _matrix_in(module_name, module, parameter))
+
+
+def layouts_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, WeightMatrix]:
+    """Name -> layout of all `parameters`, see `uses_of`; `NO_MATRIX` for those that are no matrices."""
+    layouts = dict.fromkeys(parameters, NO_MATRIX)
+    for use in uses_of(model, parameters):
+        if use.matrix is not None:
+            layouts[use.name] = use.matrix
+    return layouts
+
+
+def _matrix_in(module_name: str, module: nn.Module, parameter: nn.Parameter) -> WeightMatrix | None:
+    if (isinstance(module, nn.Linear) or _is_conv1d(module)) and parameter is module.weight:
+        return WeightMatrix(module_name, transposed=_is_conv1d(module))
+    if holds_experts(module) and parameter.dim() == 3:
+        return WeightMatrix(module_name, _experts_are_transposed(module), experts=True)
+    return None
 
 
 def linear_weights(model: nn.Module) -> dict[str, str]:
@@ -156,7 +216,7 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and not isinstance(module, nn.Conv1d)
 
 
-def _holds_experts(module: nn.Module) -> bool:
+def holds_experts(module: nn.Module) -> bool:
     """Whether a module holds the fused weights of experts: Transformers names such classes so."""
     return "Expert" in type(module).__name__
 

@@ -4,21 +4,24 @@ A score is a function that says how much each weight matters for forgetting: hig
 
 It is called once per parameter with those of these arguments that it names:
 
-    weight              the parameter before unlearning
+    weight              the parameter of the reference model
     name                its name in `named_parameters()`
     forget_grad         gradient of the forget loss, float32, same shape
     retain_grad         gradient of the retain loss, float32, same shape
     forget_square       mean over the forget examples of their own squared gradients, float32, same shape; costs one
                         backward pass per example instead of one per batch, and cannot be had on FSDP2
     retain_square       the same of the retain examples
-    forget_activation   root mean square over the forget set's tokens of each input feature of the `nn.Linear` that the
-                        weight belongs to, float32 (in_features,); None for every other parameter. Padding does not
-                        count; a head that only runs where there are labels sees those positions
+    forget_activation   root mean square over the forget set's tokens of each input feature of the matrix, float32, in a
+                        shape that broadcasts against the weight: (in,) for `nn.Linear`, (in, 1) for Conv1D,
+                        (experts, 1, in) for fused experts. None for parameters without inputs (embeddings, norms).
+                        Padding does not count; a head that only runs on target tokens sees those positions
     retain_activation   the same over the retain set's tokens
     gamma               the scale of the lower-level Hessian, > 0
     generator           a seeded torch.Generator on the CPU, different for every parameter
+    layout              the `WeightMatrix` of the parameter: layout.flat_rows(tensor) are the rows of its (out, in) matrices
 
-and returns a non-negative, finite tensor of the parameter's shape. Naming an argument is what makes it be computed.
+and returns a non-negative, finite tensor of the parameter's shape, or None for a parameter that it cannot rank. Such a
+parameter is frozen and is not in the mask: its weights are no candidates, and the density is of the others. Naming an argument is what makes it be computed.
 Other arguments need a default; `score_kwargs` (`attribution_kwargs` in `WagleConfig`) sets them.
 
 Module-wise scores give all weights of a tensor one value. Then the density cuts through the tensor at the threshold:
@@ -32,14 +35,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from wagle_trainer.utils.registry import Registry
 
-Score = Callable[..., Tensor]
+Score = Callable[..., Any]  # a Tensor, or None for a parameter that the score cannot rank
 SETS = ("forget", "retain")
 STATISTICS = ("grad", "square", "activation")
-ARGUMENTS = ("weight", "name", *(f"{which}_{what}" for what in STATISTICS for which in SETS), "gamma", "generator")
+ARGUMENTS = (
+    "weight",
+    "name",
+    *(f"{which}_{what}" for what in STATISTICS for which in SETS),
+    "gamma",
+    "generator",
+    "layout",
+)
 
 _scores: Registry[Score] = Registry("attribution score")
 

@@ -3,14 +3,15 @@
 from torch import Tensor
 
 from wagle_trainer.attribution.scores.score import register_score
+from wagle_trainer.models.architecture import WeightMatrix
 
 
 @register_score("sure")
-def sure(forget_grad: Tensor, unit: str = "tensor") -> Tensor:
+def sure(forget_grad: Tensor, layout: WeightMatrix, unit: str = "tensor") -> Tensor:
     """||g_f|| of the whole tensor: modules that the forget loss depends on most (SURE, arXiv 2410.16454).
 
     The paper cuts its modules at a threshold; here the density cuts. `unit="row"` takes the norm over each row of a
-    tensor instead, which are the neurons of the paper's code (there: the top 1 % of them, anew for every batch).
+    matrix instead, which are the neurons of the paper's code (there: the top 1 % of them, again for every batch).
 
     Raises:
         ValueError: another unit."""
@@ -18,6 +19,5 @@ def sure(forget_grad: Tensor, unit: str = "tensor") -> Tensor:
         raise ValueError(f'Unknown unit {unit!r} of the score "sure". Known: tensor, row.')
     if unit == "tensor":
         return forget_grad.norm().expand_as(forget_grad)
-    first = forget_grad.shape[:1]
-    norms = forget_grad.reshape(*first, -1).norm(dim=-1)
-    return norms.view(*first, *[1] * (forget_grad.dim() - 1)).expand_as(forget_grad)
+    rows = layout.flat_rows(forget_grad)
+    return layout.from_flat_rows(rows.norm(dim=-1, keepdim=True).expand_as(rows), forget_grad.shape)
