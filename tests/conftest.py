@@ -41,6 +41,18 @@ def _collect_no_imports():
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _drawn_fingerprints():
+    """A data set's fingerprint names its cache file. It is computed from the source of what made the set, in a quarter of
+    the time of a short training run; the sets of tests have no such files."""
+    from datasets import arrow_dataset, fingerprint
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (arrow_dataset, fingerprint):
+            patch.setattr(module, "update_fingerprint", lambda *_: fingerprint.generate_random_fingerprint())
+        yield
+
+
 @pytest.fixture(scope="session")
 def tofu_dir() -> Path:
     """The folder with the TOFU files."""

@@ -117,6 +117,7 @@ def test_paraphrases_use_words_that_training_has_seen():
             assert not new
 
 
+@pytest.mark.slow
 def test_same_in_every_process_and_other_for_other_seeds():
     results = {
         subprocess.run(

@@ -35,6 +35,7 @@ print(json.dumps(rows))
 """
 
 
+@pytest.mark.slow
 def test_the_same_in_any_process():
     digests = set()
     for seed in ("1", "2"):

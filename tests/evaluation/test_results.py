@@ -101,6 +101,7 @@ for number in range(15):
 """
 
 
+@pytest.mark.slow
 def test_several_processes_add_to_one_file(tmp_path):
     path = tmp_path / "new" / "results.json"
     processes = [subprocess.Popen([sys.executable, "-c", ADD, path, f"process {index}"]) for index in range(3)]

@@ -141,6 +141,7 @@ def test_impossible_shapes_are_refused(shape, mask, tmp_path):
         WeightMask.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bits", "positions"])
 def test_few_bytes_that_claim_billions_of_weights_take_little_memory(kind, mask, tmp_path):
     if kind == "positions":
