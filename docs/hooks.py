@@ -26,16 +26,25 @@ def scores() -> str:
 
 
 def metrics() -> str:
-    """Every number of every suite, and every metric function."""
+    """Every metric with its range and what its values say."""
     from wagle_trainer.evaluation.metrics import get_metric, list_metrics
-    from wagle_trainer.evaluation.suites import get_suite, list_suites
 
-    parts = []
-    for suite in map(get_suite, list_suites()):
-        if suite.metrics:
-            parts += [f"## Suite `{suite.name}`", table(*suite.describe())]
-    rows = [(f"`{name}`", get_metric(name).description) for name in list_metrics()]
-    return "\n\n".join([*parts, "## Functions, as `load_metric` gives them", table(("Metric", "What it is"), rows)])
+    rows = []
+    for metric in map(get_metric, list_metrics()):
+        low, high = ("∞" if abs(bound) == float("inf") else f"{bound:g}" for bound in metric.range)
+        low = "-∞" if low == "∞" else low
+        knows = f"{metric.more_known} values" if metric.more_known else ""
+        rows.append((f"`{metric.name}`", metric.description, f"{low} to {high}", knows))
+    return table(("`load_metric`", "Metric", "range", "the model knows more at"), rows)
+
+
+def suites() -> str:
+    """The numbers of every suite, a section each."""
+    from wagle_trainer.evaluation.suites import describe_suites, get_suite
+
+    return "\n\n".join(
+        f"## `{name}`\n\n{text}\n\n{table(*get_suite(name).describe())}" for name, text in describe_suites().items()
+    )
 
 
 def changelog() -> str:
@@ -46,8 +55,9 @@ def changelog() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "losses": losses,
     "scores": scores,
-    "changelog": changelog,
     "metrics": metrics,
+    "suites": suites,
+    "changelog": changelog,
 }
 
 
