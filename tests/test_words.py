@@ -7,14 +7,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Our word -> the field's.
 WORDS = {
     r"model before\b|before unlearning|ModelBefore": "reference model",
-    r"\bhalves\b": "forget batch, retain batch",
+    r"\b(the|both|of all) halves\b": "forget batch, retain batch",
     r"\bsignals?\b": "loss inputs, model outputs",
     r"\blabel tokens?\b": "target token",
     r"\broles\b": "splits",
     r"\bpreferred\b": "chosen",
     r"\b(come|comes|came|bring|brings|brought) (it |them |\w+ )?back\b": "recovered, recovery rate",
     r"\b(hold|holds|held) (it |them )?against\b": "compared with",
-    r"\bask(s|ed) for\b": "requested",
+    r"\basked for\b": "requested",
     r"\bmend(s|ed)?\b": "fix",
     r"\banew\b": "again",
     r"\bnobody\b": "no one",

@@ -23,7 +23,7 @@ GROUPS = {
     "attribute": "score the weights of a model and save the mask, without training",
     "mask": "inspect and combine saved masks",
     "evaluate": "measure what a model still knows",
-    "attack": "try to bring back what a model has forgotten",
+    "attack": "try to recover what a model has forgotten",
     "report": "make a page of results, mask, training history and attacks",
     "adapter": "inspect, check, merge, combine and make sparse adapters",
 }
@@ -35,7 +35,7 @@ EXAMPLES = """
   wagle report results.json --mask out --attacks attacks.json --output_dir report
 
 Every command has its own --help with examples."""
-# What a user can mend. Anything else is a fault of ours and shows its traceback.
+# What a user can fix. Anything else is a fault of ours and shows its traceback.
 REFUSALS = (ValueError, OSError, ImportError, FloatingPointError)
 
 

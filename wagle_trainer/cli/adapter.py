@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         commands,
         "diff",
         _diff,
-        "make the adapter that turns one checkpoint into another, bit for bit",
+        "make the adapter that turns one checkpoint into another, bitwise identical",
         "wagle adapter diff MODEL tuned out/adapter",
         _show,
     )

@@ -1,4 +1,4 @@
-"""`wagle attack`: try to bring back what a model has forgotten."""
+"""`wagle attack`: try to recover what a model has forgotten."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wagle_trainer.cli.parsing import (
 from wagle_trainer.utils.text_table import text_table
 
 DESCRIPTION = """Try to recover what a model has forgotten, and measure the recovery rate of each attack. The results are added to --output
-under --label, for `wagle report --attacks`. A low share says only that these attacks found nothing; hold it against that
+under --label, for `wagle report --attacks`. A low rate says only that these attacks found nothing; compare it with that
 of a model which never saw the forget set."""
 EXAMPLES = """
   wagle attack MODEL out --forget_file forget.jsonl --retain_file retain.jsonl --label after --output attacks.json
@@ -33,8 +33,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     attacks = "\n".join(f"  {name:<21} {text}" for name, text in describe_attacks().items())
     parser = make_parser("wagle attack", f"{DESCRIPTION}\n\nattacks:\n{attacks}", EXAMPLES)
-    parser.add_argument("before", help="the model before unlearning: folder or Hub id")
-    parser.add_argument("after", help="the model after it, or its adapter")
+    parser.add_argument("before", help="the reference model: folder or Hub id")
+    parser.add_argument("after", help="the unlearned model, or its adapter")
     parser.add_argument(
         "--attacks",
         nargs="+",
@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load_sets(options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
-    """What was to be forgotten, and other questions; the latter may be none."""
+    """The forget set, and other questions, of which there may be none."""
     from wagle_trainer.data.dataset_arguments import read_rows
     from wagle_trainer.evaluation import get_suite
 
@@ -138,7 +138,7 @@ def _by_attack(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, value in options.items():
         attack, separator, key = name.partition(".")
         if not separator:
-            raise ValueError(f"{name!r} does not say of which attack it is: write ATTACK.{name}=VALUE.")
+            raise ValueError(f"{name!r} names no attack: write ATTACK.{name}=VALUE.")
         found.setdefault(attack, {})[key] = value
     return found
 

@@ -23,7 +23,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("results", help="JSON file of label -> results; 'before' and 'retrained...' are references")
     parser.add_argument("--mask", help="a saved mask: what it selects")
     parser.add_argument("--history", help="history.json of a training run with EvaluationCallback")
-    parser.add_argument("--attacks", help="JSON file that `wagle attack --output` wrote: what comes back")
+    parser.add_argument("--attacks", help="JSON file that `wagle attack --output` wrote: what they recovered")
     parser.add_argument("--config", help="YAML file that the run was made with, to be shown beside its results")
     parser.add_argument("--suite", default="tofu", help="whose results these are (default: %(default)s)")
     parser.add_argument("--title", default="Unlearning report", help="of the page (default: %(default)s)")

@@ -41,7 +41,7 @@ def parse_training(
     """Options of `WagleTrainer` and its data, from the command line and from `--config`.
 
     Raises:
-        ValueError: an option in the file that nobody knows, or a value that is refused.
+        ValueError: an unknown option in the file, or a value that is refused.
         SystemExit: the same on the command line.
     """
     parser = TrlParser(

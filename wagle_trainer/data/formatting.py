@@ -319,7 +319,7 @@ def _strings(dataset: Dataset, column: str, needed: tuple[str, str]) -> list[str
             hint = (
                 "Make one row of each of its entries first."
                 if isinstance(value, list)
-                else "Mend or take out such rows."
+                else "Fix such rows, or take them out."
             )
             raise ValueError(f"Column {column!r} must hold one string per row, but row {row} holds {found}. {hint}")
     return values

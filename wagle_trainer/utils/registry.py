@@ -28,7 +28,7 @@ class Registry(Generic[T]):
 
         def enter(entry: T) -> T:
             known = self._entries.get(name)
-            # A module that is reloaded, as in a notebook, defines the same thing anew: that may replace the old one.
+            # A module that is reloaded, as in a notebook, defines the same thing again: that may replace the old one.
             if known is not None and _origin(known) != _origin(entry):
                 raise ValueError(f"The {self.kind} {name!r} exists already: {known!r}.")
             self._entries[name] = entry
