@@ -225,7 +225,7 @@ class Planted:
         self.bench.given["truth"] = self.truth
 
     def reference(self) -> dict[str, Any]:
-        """What the model knows before unlearning, and the one that never knew."""
+        """What the reference model knows, and the one that never knew."""
         return self.bench.references() | {"planted_density": self.truth.density, "truth": self.truth.digest}
 
     def score(self, label: str) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class Study:
         return self._benches[seed]
 
     def reference(self, seed: int) -> dict[str, Any]:
-        """The measurements before unlearning."""
+        """The measurements of the reference model."""
         key = {"model": self.model_name, "task": self.args.task, "seed": seed}
         found = self.rows.reference(**key)
         if found is None:

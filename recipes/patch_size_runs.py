@@ -297,7 +297,7 @@ class Bench:
                 module.weight.copy_(round_to_nearest(module.weight, bits, None if bits > 4 else 64))
 
     def references(self) -> dict[str, Any]:
-        """What the model knows before unlearning, rounded, and relearned; and what a retrained one does."""
+        """What the reference model knows, rounded, and relearned; and what a retrained one does."""
         self.reset()
         row = self.measure() | self.attack()
         self.reset()

@@ -78,6 +78,6 @@ class CompactWeights:
             return value.reshape(-1) if index is None else value.reshape(-1).index_select(0, index)
         raise ValueError(
             f"The optimizer's state has a tensor of shape {tuple(value.shape)} for a parameter of shape "
-            f"{tuple(self.parameter.shape)}, of which the mask selects {self.master.numel():,} weights: it belongs to "
+            f"{tuple(self.parameter.shape)}, and the mask selects {self.master.numel():,} of its weights: it belongs to "
             "another mask or another optimizer. Resume with those of the run that saved it."
         )

@@ -129,7 +129,7 @@ def zero_optimizer(optimizer: Any) -> Any:
 
 @contextmanager
 def _borrowed(tensors: list[Any]) -> Iterator[None]:
-    """Zeros in place of the tensors' values, which come back at the end, bit for bit."""
+    """Put zeros in place of the tensors' values, and restore these at the end, bitwise identical."""
     values = [tensor.detach().clone() for tensor in tensors]
     for tensor in tensors:
         tensor.detach().zero_()

@@ -15,7 +15,7 @@ class MaskInfo:
         score_kwargs: its options.
         gamma: the Hessian scale of the WAGLE score.
         gamma_rule: "auto" or "balanced", if gamma was chosen by rule.
-        requested_density: the density asked for; `WeightMask.density` is what rounding down made of it.
+        requested_density: the density requested; `WeightMask.density` is what rounding down made of it.
         density_rule: "auto", if that density was chosen by rule.
         scope: "global", "tensor" or "row".
         include, exclude: regular expressions that chose the parameters to score.

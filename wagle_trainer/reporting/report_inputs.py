@@ -63,7 +63,7 @@ class Runs:
         if any(isinstance(found, int | float) for found in results.values()):
             raise ValueError(
                 "These are the results of one evaluation, without a label: pass {label: results}, such as {'after': ...}, "
-                "beside those of the model before."
+                "beside those of the reference model."
             )
         check_finite(results, "results")
         self.by_label: dict[str, list[Result]] = {}

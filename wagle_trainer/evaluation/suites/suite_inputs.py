@@ -1,4 +1,4 @@
-"""What every suite does with its data and its model before measuring: check the rows, tokenize, note the settings."""
+"""What every suite does first: check the rows, tokenize, note the settings."""
 
 from __future__ import annotations
 
