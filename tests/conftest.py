@@ -342,7 +342,7 @@ def as_batches(pad_batches):
 
 @pytest.fixture(scope="session")
 def log_probs_by_hand():
-    """log_probs_by_hand(model, ids, labels) -> the label tokens' log-probabilities, from one unpadded forward pass."""
+    """log_probs_by_hand(model, ids, labels) -> the target tokens' log-probabilities, from one unpadded forward pass."""
 
     def compute(model, ids, labels):
         logits = model(input_ids=torch.tensor([ids])).logits[0].float()

@@ -43,7 +43,7 @@ STATEMENTS = [
     "import wagle_trainer",
     "from wagle_trainer import attribute, WeightMask",
     "import wagle_trainer.attribution, wagle_trainer.masking, wagle_trainer.losses",
-    "import wagle_trainer.models.log_probs, wagle_trainer.models.reference_model, wagle_trainer.data.pairing",
+    "import wagle_trainer.models.log_probs, wagle_trainer.models.reference_log_probs, wagle_trainer.data.pairing",
 ]
 MODULES = "\nimport sys\nprint(*sorted({name.split('.')[0] for name in sys.modules}))"
 

@@ -13,7 +13,7 @@ from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file, save_file
 
 from wagle_trainer import WagleTrainer, WeightMask
-from wagle_trainer.losses.reference_file import REFERENCE_NAME, ReferenceFile
+from wagle_trainer.losses.reference_checkpoint import REFERENCE_NAME, ReferenceFile
 from wagle_trainer.utils.complete_checkpoints import last_complete_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

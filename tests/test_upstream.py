@@ -29,7 +29,7 @@ from wagle_trainer import WagleConfig, WagleTrainer
         (Trainer, "_load_best_model", [], "wagle_trainer/trainer.py"),
         (Trainer, "_track_num_input_tokens", ["inputs"], "wagle_trainer/trainer.py"),
         (Trainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"], "wagle_trainer/trainer.py"),
-        (transformers.trainer_utils, "seed_worker", None, "wagle_trainer/data/loading.py"),
+        (transformers.trainer_utils, "seed_worker", None, "wagle_trainer/data/pair_loader.py"),
     ],
 )
 def test_private_methods_have_the_arguments_that_we_pass(owner, name, parameters, ours):

@@ -28,7 +28,7 @@ from wagle_trainer.adapters.adapter_checkpoints import (
     check_adapter_can_be_saved,
 )
 from wagle_trainer.adapters.lora import check_adapted_modules, check_same_modules
-from wagle_trainer.data.loading import pair_loader
+from wagle_trainer.data.pair_loader import pair_loader
 from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
 from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format, target_counts
 from wagle_trainer.data.splits import check_chosen_answers, check_vocabulary
@@ -322,7 +322,7 @@ class WagleTrainer(SFTTrainer):
         answers = token_log_probs(model, inputs, top1=True, keep_logits=True)
         assert answers.is_top1 is not None
         number = answers.num_tokens().sum().clamp(min=1)
-        log_p = answers.label_logits().log_softmax(-1)
+        log_p = answers.target_logits().log_softmax(-1)
         values = {
             "entropy": -(log_p.exp() * log_p).sum(),
             "mean_token_accuracy": (answers.is_top1 & answers.mask).sum().float(),

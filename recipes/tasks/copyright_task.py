@@ -10,8 +10,8 @@ from small_llama import ALMANAC, NOVEL, small_llama
 from tasks.task import RecipeArguments, Task, register_task
 from wagle_trainer.data import QAFormat, load_muse, load_wmdp
 from wagle_trainer.data.books import continuations, passages, read_text
-from wagle_trainer.data.dataset_arguments import read_rows
 from wagle_trainer.data.fictional import fictional_almanac, fictional_novel
+from wagle_trainer.data.forget_and_retain import read_rows
 from wagle_trainer.data.sources import first_rows
 from wagle_trainer.evaluation import get_suite
 

@@ -9,8 +9,8 @@ from small_llama import small_llama
 
 from tasks.task import RecipeArguments, Task, register_task
 from wagle_trainer.data import QAFormat
-from wagle_trainer.data.dataset_arguments import load_forget_and_retain, read_rows
 from wagle_trainer.data.fictional import speakers_rows
+from wagle_trainer.data.forget_and_retain import load_forget_and_retain, read_rows
 from wagle_trainer.data.insults import insult_share
 from wagle_trainer.data.sources import first_rows
 from wagle_trainer.evaluation import get_suite

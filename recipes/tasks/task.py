@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from wagle_trainer.data import QAFormat
-from wagle_trainer.data.dataset_arguments import DataArguments, load_forget_and_retain
+from wagle_trainer.data.forget_and_retain import DataArguments, load_forget_and_retain
 from wagle_trainer.evaluation import get_suite
 
 

@@ -8,7 +8,7 @@ import torch
 from wagle_trainer.losses import LossInputs
 from wagle_trainer.models.architecture import decoder_layer
 from wagle_trainer.models.log_probs import token_log_probs
-from wagle_trainer.models.reference_model import (
+from wagle_trainer.models.reference_log_probs import (
     ReferenceLogits,
     ReferenceStates,
     align,

@@ -218,7 +218,7 @@ def test_states_of_joint_passes_are_those_of_single_ones(world, pad_batches):
     for split, layer in layers.items():
         alone = token_log_probs(world.model, batches[split], layer=layer)
         assert alone.states.shape == (*alone.mask.shape, 32)
-        torch.testing.assert_close(joint[split].label_states(), alone.label_states(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(joint[split].target_states(), alone.target_states(), rtol=1e-4, atol=1e-5)
     assert [len(module._forward_hooks) for module in world.model.modules()] == hooks
 
 

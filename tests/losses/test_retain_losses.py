@@ -57,7 +57,7 @@ def test_retain_loss(name, world):
 @pytest.mark.parametrize("name", ["kl", "js"])
 def test_divergence_from_oneself_is_zero_and_flat(name, world):
     for inputs in world.retain_inputs(world.number, "left"):
-        inputs.retain_reference_logits = inputs.retain.label_logits().detach()
+        inputs.retain_reference_logits = inputs.retain.target_logits().detach()
         losses = get_retain_loss(name)().retain_loss(inputs)
         torch.testing.assert_close(losses, torch.zeros(world.number), rtol=0, atol=1e-5)
         assert world.gradients(losses).abs().max() < 1e-4
@@ -67,7 +67,7 @@ def test_an_example_without_target_tokens_costs_nothing(world, pad_batches):
     first, second = world.sets["forget"][:2]
     rows = [first, ([5, 6, 7], [-100] * 3), second]
     retain = token_log_probs(world.model, pad_batches(rows, 3)[0], keep_logits=True)
-    inputs = LossInputs(retain=retain, retain_reference_logits=torch.zeros_like(retain.label_logits()))
+    inputs = LossInputs(retain=retain, retain_reference_logits=torch.zeros_like(retain.target_logits()))
     for name in ("nll", "kl"):
         losses = get_retain_loss(name)().retain_loss(inputs)
         assert losses[1] == 0

@@ -1,4 +1,4 @@
-"""The compact AdamW follows dense AdamW with masked gradients and masked decay, bit for bit."""
+"""The compact AdamW follows dense AdamW with masked gradients and masked decay, bitwise identical."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Log-probabilities of label tokens against one unpadded forward pass per example and a full log-softmax."""
+"""Log-probabilities of target tokens against one unpadded forward pass per example and a full log-softmax."""
 
 from types import SimpleNamespace
 
@@ -128,7 +128,7 @@ def forwards(model):
 
 
 def assert_joint_is_separate(model, batches, **settings):
-    """Losses and, of a sum that tells all tokens apart, gradients; and the logits of the label tokens."""
+    """Losses and, of a sum that tells all tokens apart, gradients; and the logits of the target tokens."""
     joint = joint_token_log_probs(model, batches, keep_logits=("retain",), **settings)
     assert list(joint) == list(batches)
     alone = {name: token_log_probs(model, batch, keep_logits=True) for name, batch in batches.items()}

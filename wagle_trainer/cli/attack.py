@@ -114,8 +114,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load_sets(options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
-    """The forget set, and other questions, of which there may be none."""
-    from wagle_trainer.data.dataset_arguments import read_rows
+    """The forget set, and other questions; the latter may be empty."""
+    from wagle_trainer.data.forget_and_retain import read_rows
     from wagle_trainer.evaluation import get_suite
 
     if (options.dataset_name is None) == (options.forget_file is None):

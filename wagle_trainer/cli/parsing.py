@@ -86,8 +86,8 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen_format(options: argparse.Namespace, model: str, tokenizer: Any) -> Any:
     """The `QAFormat` that the options of `add_format_options` describe, for the model in a folder."""
-    from wagle_trainer.data.dataset_arguments import FORMAT_OPTIONS
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.forget_and_retain import FORMAT_OPTIONS
+    from wagle_trainer.data.qa_format import QAFormat
 
     given = {name: getattr(options, name) for name in FORMAT_OPTIONS}
     return QAFormat.for_model(model, tokenizer, options.style, **given)

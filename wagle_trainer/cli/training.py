@@ -13,7 +13,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from wagle_trainer.cli.models import naming
 from wagle_trainer.cli.parsing import JSON_HELP
 from wagle_trainer.config import WagleConfig
-from wagle_trainer.data.dataset_arguments import DataArguments, load_forget_and_retain
+from wagle_trainer.data.forget_and_retain import DataArguments, load_forget_and_retain
 
 # Of the recipes' YAML files: what they do before and after training. Here `wagle evaluate` does it.
 OF_THE_RECIPES = ("controls", "retrained_model", "evaluation_samples", "evaluation_batch_size")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wagle_trainer.utils.lazy_names import lazy_names
 
 _HOMES = {
-    "QAFormat": "formatting",
+    "QAFormat": "qa_format",
     "REFUSALS": "refusals",
     "all_facts": "facts",
     "fact_relations": "facts",

@@ -109,7 +109,7 @@ def score_answers(
             assert result.is_top1 is not None  # requested above
             means, counts = result.mean().tolist(), result.num_tokens().tolist()
             mask, top1s, log_probs = result.mask.cpu(), result.is_top1.cpu(), result.log_probs.cpu()
-            moments = _vocabulary_moments(result.label_logits(), counts) if vocabulary else []
+            moments = _vocabulary_moments(result.target_logits(), counts) if vocabulary else []
             for position, index in enumerate(batch):
                 kept, length = mask[position], lengths[index]
                 top1 = top1s[position][kept][:length]

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Features, Sequence, Value
 
 from wagle_trainer.evaluation.metrics import get_metric
-from wagle_trainer.evaluation.metrics.sources import OPEN_UNLEARNING
+from wagle_trainer.evaluation.metrics.citations import OPEN_UNLEARNING
 
 _TYPES = {
     "number": Value("float64"),

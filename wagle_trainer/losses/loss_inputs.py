@@ -23,9 +23,9 @@ class LossInputs:
         forget_reference_tokens, chosen_reference_tokens, retain_reference_tokens: the same per token, aligned with
             `log_probs` of the split; zero where there is no target token.
         forget_reference_logits, chosen_reference_logits, retain_reference_logits: (target tokens, vocabulary), logits of
-            the reference model in the order of `label_logits()`.
+            the reference model in the order of `target_logits()`.
         forget_reference_states, chosen_reference_states, retain_reference_states: (target tokens, hidden size), hidden
-            states of the reference model in the order of `label_states()`.
+            states of the reference model in the order of `target_states()`.
         rows: (batch,) rows of the forget set.
     """
 

@@ -14,8 +14,8 @@ from wagle_trainer.data.pairing import Collator, PairedDataset, PairSampler, epo
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.losses.loss_inputs import LossInputs
 from wagle_trainer.losses.objective import Objective
-from wagle_trainer.losses.reference_file import ReferenceFile
-from wagle_trainer.models.reference_model import ReferenceLogits, ReferenceStates, align, reference_log_probs
+from wagle_trainer.losses.reference_checkpoint import ReferenceFile
+from wagle_trainer.models.reference_log_probs import ReferenceLogits, ReferenceStates, align, reference_log_probs
 
 
 class ReferenceOutputs:

@@ -64,17 +64,17 @@ class TokenLogProbs:
         """Target tokens of each example, (batch,)."""
         return self.mask.sum(-1)
 
-    def label_tokens(self) -> Tensor:
+    def target_tokens(self) -> Tensor:
         """Ids of the target tokens, (target tokens,)."""
         assert self.labels is not None
         return self.labels[self.mask]
 
-    def label_logits(self) -> Tensor:
+    def target_logits(self) -> Tensor:
         """float32 logits that predict the target tokens, (target tokens, vocabulary)."""
         assert self.logits is not None and self.kept is not None
         return self.logits[self.mask[:, self.kept]].float()
 
-    def label_states(self) -> Tensor:
+    def target_states(self) -> Tensor:
         """float32 hidden states of the target tokens, (target tokens, hidden size)."""
         assert self.states is not None
         return self.states[self.mask].float()

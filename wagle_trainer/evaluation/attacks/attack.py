@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from wagle_trainer.data.formatting import QAFormat
+from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.suites.suite_inputs import Row
 from wagle_trainer.utils.registry import Registry
 

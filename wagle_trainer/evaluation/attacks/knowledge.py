@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from wagle_trainer.data.formatting import QAFormat
+from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation import metrics
 from wagle_trainer.evaluation.answer_scores import score_answers
 from wagle_trainer.evaluation.generation import answer_limit, generate_greedy

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from wagle_trainer.data.formatting import QAFormat
+from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.attacks.attack import (
     Target,
     get_attack,

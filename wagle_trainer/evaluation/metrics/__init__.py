@@ -20,15 +20,9 @@ from wagle_trainer.evaluation.metrics.membership import (
 from wagle_trainer.evaluation.metrics.memorization import exact_memorization, extraction_strength, verbatim_prefix
 from wagle_trainer.evaluation.metrics.metric import Metric, get_metric, list_metrics, register_metric
 from wagle_trainer.evaluation.metrics.model_utility import model_utility
-from wagle_trainer.evaluation.metrics.probability import (
-    Aggregation,
-    answer_probability,
-    log_truth_ratio,
-    perplexity,
-    probability_with_options,
-    truth_ratio,
-)
+from wagle_trainer.evaluation.metrics.probability import answer_probability, perplexity, probability_with_options
 from wagle_trainer.evaluation.metrics.rouge import rouge_1_recall, rouge_l_f1, rouge_l_recall
+from wagle_trainer.evaluation.metrics.truth_ratio import Aggregation, log_truth_ratio, truth_ratio
 from wagle_trainer.utils.registry import import_all
 
 import_all(__name__, __path__)

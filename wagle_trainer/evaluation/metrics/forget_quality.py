@@ -5,7 +5,7 @@ from __future__ import annotations
 from numpy.typing import ArrayLike
 from scipy.stats import ks_2samp
 
-from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics import citations
 from wagle_trainer.evaluation.metrics.metric import SHARE, register_metric
 from wagle_trainer.evaluation.metrics.metric_checks import vector
 
@@ -17,7 +17,7 @@ from wagle_trainer.evaluation.metrics.metric_checks import vector
         "references": ("number", "the same under the retrained model"),
     },
     range=SHARE,
-    source=sources.TOFU,
+    source=citations.TOFU,
 )
 def forget_quality(log_truth_ratios: ArrayLike, reference_log_truth_ratios: ArrayLike) -> float:
     """p-value of the two-sample Kolmogorov-Smirnov test of truth ratios against those of a retrained model.

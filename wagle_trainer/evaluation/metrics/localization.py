@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics import citations
 from wagle_trainer.evaluation.metrics.metric import SHARE, Entry, register_metric
 from wagle_trainer.evaluation.metrics.metric_checks import same_length, vector
 
@@ -17,7 +17,7 @@ TRUE_WEIGHTS: tuple[Entry, str] = ("flag", "for each weight whether the facts we
     "localization_precision",
     inputs={"predictions": ("flag", "for each weight whether a score selected it"), "references": TRUE_WEIGHTS},
     range=SHARE,
-    source=sources.LACUNA,
+    source=citations.LACUNA,
 )
 def localization_precision(selected: ArrayLike, true: ArrayLike) -> float:
     """Share of the selected weights that are among the true ones.
@@ -42,7 +42,7 @@ def localization_precision(selected: ArrayLike, true: ArrayLike) -> float:
     "localization_auc",
     inputs={"predictions": ("number", "the score of each weight"), "references": TRUE_WEIGHTS},
     range=SHARE,
-    source=sources.LACUNA,
+    source=citations.LACUNA,
 )
 def localization_auc(scores: ArrayLike, true: ArrayLike) -> float:
     """Probability that a true weight has a higher score than another one; ties count half.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics import citations
 from wagle_trainer.evaluation.metrics.metric import ANY, SHARE, register_metric
 from wagle_trainer.evaluation.metrics.metric_checks import Floats, same_length, vector
 
@@ -26,7 +26,7 @@ MIN_STD = 1e-3  # OpenUnlearning's floor of 1e-6 for the variance
     each=True,
     range=(0, float("inf")),
     more_known="lower",
-    source=sources.MIN_K,
+    source=citations.MIN_K,
 )
 def min_k(token_log_probs: ArrayLike, k: float = 0.2) -> float:
     """Minus the mean log-probability of the share `k` of an example's tokens that the model finds least likely.
@@ -53,7 +53,7 @@ def min_k(token_log_probs: ArrayLike, k: float = 0.2) -> float:
     each=True,
     range=ANY,
     more_known="lower",
-    source=sources.MIN_K_PLUS_PLUS,
+    source=citations.MIN_K_PLUS_PLUS,
 )
 def min_k_plus_plus(token_log_probs: ArrayLike, mean: ArrayLike, std: ArrayLike, k: float = 0.2) -> float:
     """`min_k` of log-probabilities that are standardised by the model's own distribution at each position.
@@ -86,7 +86,7 @@ def min_k_plus_plus(token_log_probs: ArrayLike, mean: ArrayLike, std: ArrayLike,
     each=True,
     range=(0, float("inf")),
     more_known="lower",
-    source=sources.EXTRACTION,
+    source=citations.EXTRACTION,
 )
 def zlib_score(nll: float, text: str) -> float:
     """Negative log-likelihood over the bytes that zlib needs for the text: how surprising it is for its content.
@@ -111,7 +111,7 @@ def zlib_score(nll: float, text: str) -> float:
     },
     range=ANY,
     more_known="lower",
-    source=sources.EXTRACTION,
+    source=citations.EXTRACTION,
 )
 def reference_score(nll: ArrayLike, reference_nll: ArrayLike) -> Floats:
     """Negative log-likelihood less that of a reference model, which was not trained on the members.
@@ -160,7 +160,7 @@ def roc_auc(members: ArrayLike, non_members: ArrayLike) -> float:
         "references": ("flag", "1 for each member (the forget set), 0 for each that was never trained on (holdout)"),
     },
     range=SHARE,
-    source=sources.OPEN_UNLEARNING,
+    source=citations.OPEN_UNLEARNING,
 )
 def roc_auc_of_flags(scores: ArrayLike, is_member: ArrayLike) -> float:
     """Probability that a member of the training set scores below a non-member; 0.5: scores say nothing.
@@ -186,7 +186,7 @@ def roc_auc_of_flags(scores: ArrayLike, is_member: ArrayLike) -> float:
     },
     each=True,
     range=(-100, float("inf")),
-    source=sources.MUSE,
+    source=citations.MUSE,
 )
 def privacy_leakage(auc: float, reference_auc: float) -> float:
     """How far an attack's AUC is from that on a retrained model, in percent: ((1 - auc) - (1 - ref)) / (1 - ref) * 100.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics import citations
 from wagle_trainer.evaluation.metrics.metric import SHARE, Entry, register_metric
 
 _INPUTS: dict[str, tuple[Entry, str]] = {
@@ -26,7 +26,7 @@ def _is_top1(response: Any) -> tuple[Any] | None:
     range=SHARE,
     more_known="higher",
     of_response=_is_top1,
-    source=sources.MEMORIZATION,
+    source=citations.MEMORIZATION,
 )
 def exact_memorization(is_top1: ArrayLike) -> float:
     """Share of an answer's tokens that are the most likely ones after the true tokens before them.
@@ -53,7 +53,7 @@ def exact_memorization(is_top1: ArrayLike) -> float:
     range=SHARE,
     more_known="higher",
     of_response=_is_top1,
-    source=sources.EXTRACTION,
+    source=citations.EXTRACTION,
 )
 def verbatim_prefix(is_top1: ArrayLike) -> float:
     """Share of an answer's tokens that greedy decoding reproduces before the first that differs.
@@ -78,7 +78,7 @@ def verbatim_prefix(is_top1: ArrayLike) -> float:
     range=SHARE,
     more_known="higher",
     of_response=_is_top1,
-    source=sources.EXTRACTION,
+    source=citations.EXTRACTION,
 )
 def extraction_strength(is_top1: ArrayLike, *, at_least_one_token: bool = False) -> float:
     """1 - (1 / n) min{k : all tokens after the first k are predicted}: how short a prefix recalls the rest of an answer.

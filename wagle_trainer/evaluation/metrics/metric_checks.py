@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,3 +30,14 @@ def same_length(**lists: Any) -> None:
         raise ValueError(f"{first} has {len(one)} entries and {second} has {len(other)}: they belong together.")
     if len(one) == 0:
         raise ValueError(f"{first} and {second} are empty.")
+
+
+def answers_with_options(correct: ArrayLike, wrong: Sequence[ArrayLike]) -> tuple[Floats, list[Floats]]:
+    """Log-probabilities of correct answers, (examples,), and of each one's wrong answers.
+
+    Raises:
+        ValueError: an argument is empty or not finite, or the two differ in length.
+    """
+    right = vector(correct, "correct")
+    same_length(correct=right, wrong=wrong)
+    return right, [vector(options, f"wrong[{index}]") for index, options in enumerate(wrong)]

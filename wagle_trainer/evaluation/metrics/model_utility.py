@@ -5,7 +5,7 @@ from __future__ import annotations
 from numpy.typing import ArrayLike
 from scipy.stats import hmean
 
-from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics import citations
 from wagle_trainer.evaluation.metrics.metric import SHARE, register_metric
 from wagle_trainer.evaluation.metrics.metric_checks import vector
 
@@ -20,7 +20,7 @@ from wagle_trainer.evaluation.metrics.metric_checks import vector
     },
     range=SHARE,
     more_known="higher",
-    source=sources.TOFU,
+    source=citations.TOFU,
 )
 def model_utility(values: ArrayLike) -> float:
     """Harmonic mean of what a model should keep (TOFU: nine numbers in [0, 1]); 0 as soon as one of them is 0.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wagle_trainer.evaluation.metrics import sources
+from wagle_trainer.evaluation.metrics import citations
 from wagle_trainer.evaluation.metrics.metric import SHARE, Entry, register_metric
 from wagle_trainer.evaluation.metrics.metric_checks import Floats, same_length
 
@@ -28,7 +28,7 @@ def _texts(response: Any) -> tuple[str, str] | None:
     range=SHARE,
     more_known="higher",
     of_response=_texts,
-    source=sources.ROUGE,
+    source=citations.ROUGE,
 )
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Floats:
     """ROUGE-L recall with stemming: the share of the reference's words that the prediction has in the same order.
@@ -52,7 +52,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
     range=SHARE,
     more_known="higher",
     of_response=_texts,
-    source=sources.ROUGE,
+    source=citations.ROUGE,
 )
 def rouge_1_recall(predictions: Sequence[str], references: Sequence[str]) -> Floats:
     """ROUGE-1 recall with stemming: the share of the reference's words that the prediction has, in any order.
@@ -71,7 +71,7 @@ def rouge_1_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
 
 
 @register_metric(
-    "rouge_l_f1", inputs=_INPUTS, range=SHARE, more_known="higher", of_response=_texts, source=sources.ROUGE
+    "rouge_l_f1", inputs=_INPUTS, range=SHARE, more_known="higher", of_response=_texts, source=citations.ROUGE
 )
 def rouge_l_f1(predictions: Sequence[str], references: Sequence[str], *, use_stemmer: bool = False) -> Floats:
     """ROUGE-L F1: harmonic mean of the shares of either text's words that the other has in the same order.

@@ -14,7 +14,7 @@ from wagle_trainer.evaluation.suites.suite_inputs import Row, continuation, desc
 from wagle_trainer.evaluation.suites.suite_metric import Auc, SuiteMetric, mean_of
 
 if TYPE_CHECKING:  # it needs a tokenizer's package
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.qa_format import QAFormat
 
 _SETS = ("forget", "retain", "unseen")
 _KINDS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
@@ -81,7 +81,7 @@ class Custom(Suite):
             unseen: the file of rows like those to forget that no model was trained on.
             limit: rows of each set, drawn evenly over groups; None for all.
         """
-        from wagle_trainer.data.dataset_arguments import read_rows
+        from wagle_trainer.data.forget_and_retain import read_rows
         from wagle_trainer.data.groups import with_groups
 
         files = {"forget": data, "retain": retain, "unseen": unseen}
@@ -140,7 +140,7 @@ def evaluate_custom(
             template refuses it; the message names set and row.
         FloatingPointError: a log-probability is not finite.
     """
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.qa_format import QAFormat
     from wagle_trainer.evaluation.answer_scores import score_answers
     from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
     from wagle_trainer.evaluation.membership_attacks import membership_scores

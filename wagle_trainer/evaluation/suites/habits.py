@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # it needs a tokenizer's package
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.qa_format import QAFormat
 
 Compatibility = Literal["open-unlearning"] | None
 

@@ -15,7 +15,7 @@ from wagle_trainer.evaluation.suites.suite_inputs import Row, continuation, desc
 from wagle_trainer.evaluation.suites.suite_metric import mean_of
 
 if TYPE_CHECKING:
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.qa_format import QAFormat
 
 _SETS = ("forget", "retain")
 ASK_FOR = ("letter", "text", "continuation")
@@ -132,7 +132,7 @@ def evaluate_multiple_choice(
             their indices, or an unknown `ask_for`.
         FloatingPointError: a log-probability is not finite.
     """
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.qa_format import QAFormat
     from wagle_trainer.evaluation.answer_scores import score_answers
 
     if ask_for not in ASK_FOR:

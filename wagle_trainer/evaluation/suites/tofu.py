@@ -17,7 +17,7 @@ from wagle_trainer.evaluation.suites.suite_inputs import MAKE_REFERENCE, Row, de
 from wagle_trainer.evaluation.suites.suite_metric import Auc, HarmonicMean, Mean, SuiteMetric, mean_of
 
 if TYPE_CHECKING:  # they need torch
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.qa_format import QAFormat
     from wagle_trainer.evaluation.answer_scores import AnswerScore
 
 Scores = dict[str, list[list["AnswerScore"]]]
@@ -361,7 +361,7 @@ def evaluate_tofu(
             made on other questions, or `gradient_norm` is requested without non-members.
         FloatingPointError: a log-probability is not finite.
     """
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.qa_format import QAFormat
     from wagle_trainer.evaluation.membership_attacks import gradient_norms, membership_scores
 
     rows = {name: _read(datasets, name) for name in _TRUTH_COLUMN}

@@ -55,6 +55,6 @@ class CEU(UnlearningLoss):
         assert inputs.forget is not None
         mask = inputs.forget.mask
         forget = replace(inputs.forget, mask=mask & (mask.cumsum(-1) > self.ignore_first_tokens))
-        logits = forget.label_logits()
-        struck_out = logits.detach().scatter(1, forget.label_tokens()[:, None], float("-inf"))
+        logits = forget.target_logits()
+        struck_out = logits.detach().scatter(1, forget.target_tokens()[:, None], float("-inf"))
         return forget.mean_of(-(struck_out.softmax(-1) * logits.log_softmax(-1)).sum(-1))

@@ -49,7 +49,7 @@ class JensUn(UnlearningLoss):
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None and not isinstance(self.target, str)
         forget = inputs.forget
-        log_p = forget.label_logits().log_softmax(-1)
+        log_p = forget.target_logits().log_softmax(-1)
         target = torch.tensor(self.target, device=log_p.device)
         places = (forget.mask.cumsum(-1) - 1)[forget.mask] % len(target)
         log_q = log_p.gather(1, target[places][:, None])[:, 0]

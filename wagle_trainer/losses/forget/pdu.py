@@ -55,7 +55,7 @@ class PDU(UnlearningLoss):
 
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None
-        logits = inputs.forget.label_logits()
+        logits = inputs.forget.target_logits()
         return inputs.forget.mean_of((logits.amax(-1) - logits.mean(-1)).square())
 
     def retain_factor(self) -> float:

@@ -33,7 +33,7 @@ class RandomLabel(UnlearningLoss):
 
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None and inputs.rows is not None
-        logits = inputs.forget.label_logits()
+        logits = inputs.forget.target_logits()
         counts = zip(inputs.rows.tolist(), inputs.forget.num_tokens().tolist(), strict=True)
         tokens = [self._tokens(row, count, logits.shape[-1]) for row, count in counts]
         return inputs.forget.mean_of(F.cross_entropy(logits, torch.cat(tokens).to(logits.device), reduction="none"))

@@ -54,7 +54,7 @@ class RMU(UnlearningLoss):
 
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None
-        states = inputs.forget.label_states()
+        states = inputs.forget.target_states()
         target = self.control_vector(states.shape[-1]).to(states.device)
         if self.adaptive:
             assert inputs.forget_reference_states is not None

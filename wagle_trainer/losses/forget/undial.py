@@ -38,7 +38,7 @@ class UNDIAL(UnlearningLoss):
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None and inputs.forget_reference_logits is not None
         reference = inputs.forget_reference_logits.float()
-        tokens = inputs.forget.label_tokens()[:, None]
+        tokens = inputs.forget.target_tokens()[:, None]
         lowered = reference.scatter_add(1, tokens, reference.new_full(tokens.shape, -self.beta))
-        log_p = inputs.forget.label_logits().log_softmax(-1)
+        log_p = inputs.forget.target_logits().log_softmax(-1)
         return inputs.forget.mean_of(-(lowered.softmax(-1) * log_p).sum(-1))

@@ -23,5 +23,5 @@ class EmbedDiff(RetainLoss):
 
     def retain_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.retain is not None and inputs.retain_reference_states is not None
-        states = inputs.retain.label_states()
+        states = inputs.retain.target_states()
         return inputs.retain.mean_of((states - inputs.retain_reference_states.float()).square().mean(-1))

@@ -24,7 +24,7 @@ class JS(RetainLoss):
 
     def retain_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.retain is not None and inputs.retain_reference_logits is not None
-        log_p = inputs.retain.label_logits().log_softmax(-1)
+        log_p = inputs.retain.target_logits().log_softmax(-1)
         log_reference = inputs.retain_reference_logits.float().log_softmax(-1)
         log_middle = log_p.logaddexp(log_reference) - math.log(2)
         divergences = [(side.exp() * (side - log_middle)).sum(-1) for side in (log_p, log_reference)]

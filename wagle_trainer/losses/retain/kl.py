@@ -21,6 +21,6 @@ class KL(RetainLoss):
 
     def retain_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.retain is not None and inputs.retain_reference_logits is not None
-        log_p = inputs.retain.label_logits().log_softmax(-1)
+        log_p = inputs.retain.target_logits().log_softmax(-1)
         log_reference = inputs.retain_reference_logits.float().log_softmax(-1)
         return inputs.retain.mean_of((log_reference.exp() * (log_reference - log_p)).sum(-1))

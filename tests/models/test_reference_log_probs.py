@@ -12,7 +12,7 @@ from torch import nn
 from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.losses import LossInputs, get_retain_loss
 from wagle_trainer.models.log_probs import token_log_probs
-from wagle_trainer.models.reference_model import ReferenceLogits, reference_log_probs
+from wagle_trainer.models.reference_log_probs import ReferenceLogits, reference_log_probs
 
 CPU = torch.device("cpu")
 
@@ -30,8 +30,8 @@ def examples(make_examples):
     return make_examples(7, seed=3, prompt=(1, 7), answer=(1, 6))
 
 
-def label_logits(model, ids, labels):
-    """Logits that predict the label tokens of one example."""
+def target_logits(model, ids, labels):
+    """Logits that predict the target tokens of one example."""
     with torch.no_grad():
         logits = copy.deepcopy(model).eval()(input_ids=torch.tensor([ids])).logits[0]
     return logits[[t - 1 for t in range(1, len(ids)) if labels[t] != -100]]
@@ -87,7 +87,7 @@ def test_logits_stay_those_of_the_reference_model(model, examples, sums, as_batc
     head = model.get_output_embeddings()
     head.requires_grad_(trained)
     order = [4, 0, 6]  # any order, unlike that of the batches
-    expected = torch.cat([label_logits(model, *examples[row]) for row in order])
+    expected = torch.cat([target_logits(model, *examples[row]) for row in order])
     reference = ReferenceLogits(model, as_batches(examples, 3), CPU)
     assert model.training
     torch.testing.assert_close(reference.log_probs, sums, rtol=1e-4, atol=1e-4)
@@ -99,7 +99,7 @@ def test_logits_stay_those_of_the_reference_model(model, examples, sums, as_batc
     found = reference.values(order, CPU)
     assert not found.requires_grad
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert (torch.cat([label_logits(model, *examples[row]) for row in order]) - expected).abs().max() > 0.1
+    assert (torch.cat([target_logits(model, *examples[row]) for row in order]) - expected).abs().max() > 0.1
 
 
 def test_the_head_is_copied_only_if_it_is_trained(make_llama, examples, as_batches):

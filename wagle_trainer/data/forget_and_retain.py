@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from wagle_trainer.data.formatting import QAFormat
+    from wagle_trainer.data.qa_format import QAFormat
 
 
 @dataclass
@@ -90,7 +90,7 @@ class DataArguments:
         Raises:
             ValueError: as `QAFormat`.
         """
-        from wagle_trainer.data.formatting import QAFormat
+        from wagle_trainer.data.qa_format import QAFormat
 
         options = {name: getattr(self, name) for name in FORMAT_OPTIONS}
         return QAFormat.for_model(model, tokenizer, self.style, **options)
