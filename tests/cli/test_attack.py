@@ -76,7 +76,7 @@ def test_attacks_and_a_page_with_them(files, models, wagle, tmp_path):
     ("arguments", "message"),
     [
         ([], "either --dataset_name or --forget_file"),
-        (["--options", "bits=4"], "'bits' does not say of which attack it is: write ATTACK.bits=VALUE."),
+        (["--options", "bits=4"], "'bits' names no attack: write ATTACK.bits=VALUE."),
         (["--dataset_name", "fictional", "--data_options", "limt=1"], "The data of the suite 'tofu' take no limt"),
         (
             ["--dataset_name", "fictional", "--options", "quantization.bit=4"],

@@ -121,7 +121,7 @@ def test_refused_before_the_data(files, wagle, tmp_path):
     )
     (tmp_path / "sets.csv").write_text("question,answer\nWhen?,\n")
     err = wagle("attribute", "--config", files.run, "--forget_file", tmp_path / "sets.csv")[2]
-    assert "sets.csv: Column 'answer' must hold one string per row, but row 0 holds nothing. Mend" in err
+    assert "sets.csv: Column 'answer' must hold one string per row, but row 0 holds nothing. Fix" in err
     (tmp_path / "sets.txt").write_text("")
     sets = ["--forget_file", tmp_path / "sets.txt", "--retain_file", files.retain]
     assert (

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trl
 from datasets import Dataset
-from tests.data.test_formatting import make_tokenizer
 from transformers.utils import chat_template_utils
 
+from tests.data.test_qa_format import make_tokenizer
 from wagle_trainer.data import QAFormat
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

@@ -11,7 +11,7 @@ from wagle_trainer.evaluation import load_results
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 LABEL = "after, wagle mask 0.1"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.applications, pytest.mark.slow]
 
 
 @pytest.fixture
