@@ -9,6 +9,8 @@ import pytest
 
 from wagle_trainer.data import fictional_tokenizer
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 

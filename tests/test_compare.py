@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from wagle_trainer import WeightMask
 from wagle_trainer.evaluation import get_suite, load_results
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 

@@ -16,7 +16,7 @@ from wagle_trainer import WagleTrainer, WeightMask
 from wagle_trainer.losses.reference_checkpoint import REFERENCE_NAME, ReferenceFile
 from wagle_trainer.utils.complete_checkpoints import last_complete_checkpoint
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 # Nine steps: five batches per epoch, two to a step, so that the last step of each epoch is a ragged one. Dropout makes
 # the run depend on the random state, too.

@@ -17,6 +17,8 @@ from wagle_trainer.losses import get_loss, list_losses
 from wagle_trainer.masking import MaskInfo
 from wagle_trainer.models.architecture import linear_weights
 
+pytestmark = pytest.mark.slow
+
 BUILT_IN = [name for name in list_losses() if get_loss(name).__module__.startswith("wagle_trainer.")]
 KWARGS = {"rmu": {"layer": 1}, "pdu": {"retain_eps": 0.05}, "jensun": {"target": "w3 w4"}}
 

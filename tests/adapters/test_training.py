@@ -15,7 +15,7 @@ from wagle_trainer.adapters import SparseAdapter, diff, export_supertuning, merg
 from wagle_trainer.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME
 from wagle_trainer.engines.fsdp2 import FSDP2
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 STEPS = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "save_adapter": True, "optim": "adamw_torch"}
 
 

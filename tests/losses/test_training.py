@@ -11,6 +11,8 @@ from wagle_trainer import WagleTrainer
 from wagle_trainer.engines.fsdp2 import FSDP2
 from wagle_trainer.losses import UnlearningLoss, get_loss, list_losses, register_loss
 
+pytestmark = pytest.mark.slow
+
 BUILT_IN = [name for name in list_losses() if get_loss(name).__module__.startswith("wagle_trainer.")]
 KWARGS = {
     "rmu": {"layer": 0, "coefficient": 5.0},

@@ -13,6 +13,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from wagle_trainer import WagleTrainer
 
+pytestmark = pytest.mark.slow
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <eos> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|> {% endif %}"

@@ -19,6 +19,8 @@ from wagle_trainer.reporting import example_interval, plots, t_interval, write_r
 from wagle_trainer.reporting.examples import rows_at_quantiles
 from wagle_trainer.reporting.statistics import as_p_value, holm
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = ("comparisons", "masks", "attacks", "answers")
 
 
