@@ -10,11 +10,12 @@ from torch import nn
 
 from wagle_trainer.attribution.config import as_list
 from wagle_trainer.engines.sharding import named_parameters
+from wagle_trainer.models.architecture import is_quantised
 
 
 def check_not_quantised(model: nn.Module) -> None:
     """Raise ValueError for a model with quantised weights, as Transformers loads them."""
-    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+    if is_quantised(model):
         raise ValueError(
             "The base weights are quantised: they have no gradients and cannot change one by one. Load the model "
             "unquantised, or train a LoRA adapter without a weight mask (attribution=None)."

@@ -263,3 +263,9 @@ def _probe_left_padding(model: nn.Module, bare: nn.Module) -> bool:
         beside = model(**inputs).logits[:, 3:].float()
     scale = alone.std() + 1e-6
     return bool(((alone - beside).abs().max() / scale < 0.05).item())
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether a model has quantised weights, as Transformers loads them."""
+    inner = unwrap(model)
+    return bool(getattr(inner, "is_quantized", False)) or getattr(inner, "hf_quantizer", None) is not None

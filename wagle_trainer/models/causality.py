@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wagle_trainer.engines.sharding import device_of
-from wagle_trainer.models.architecture import unwrap
+from wagle_trainer.models.architecture import is_quantised, unwrap
 from wagle_trainer.models.log_probs import token_log_probs
 from wagle_trainer.models.modes import evaluation_mode, preserved_rng
 
@@ -51,11 +51,12 @@ _INSTEAD = "Losses and scores of target tokens need a causal language model (Aut
 def influence_of_last_token(model: nn.Module) -> float | None:
     """By how much a changed last token changes earlier log-probabilities, in nats; None if that cannot be measured.
 
-    It cannot where the vocabulary is not known, where an engine keeps the weights away (ZeRO-3), and where
-    log-probabilities are not finite, which others report.
+    It cannot where the vocabulary is not known, where an engine keeps the weights away (ZeRO-3), where
+    log-probabilities are not finite, which others report, and where a quantised model rounds activations by what else is
+    in the batch (bitsandbytes in 8 bits).
     """
     vocabulary = _vocabulary(model)
-    if vocabulary is None or any(parameter.numel() == 0 for parameter in model.parameters()):
+    if vocabulary is None or is_quantised(model) or any(parameter.numel() == 0 for parameter in model.parameters()):
         return None
     special = _special_tokens(getattr(unwrap(model), "config", None))
     usable = [token for token in range(min(vocabulary, 1000)) if token not in special]
