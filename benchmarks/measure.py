@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from wagle_trainer.evaluation import save_results
+from wagle_trainer.utils.text_table import text_table
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -88,10 +89,7 @@ def report(title: str, rows: list[dict[str, Any]], settings: dict[str, Any], out
     columns = list(dict.fromkeys(column for row in rows for column in row))
     values = [[row.get(column, "") for column in columns] for row in rows]
     cells = [columns, *[[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in values]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    print(f"\n{title}\n")
-    for row in cells:
-        print("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]))
+    print(f"\n{title}\n\n{text_table(cells, header=0)}")
     result = {
         "title": title,
         "rows": rows,

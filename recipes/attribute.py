@@ -8,6 +8,7 @@ from recipe import load_format, load_model, parse_arguments
 from trl import get_peft_config
 
 from wagle_trainer import WagleTrainer
+from wagle_trainer.cli.mask import table
 
 
 def main() -> None:
@@ -28,8 +29,7 @@ def main() -> None:
     if args.process_index == 0:
         mask.save_pretrained(args.output_dir)
         print(f"{mask}\nSaved in {args.output_dir}: train with --mask_path {args.output_dir}")
-        for kind, counts in mask.summary()["module"].items():
-            print(f"  {kind:<20} {counts['selected']:>13,} of {counts['total']:>13,}  {counts['density']:7.2%}")
+        print(table(mask.summary()["module"]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wagle_trainer.cli.parsing import add_command, make_parser, show_lines
+from wagle_trainer.utils.text_table import text_table
 
 OPERATIONS: dict[str, tuple[str, Callable[..., Any]]] = {
     "and": ("weights that both masks select", operator.and_),
@@ -73,12 +74,11 @@ def _show_info(result: dict[str, Any]) -> str:
 
 def table(counts: dict[str, dict[str, Any]]) -> str:
     """One group of `WeightMask.summary` as aligned text."""
-    width = max(map(len, counts))
-    digits = max(len(f"{entry['total']:,}") for entry in counts.values())
-    return "\n".join(
-        f"  {name:<{width}}  {entry['selected']:>{digits},} of {entry['total']:>{digits},}  {entry['density']:8.2%}"
+    rows = [
+        [f"  {name}", f"{entry['selected']:,}", "of", f"{entry['total']:,}", f"{entry['density']:.2%}"]
         for name, entry in counts.items()
-    )
+    ]
+    return text_table(rows, header=0)
 
 
 def _overlap(options: argparse.Namespace) -> dict[str, Any]:
