@@ -5,30 +5,22 @@ python recipes/compare.py --config recipes/configs/llama_3.2_1b.yaml --learning_
 
 Started with `python`: whole models run side by side, `--processes` of them. Every run is a file of its own, and what is
 there is not run again: a stopped comparison goes on where it stopped, and seeds, densities, scores and learning rates
-can be added later.
+can be added later. `wagle compare` does the same for a model and data of your own.
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import datasets
-import torch
-import transformers
 import yaml
-from compare_report import forget_goal, picks, read_references, report
 from compare_runs import CompareArguments, Runs
 from recipe import CONFIGS
 from tasks import task_class
-from tqdm.auto import tqdm
 from trl import ModelConfig, TrlParser
 
 from wagle_trainer import WagleConfig
+from wagle_trainer.comparison.run_comparison import check_can_compare, run_comparison
 
 
 def _task_of(arguments: Sequence[str]) -> str:
@@ -46,41 +38,6 @@ def _default_config(task: str) -> Path:
     return CONFIGS / f"{bundled.get(task, f'compare_{task}_fictional')}.yaml"
 
 
-def prepare_process(threads: int | None) -> None:
-    """Quiet, and with so many threads, in each process that makes runs."""
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-class Workers:
-    """Processes that stay for the whole comparison, since starting one takes longer than a run of a small model."""
-
-    def __init__(self, processes: int):
-        self.pool = None
-        if processes > 1:
-            os.environ["OMP_NUM_THREADS"] = "1"  # read when a process starts
-            self.pool = ProcessPoolExecutor(processes, get_context("spawn"), prepare_process, (1,))
-
-    def map(self, function: Callable[..., None], items: Sequence[tuple[Any, ...]], title: str) -> None:
-        """Call the function with the arguments of every item."""
-        with tqdm(total=len(items), desc=title, unit="run") as bar:
-            if self.pool is None:
-                for item in items:
-                    function(*item)
-                    bar.update()
-                return
-            try:
-                for done in as_completed([self.pool.submit(function, *item) for item in items]):
-                    done.result()
-                    bar.update()
-            except BaseException:
-                self.pool.shutdown(cancel_futures=True)
-                raise
-
-
 def main() -> None:
     arguments = sys.argv[1:]
     if "--config" not in arguments and "--model_name_or_path" not in arguments:
@@ -88,30 +45,10 @@ def main() -> None:
     task = _task_of(arguments)
     parser = TrlParser((CompareArguments, task_class(task).arguments, WagleConfig, ModelConfig))
     compare, data, args, model_args = parser.parse_args_and_config(arguments)
-    if args.world_size > 1:
-        raise SystemExit("recipes/compare.py runs whole models side by side: start it with python and --processes.")
-    if model_args.use_peft:
-        raise SystemExit("recipes/compare.py compares masks on the model's own weights: leave out --use_peft.")
+    check_can_compare(args, model_args)
     runs = Runs(compare, data, args, model_args)
-    runs.check_settings()
-    processes = compare.processes or (2 if args.device.type == "cpu" else 1)
-    prepare_process(1 if runs.small else None)  # so small a model gains nothing from more threads
-
-    workers = Workers(processes)
-    if runs.small:
-        workers.map(
-            runs.train_model, [(seed, retrained) for seed in compare.seeds for retrained in (False, True)], "Models"
-        )
-    workers.map(runs.measure_references, [(seed,) for seed in runs.reference_seeds], "References")
-    goal = forget_goal(read_references(runs), compare)  # before the long part, in case there is none
-    workers.map(runs.run, [(variant,) for variant in runs.variants if runs.missing(variant)], "Variants")
-    picked = picks(runs, goal)
-    if compare.attacks:
-        if runs.retrained(compare.seeds[0]) is not None:
-            workers.map(runs.attack_retrained, [(seed,) for seed in runs.reference_seeds], "Attacks on the retrained")
-        reached = [(v, p.learning_rate) for v in runs.variants if (p := picked.get(v.label)) and p.reached]
-        workers.map(runs.attack_variant, reached, "Attacks")
-    report(runs, picked, goal)
+    models = [(seed, retrained) for seed in compare.seeds for retrained in (False, True)] if runs.small else []
+    print(run_comparison(runs, first=(runs.train_model, models, "Models"), threads=1 if runs.small else None))
 
 
 if __name__ == "__main__":

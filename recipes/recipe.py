@@ -13,11 +13,11 @@ from trl import ModelConfig, TrlParser, get_peft_config
 
 from wagle_trainer import WagleConfig
 from wagle_trainer.attribution import get_score
+from wagle_trainer.comparison.learning_rate_rule import RETRAINED
 from wagle_trainer.data import QAFormat
 from wagle_trainer.evaluation import results_table, save_results
 
 CONFIGS = Path(__file__).parent / "configs"
-RETRAINED = "retrained without the forget set"
 # What `--controls` takes besides scores and "lora": other names, and the simpler methods that the WAGLE paper compares with.
 CONTROL_GROUPS = {"dense": ["none"], "paper": ["none", "random", "magnitude", "wanda", "lora"]}
 SCOPES = {"wanda": "row"}  # the scope that a score is defined with, where it is not the run's

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wagle_trainer import WeightMask
+from wagle_trainer import WagleTrainer, WeightMask
+from wagle_trainer.comparison import forget_goal, pick
+from wagle_trainer.comparison.learning_rate_rule import RETRAINED
 from wagle_trainer.evaluation import get_suite, load_results
 
 pytestmark = pytest.mark.slow
@@ -36,11 +38,6 @@ def compare_runs(recipes):
     return importlib.import_module("compare_runs")
 
 
-@pytest.fixture(scope="module")
-def compare_report(recipes):
-    return importlib.import_module("compare_report")
-
-
 RULE = SimpleNamespace(
     suite=get_suite("tofu"),
     forget_metric="forget_Q_A_Prob",
@@ -63,13 +60,13 @@ RUNS = st.dictionaries(
 
 
 @given(by_rate=RUNS, goal=EIGHTHS)
-def test_the_learning_rate_that_counts(compare_report, by_rate, goal):
+def test_the_learning_rate_that_counts(by_rate, goal):
     usable = {
         rate: [sum(run[name] for run in runs) / 2 for name in ("forget_Q_A_Prob", "model_utility")]
         for rate, runs in by_rate.items()
         if all("failed" not in run for run in runs)
     }
-    found = compare_report.pick(by_rate, goal, RULE)
+    found = pick(by_rate, goal, RULE)
     if not usable:
         assert found is None
         return
@@ -83,25 +80,25 @@ def test_the_learning_rate_that_counts(compare_report, by_rate, goal):
     assert found == (expected, bool(reaching), by_rate[expected])
 
 
-def test_a_forget_metric_that_is_better_higher(compare_report):
+def test_a_forget_metric_that_is_better_higher():
     rule = SimpleNamespace(**{**vars(RULE), "forget_metric": "forget_quality"})
     by_rate = {
         1e-3: [{"forget_quality": 0.9, "model_utility": 0.1}],
         1e-4: [{"forget_quality": 0.1, "model_utility": 0.9}],
     }
-    assert compare_report.pick(by_rate, 0.05, rule)[:2] == (1e-4, True)
-    assert compare_report.pick(by_rate, 0.5, rule)[:2] == (1e-3, True)
-    assert compare_report.pick(by_rate, 0.95, rule)[:2] == (1e-3, False)
+    assert pick(by_rate, 0.05, rule)[:2] == (1e-4, True)
+    assert pick(by_rate, 0.5, rule)[:2] == (1e-3, True)
+    assert pick(by_rate, 0.95, rule)[:2] == (1e-3, False)
 
 
-def test_goal(compare_report):
-    retrained = compare_report.RETRAINED
+def test_goal():
+    retrained = RETRAINED
     references = {"before": [result(0.9, 1), result(1.0, 1)], retrained: [result(0.1, 1), result(0.2, 1)]}
-    assert compare_report.forget_goal(references, RULE) == pytest.approx(0.95 - 0.9 * 0.8)
+    assert forget_goal(references, RULE) == pytest.approx(0.95 - 0.9 * 0.8)
     given_one = SimpleNamespace(**{**vars(RULE), "forget_goal": 0.3})
-    assert compare_report.forget_goal({}, given_one) == 0.3
+    assert forget_goal({}, given_one) == 0.3
     with pytest.raises(ValueError, match="give --forget_goal, or a --retrained_model"):
-        compare_report.forget_goal({"before": references["before"]}, RULE)
+        forget_goal({"before": references["before"]}, RULE)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +197,12 @@ def test_what_is_there_is_not_run_again(compared, start, compare_runs, monkeypat
     (compared / "runs" / "seed 1, no mask, learning rate 0.001.json").unlink()
     trained = []
 
-    class Counting(compare_runs.WagleTrainer):
+    class Counting(WagleTrainer):
         def train(self, *arguments, **kwargs):
             trained.append((self.args.seed, self.args.attribution))
             return super().train(*arguments, **kwargs)
 
-    monkeypatch.setattr(compare_runs, "WagleTrainer", Counting)
+    monkeypatch.setattr("wagle_trainer.comparison.runs.WagleTrainer", Counting)
     start()
     assert trained == [(1, None)]
     after = runs_in(compared)

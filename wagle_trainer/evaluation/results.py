@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from wagle_trainer.evaluation.suites import get_suite, readings
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.folder_lock import folder_lock
 from wagle_trainer.utils.secrets import redacted
+from wagle_trainer.utils.table_formats import csv_table, latex_table, markdown_table
 from wagle_trainer.utils.text_table import text_table
 
 
@@ -88,20 +89,36 @@ def metrics_of(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def results_table(
-    results: Mapping[str, Mapping[str, Any]], headline: Mapping[str, tuple[str, str]] | None = None
+    results: Mapping[str, Mapping[str, Any]],
+    headline: Mapping[str, tuple[str, str]] | None = None,
+    format: Literal["text", "csv", "markdown", "latex"] = "text",
 ) -> str:
-    """The main numbers of several evaluations as aligned plain text.
+    """The main numbers of several evaluations as a table.
 
     Args:
         results: label of each row ("before", "after (wagle)", "retrained") -> what an evaluation returned. Where a
-            number is absent, such as forget quality without a reference, the table has "-"; if it is in all rows, a
-            sentence below says why, and what to do.
+            number is absent, such as forget quality without a reference, the table has "-" (CSV: nothing); if it is in
+            all rows, a sentence below text says why, and what to do.
         headline: metric -> the two lines of its column's head: a suite's `headline`; TOFU's if None.
+        format: aligned text; or CSV, with every digit and the metrics' names; Markdown; LaTeX for booktabs.
+
+    Raises:
+        ValueError: an unknown format.
     """
     columns = get_suite("tofu").headline if headline is None else headline
-    rows = [["", *(first for first, _ in columns.values())], ["", *(second for _, second in columns.values())]]
-    rows += [[label, *(_cell(name, numbers) for name in columns)] for label, numbers in results.items()]
-    return "\n".join([text_table(rows, header=2), *_notes(results, columns)])
+    if format == "csv":
+        values = [[label, *(numbers.get(name) for name in columns)] for label, numbers in results.items()]
+        return csv_table(
+            [["model", *columns], *([("" if value is None else str(value)) for value in row] for row in values)]
+        )
+    rows = [[label, *(_cell(name, numbers) for name in columns)] for label, numbers in results.items()]
+    if format in ("markdown", "latex"):
+        head = ["", *(" ".join(lines) for lines in columns.values())]
+        return (markdown_table if format == "markdown" else latex_table)([head, *rows])
+    if format != "text":
+        raise ValueError(f"Unknown format {format!r}: use 'text', 'csv', 'markdown' or 'latex'.")
+    head_lines = [["", *(lines[line] for lines in columns.values())] for line in (0, 1)]
+    return "\n".join([text_table([*head_lines, *rows], header=2), *_notes(results, columns)])
 
 
 def _notes(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> list[str]:

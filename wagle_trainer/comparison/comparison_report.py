@@ -1,62 +1,19 @@
-"""What the runs of recipes/compare.py say together: which learning rate counts, the tests, the page."""
+"""What the runs of a comparison say together: the learning rates that count, the tests, the page, the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-from compare_runs import NO_MASK, CompareArguments, Runs
-from recipe import RETRAINED
-
+from wagle_trainer.comparison.learning_rate_rule import RETRAINED, Pick, Results, pick
+from wagle_trainer.comparison.runs import NO_MASK, Runs
 from wagle_trainer.evaluation import load_results, results_table
 from wagle_trainer.evaluation.attacks import read_attack
 from wagle_trainer.reporting import write_report
+from wagle_trainer.reporting.result_tables import write_tables
 from wagle_trainer.reporting.statistics import mean
-
-Results = Sequence[Mapping[str, Any]]  # one for each seed
-
-
-class Pick(NamedTuple):
-    """The learning rate that counts for a variant, whether it reaches the forget goal, and its results."""
-
-    learning_rate: float
-    reached: bool
-    results: Results
-
-
-def pick(by_rate: Mapping[float, Results], goal: float, compare: CompareArguments) -> Pick | None:
-    """Of the learning rates whose mean over seeds reaches the forget goal, the one with the best mean utility; if none
-    does, the one that forgets most; the lower of two that are equal. Rates with a failed seed do not count: None if no
-    rate is left."""
-    sign = 1 if compare.suite.forget_metrics[compare.forget_metric] == "higher" else -1
-    found = []
-    for rate, results in by_rate.items():
-        if not any("failed" in result for result in results):
-            forgotten = sign * mean([result[compare.forget_metric] for result in results])
-            utility = mean([result[compare.utility_metric] for result in results])
-            reached = forgotten >= sign * goal
-            found.append(((reached, utility if reached else forgotten, -rate), Pick(rate, reached, results)))
-    return max(found, key=lambda entry: entry[0])[1] if found else None
-
-
-def forget_goal(references: Mapping[str, Results], compare: CompareArguments) -> float:
-    """The value of the forget metric from which a variant counts as having forgotten.
-
-    Raises:
-        ValueError: there is no number to derive it from.
-    """
-    if compare.forget_goal is not None:
-        return compare.forget_goal
-    metric, ends = compare.forget_metric, [references.get("before", ()), references.get(RETRAINED, ())]
-    if not all(end and metric in end[0] for end in ends):
-        raise ValueError(
-            f"The forget goal is a share of the distance of {metric} from the reference to a retrained model, but not "
-            "both have that number: give --forget_goal, or a --retrained_model."
-        )
-    before, retrained = (mean([result[metric] for result in end]) for end in ends)
-    return before + compare.forget_share * (retrained - before)
 
 
 def read_references(runs: Runs) -> dict[str, Results]:
@@ -81,8 +38,8 @@ def picks(runs: Runs, goal: float) -> dict[str, Pick]:
     return picked
 
 
-def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
-    """Write the report into the folder of the runs, and print its table and sentences."""
+def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> str:
+    """Write the report and its tables into the folder of the runs, and return table and sentences as text."""
     compare, seeds, references = runs.compare, runs.compare.seeds, read_references(runs)
     by_label = {"before": references["before"], **{label: found.results for label, found in picked.items()}}
     by_label |= {RETRAINED: references[RETRAINED]} if RETRAINED in references else {}
@@ -100,17 +57,18 @@ def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
     masked = {v.label: v for v in runs.variants if v.score is not None and v.label in picked}
     pairs = {
         "a random mask of the same density": [
-            (label, f"random {v.density:g}") for label, v in masked.items() if v.score != "random"
+            (label, v.with_mask("random").label) for label, v in masked.items() if v.score != "random"
         ],
-        NO_MASK: [(label, NO_MASK) for label in masked],
+        NO_MASK: [(label, v.with_mask(None).label) for label, v in masked.items()],
     }
-    smallest = min(compare.densities)
-    drawn = [*(label for label, variant in masked.items() if variant.density == smallest), NO_MASK, RETRAINED]
+    first, smallest = runs.variants[0], min(compare.densities)
+    drawn = [label for label, v in masked.items() if v.density == smallest and v.objective == first.objective]
+    drawn += [first.with_mask(None).label, RETRAINED]
     path = write_report(
         results,
         runs.folder,
-        title=f"{runs.args.loss_type} with and without masks",
-        mask={label: runs.folder / "masks" / label for label in drawn if label in masked},
+        title=f"{', '.join(compare.objectives) or runs.args.loss_type} with and without masks",
+        mask={label: folder for label in drawn if (folder := runs.folder / "masks" / label).is_dir()},
         attacks={f"{label} (seed {seeds[0]})": attacked[label][0] for label in drawn if label in attacked},
         config=runs.args.to_dict() | asdict(runs.task.data) | asdict(compare),
         forget_goal=goal,
@@ -127,11 +85,25 @@ def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> None:
     )
     page = load_results(path.with_name("report.json"))
     means = {label: {name: i["mean"] for name, i in found.items()} for label, found in page["table"].items()}
-    print(
+    write_tables(page, runs.folder, compare.formats, _more_columns(picked))
+    return (
         f"\n{results_table(means, headline)}\n\n"
         + "\n".join([*page["summary"], *page["notes"]])
         + f"\n\nThe report: {path}"
     )
+
+
+def _more_columns(picked: Mapping[str, Pick]) -> dict[str, dict[str, Any]]:
+    """Columns of the tables that are no metrics of the suite: label -> value."""
+    seconds = {
+        label: [run["settings"]["seconds"] for run in found.results if "seconds" in run.get("settings", {})]
+        for label, found in picked.items()
+    }
+    return {
+        "learning rate": {label: found.learning_rate for label, found in picked.items()},
+        "goal reached": {label: "yes" if found.reached else "no" for label, found in picked.items()},
+        "seconds of training": {label: mean(some) for label, some in seconds.items() if some},
+    }
 
 
 def _read_attacks(runs: Runs, picked: Mapping[str, Pick], label: str) -> list[dict[str, Any]]:
@@ -152,7 +124,9 @@ def _notes(runs: Runs, picked: Mapping[str, Pick], goal: float) -> list[str]:
     notes = [
         "A seed is a small Llama that was trained from scratch on the bundled example, and one that never saw the forget "
         "set; it also gives the order of the examples and the random mask."
-        if runs.small
+        if getattr(runs, "small", False)
+        else "Each seed has a reference model of its own; it also gives the order of the examples and the random mask."
+        if runs.model_for_each_seed
         else "All seeds start from the same model: a seed gives the order of the examples and the random mask, so that "
         "the tests say nothing about other models.",
         f"Learning rate of each variant: of {', '.join(f'{rate:g}' for rate in runs.learning_rates)} the one with the best "

@@ -1,0 +1,23 @@
+"""Comparisons of objectives, scores, densities and learning rates over seeds, each run once, under one rule.
+
+Names load on first use.
+"""
+
+from wagle_trainer.utils.lazy_names import lazy_names
+
+_HOMES = {
+    "ComparisonArguments": "arguments",
+    "Pick": "learning_rate_rule",
+    "Runs": "runs",
+    "Variant": "runs",
+    "Workers": "workers",
+    "forget_goal": "learning_rate_rule",
+    "pick": "learning_rate_rule",
+    "picks": "comparison_report",
+    "read_references": "comparison_report",
+    "report": "comparison_report",
+    "run_comparison": "run_comparison",
+}
+
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
