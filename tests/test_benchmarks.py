@@ -76,6 +76,14 @@ def test_attribution(run, model_folder):
     assert result["rows"][-1]["speed-up"] == pytest.approx(1 / result["rows"][-1]["ratio"])
 
 
+def test_attribution_memory(run):
+    result = run("attribution_memory.py", "--random_llama", "19m", "--examples", 2)
+    floor, device, host, whole = (row["x parameters"] for row in result["rows"])
+    assert floor == 0
+    assert device > 1.5  # both sums
+    assert host < 0.5 > whole
+
+
 def test_selection(run):
     result = run("selection.py", "--weights", 100_000, "--tensors", 3, "--densities", 0.8)
     rows = [row for row in result["rows"] if row[""].endswith("selection + mask")]

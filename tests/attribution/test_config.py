@@ -36,7 +36,7 @@ def make_wagle_config(tmp_path):
         ({"density": None}, r"density must be in \(0, 1\], got None"),
         ({"density": "auto", "scope": "row"}, 'density="auto" compares all weights'),
         ({"scope": "layer"}, "Unknown attribution scope 'layer'"),
-        ({"offload": "disk"}, "attribution_offload must be None or \"cpu\", got 'disk'"),
+        ({"offload": "disk"}, 'attribution_offload must be "auto", "cpu" or None, got \'disk\''),
         ({"attribution_loss": "kl"}, "Unknown attribution_loss 'kl'. Known: auto, nll, chosen_nll"),
         ({"samples": 0}, "attribution_samples must be at least 1, got 0"),
         ({"batch_size": -1}, "attribution_batch_size must be at least 1, got -1"),

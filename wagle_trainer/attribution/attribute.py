@@ -18,6 +18,7 @@ from wagle_trainer.attribution.automatic import (
 )
 from wagle_trainer.attribution.config import AttributionConfig, as_attribution_config
 from wagle_trainer.attribution.gradients import Batch, SetStatistics, attribution_mode, memory_advice, set_statistics
+from wagle_trainer.attribution.host_sums import fits_on_device
 from wagle_trainer.attribution.score_histogram import ScoreHistogram
 from wagle_trainer.attribution.score_inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
 from wagle_trainer.attribution.scored_parameters import check_not_quantised, select_parameters
@@ -50,8 +51,10 @@ def attribute(
 
     The model is left as found: weights, train/eval mode, `requires_grad`, gradients and random state. Memory: one
     number in `dtype` per scored weight for each gradient that the score needs, one of which is the gradient that a
-    plain backward pass needs too. A model sharded by FSDP2 is scored as it is: every process keeps its rows only, sees
-    one full tensor at a time, and ends with the same mask.
+    plain backward pass needs too. With `offload` these numbers and the scores lie in host memory, and the device holds,
+    beside weights and activations, one gradient tensor at a time (see `set_statistics`); while scores are computed there
+    are no activations, and the arguments of one tensor's score. A model sharded by FSDP2 is scored as it is: every process
+    keeps its rows only, sees one full tensor at a time, and ends with the same mask.
 
     Args:
         model: a causal language model; all trainable entries of `named_parameters()` are scored.
@@ -97,6 +100,7 @@ def attribute(
         config.earlier_mask.check(model)
 
     shards = _shards(next(iter(parameters.values()))) if is_sharded(parameters.values()) else ONE
+    offload = _keeps_on_host(config, parameters.values())
     with attribution_mode(model, parameters):
         statistics = {
             which: set_statistics(
@@ -107,7 +111,7 @@ def attribute(
                 wanted=wanted,
                 across_processes=across_processes,
                 dtype=config.dtype,  # type: ignore[arg-type]
-                offload=config.offload is not None,
+                offload=offload,
                 progress=progress,
             )
             for which, wanted in config.needs.items()
@@ -118,7 +122,7 @@ def attribute(
             if isinstance(gamma, str) and "gamma" in config.score_arguments:
                 gamma = choose_gamma(gamma, lambda: _local_pairs(parameters, statistics["retain"]), shards.reduce)
             layouts = layouts_of(model, parameters)
-            selection = _Selection(parameters, layouts, config, shards)
+            selection = _Selection(parameters, layouts, config, shards, offload)
             try:
                 for key, available in ScoreInputs(parameters, statistics, gamma, config.seed, layouts):
                     score = score_tensor(config.score_function, config.score_arguments, key, available)
@@ -194,9 +198,10 @@ class _Selection:
         layouts: Mapping[str, WeightMatrix],
         config: AttributionConfig,
         shards: Shards,
+        offload: bool,
     ):
         self.parameters, self.layouts = dict(parameters), layouts
-        self.scope, self.shards, self.offload = config.scope, shards, config.offload
+        self.scope, self.shards, self.offload = config.scope, shards, offload
         self.unranked: dict[str, int] = {}
         density, exclude_mask = config.density, config.earlier_mask
         self.exclude_mask = exclude_mask
@@ -232,10 +237,10 @@ class _Selection:
             return
         part = shard(score, parameter).clone() if self.shards is not ONE else score
         room = next((value for name, value in available.items() if name.endswith("_grad")), None)
-        if room is not None and self.shards is ONE and self.offload is None:
+        if room is not None and self.shards is ONE and not self.offload:
             # In the memory of a gradient, which is no longer needed: fresh memory takes longer than a copy.
             part = room.copy_(part)
-        self._scores[key] = part if self.offload is None else part.to(self.offload)
+        self._scores[key] = part.cpu() if self.offload else part
 
     def _select_within(self, key: str, score: Tensor) -> Tensor:
         """Packed bits of one tensor, whose weights compete with each other only."""
@@ -282,6 +287,14 @@ class _Selection:
         would_move = sum(bits.count(self._moving[key]) for key in packed)
         both = sum(bits.count(self._moving[key] & packed[key]) for key in packed)
         return both / max(would_move, 1)
+
+
+def _keeps_on_host(config: AttributionConfig, parameters: Iterable[Tensor]) -> bool:
+    """Whether gradients and scores are kept in host memory."""
+    if config.offload != "auto":
+        return config.offload is not None
+    sums = sum(len(wanted - {"activation"}) for wanted in config.needs.values())
+    return not fits_on_device(map(local_part, parameters), config.dtype, sums)  # type: ignore[arg-type]
 
 
 def _local_pairs(parameters: Mapping[str, nn.Parameter], statistics: SetStatistics) -> Iterator[tuple[Tensor, Tensor]]:

@@ -51,7 +51,8 @@ class AttributionConfig:
         batch_size: examples per forward pass; the trainer's `per_device_train_batch_size` if None. `attribute` ignores
             it.
         dtype: of the gradients' accumulators: a floating `torch.dtype` or its name.
-        offload: "cpu" keeps accumulators and scores in host memory.
+        offload: "cpu" keeps accumulators and scores in host memory, None where the model is, and "auto" in host memory
+            if a GPU has no room for them.
         seed: of the "random" score.
 
     Raises:
@@ -133,8 +134,11 @@ class AttributionConfig:
         },
     )
     offload: str | None = field(
-        default=None,
-        metadata={"help": "'cpu' keeps the gradients' accumulators in host memory, where they do not fit elsewhere."},
+        default="auto",
+        metadata={
+            "help": "Where the gradients' accumulators lie: 'cpu' is host memory, 'none' the device, 'auto' the device if it has "
+            "room for them."
+        },
     )
     seed: int = field(default=42, metadata={"help": "Seed of the score 'random'."})
 
@@ -146,13 +150,14 @@ class AttributionConfig:
             )
         normal: dict[str, Any] = {"score_kwargs": dict(self.score_kwargs or {}) or None}
         normal |= {name: as_list(getattr(self, name)) for name in ("include", "exclude")}
+        normal["offload"] = None if self.offload == "none" else self.offload  # as the command line says it
         for name, value in normal.items():
             object.__setattr__(self, name, value)
         arguments_of(self.score_function)
         _check_gamma(self.gamma)
         _check_density(self.density, self.scope)
-        if self.offload not in (None, "cpu"):
-            raise ValueError(f'attribution_offload must be None or "cpu", got {self.offload!r}.')
+        if self.offload not in (None, "auto", "cpu"):
+            raise ValueError(f'attribution_offload must be "auto", "cpu" or None, got {self.offload!r}.')
         if self.attribution_loss not in ATTRIBUTION_LOSSES:
             raise ValueError(
                 f"Unknown attribution_loss {self.attribution_loss!r}. Known: {', '.join(ATTRIBUTION_LOSSES)}."

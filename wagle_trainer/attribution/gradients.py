@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from wagle_trainer.attribution.activations import Activations
+from wagle_trainer.attribution.host_sums import HostSums
 from wagle_trainer.engines.sharding import (
     device_of,
     empty_batch,
@@ -104,6 +105,10 @@ def set_statistics(
     tokens of the NLL). Sums over examples are accumulated in `dtype`, whatever the model's dtype, and divided by their
     number at the end; so the result does not depend on how examples are batched, beyond rounding.
 
+    Memory on the device beside weights and activations: with `offload`, one gradient tensor, and on a GPU the one or two
+    before it whose copies are under way; without, the accumulators. In host memory: one number in `dtype` per weight for
+    "grad", and one for "square".
+
     Args:
         model: the causal language model; its device is where the batches go.
         parameters: name -> parameter to differentiate by.
@@ -113,7 +118,7 @@ def set_statistics(
         across_processes: each process has its own shard of the batches; the sums are over all. Always so where
             parameters are sharded.
         dtype: of the accumulators. In the parameters' dtype, the gradient adds nothing to the memory of a backward pass.
-        offload: keep the accumulators in host memory.
+        offload: keep the accumulators in host memory: each gradient leaves the device as it arrives.
         progress: show a progress bar.
 
     Returns:
@@ -136,8 +141,9 @@ def set_statistics(
     with memory_advice(f"making room for the {name} gradient"):
         accumulators, squares = _accumulators(parameters, wanted, dtype, offload)
     inputs = Activations(model, parameters) if "activation" in wanted else None
+    sums = HostSums(device) if offload and backward else None
     hooks = [
-        parameter.register_post_accumulate_grad_hook(_move_grad_into(accumulators.get(key), squares.get(key)))
+        parameter.register_post_accumulate_grad_hook(_move_grad_into(accumulators.get(key), squares.get(key), sums))
         for key, parameter in parameters.items()
         if key in accumulators or key in squares
     ]
@@ -166,7 +172,11 @@ def set_statistics(
                         )
                     if backward:
                         loss.backward()
+            if sums is not None:
+                sums.finish()
     finally:
+        if sums is not None:
+            sums.close()
         for hook in (*hooks, *(inputs.hooks if inputs is not None else ())):
             hook.remove()
         if sharded and not backward:
@@ -213,7 +223,7 @@ def _accumulators(
         place = torch.device("cpu") if offload else local.device
         if "square" in wanted:
             squares[key] = torch.zeros_like(local, dtype=dtype, device=place)
-        if "grad" in wanted and (parameter.dtype != dtype or place != local.device or "square" in wanted):
+        if "grad" in wanted and (parameter.dtype != dtype or offload or "square" in wanted):
             accumulators[key] = torch.zeros_like(local, dtype=dtype, device=place)
     return accumulators, squares
 
@@ -252,14 +262,17 @@ def has_target_token(batch: Batch) -> bool:
     return bool(label_mask(batch["labels"], batch.get("attention_mask")).any())
 
 
-def _move_grad_into(accumulator: Tensor | None, square: Tensor | None) -> Any:
+def _move_grad_into(accumulator: Tensor | None, square: Tensor | None, sums: HostSums | None) -> Any:
     def move(parameter: Tensor) -> None:
         grad = local_part(parameter.grad)  # type: ignore[arg-type]
-        if accumulator is not None:
-            accumulator.add_(grad.to(accumulator.device))
-        if square is not None:
-            grad = grad.to(square.device, square.dtype)
-            square.addcmul_(grad, grad)
         parameter.grad = None
+        if sums is not None:
+            sums.add(grad, accumulator, square)
+            return
+        if accumulator is not None:
+            accumulator.add_(grad)
+        if square is not None:
+            grad = grad.to(square.dtype)
+            square.addcmul_(grad, grad)
 
     return move
