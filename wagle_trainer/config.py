@@ -11,6 +11,7 @@ from trl import SFTConfig
 
 from wagle_trainer.attribution.config import AttributionConfig
 from wagle_trainer.losses import get_loss, get_retain_loss, list_losses, list_retain_losses
+from wagle_trainer.presets import PRESETS, apply_preset
 
 # Where the flat name of an attribution's argument is not "attribution_" and its name.
 _FLAT_NAMES = {
@@ -64,6 +65,9 @@ class WagleConfig(SFTConfig):
             whole model, in checkpoints, too. See `wagle_trainer.adapters`.
         save_full_model (`bool`, defaults to `False`): With `save_adapter`, save the whole model as well; the adapter is
             then in the subfolder `adapter`.
+        preset (`str`, *optional*): Settings of a publication, for each field that you leave at its default:
+            `"wagle-paper"` (TOFU: density 0.95 or 0.8 by objective, gamma 1e-6, learning rate, schedule, batch size)
+            or `"wagle-paper-wmdp"`. `wagle_trainer.presets` lists the values and their sources.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*SFTConfig._VALID_DICT_FIELDS, "loss_kwargs", "attribution_kwargs"]
@@ -135,8 +139,18 @@ class WagleConfig(SFTConfig):
         default=False,
         metadata={"help": "With save_adapter, save the whole model as well; the adapter goes to a subfolder."},
     )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of a publication, by objective, for each option that you leave out: wagle-paper (TOFU) or "
+            "wagle-paper-wmdp.",
+            "choices": list(PRESETS),
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.preset is not None:
+            apply_preset(self, self.preset, self.loss_type)
         if self.bf16 is None and not self.fp16:  # type: ignore[has-type]
             # TRL's default of bf16=True is many times slower than float32 on CPUs without bfloat16 units.
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
