@@ -6,18 +6,22 @@ python recipes/patch_size.py --task facts --model SMOLLM2_FOLDER --output_dir ou
 Each run is one row of `results.json` in the output folder. What is there is not run again: a stopped study goes on where
 it stopped, and seeds, densities, scores, tasks and objectives can be added later.
 
-The learning rate is chosen by one rule on the first seed, for each score and density. The best rate of the grid 1e-6,
-3e-6, 1e-5, ..., 10 has the smallest sum of what is left of the forget set and of what is lost on the retain and on the
-unseen set, each as a share of what the reference model knows. The search begins where earlier runs found good rates, at
-base_rate / density for scores that look at no gradient and at base_rate / sqrt(density) for the others; it goes up until a rate is
-clearly worse than the best so far (by 0.1), and down until one is worse than the best. The other seeds use the best rate.
-One at the end of what was tried is reported as such.
+The learning rate is chosen by one rule on the first seed, for each score and density. The best rate has the smallest
+shortfall from the goal: what is left of the forget set above the goal, and what the retain and the unseen set lose beyond
+`utility_loss`, each as a share of what the reference model knows. A tenth of all that is left and lost is added, which
+decides between rates that reach the goal. The grid is 1e-6, 3e-6, 1e-5, ..., 10. The search begins where earlier runs found
+good rates, at base_rate / density for scores that look at no gradient and at base_rate / sqrt(density) for the others; it
+goes up until a rate is clearly worse than the best so far (by 0.1), and down until one is worse than the best. Then it tries
+the rate halfway (in the logarithm) between the best one and its better neighbour. The other seeds use the best rate. One at
+the end of what was tried is reported as such.
+
+--rerun 3 runs three rows of the file again and compares them: the same versions on the same kind of machine give the same
+digests.
 """
 
 from __future__ import annotations
 
 import math
-import platform
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,15 +31,12 @@ from typing import Any
 
 import datasets
 import torch
-import transformers
-import trl
-from patch_size_report import write_report
-from patch_size_runs import NO_MASK, Bench, Rows, spread
+from patch_size_report import shortfall, write_report
+from patch_size_runs import NO_MASK, Bench, Rows, differences, environment, spread
 from patch_size_tasks import TASKS
 from transformers.utils import logging
 from trl import TrlParser
 
-from wagle_trainer import __version__
 from wagle_trainer.attribution import get_score
 from wagle_trainer.losses import get_loss
 
@@ -117,15 +118,7 @@ class Study:
         self._benches: dict[int, Bench] = {}
         torch.set_num_threads(min(torch.get_num_threads(), 1 if args.task == "people" else torch.get_num_threads()))
         self._check_settings()
-        self.environment = {
-            "wagle_trainer": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "trl": trl.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        }
+        self.environment = environment()
 
     def _check_settings(self) -> None:
         """Refuse to add to rows of the same task that were made with other settings."""
@@ -208,13 +201,41 @@ class Study:
             print(describe(found), flush=True)
         return found
 
+    def rerun(self, count: int) -> list[str]:
+        """Run rows again that the arguments choose; what differs from the file, one line for each row.
+
+        Args:
+            count: rows of this task, model, scores, densities and seeds, spread over the file.
+        """
+        args = self.args
+        rows = [
+            row
+            for row in self.rows.rows
+            if (row["model"], row["task"]) == (self.model_name, args.task)
+            and row["objective"] in args.objectives
+            and row["seed"] in args.seeds
+            and (row["score"] == NO_MASK or row["density"] in args.densities)
+            and (row["score"], row["gamma"]) in [(NO_MASK, None), *map(spread, args.scores)]
+        ]
+        lines = []
+        for row in rows[:: max(1, len(rows) // count)][:count]:
+            bench = self.bench(row["seed"])
+            objective, score, gamma, density, rate = (
+                row[name] for name in ("objective", "score", "gamma", "density", "learning_rate")
+            )
+            again = bench.run(objective, score, gamma, density, rate, "relearned" in row)
+            bench.forget_runs()
+            found = differences(row, again)
+            same = self.rows.content["environments"][row["environment"]] == self.environment
+            lines.append(
+                f"{describe(row)} {'; '.join(found) or 'comes out the same'}"
+                + ("" if same or not found else " (the row was made with other versions)")
+            )
+        return lines
+
     def badness(self, row: dict[str, Any]) -> float:
-        """What is left of the forget set and lost of the others, as shares; what the learning rate is chosen by."""
-        if "failed" in row:
-            return float("inf")
-        reference = self.reference(row["seed"])
-        lost = [max(0.0, 1 - row[name] / reference[name]) for name in ("retain", "held_out")]
-        return row["forget"] / reference["forget"] + sum(lost)
+        """What the learning rate is chosen by: see the head of this file."""
+        return shortfall(row, self.reference(row["seed"]), self.args.utility_loss)
 
     def best_rate(self, objective: str, label: str, density: float) -> tuple[float, bool]:
         """The chosen learning rate, and whether it lies at the edge of those that were tried."""
@@ -240,12 +261,12 @@ class Study:
 def search_rate(
     badness: Callable[[float], float], score: str, density: float, limit: int, base: float = 3e-5
 ) -> tuple[float, bool]:
-    """The rate of `GRID` with the smallest badness by the rule of this file's head, and whether it is at the edge.
+    """The rate with the smallest badness by the rule of this file's head, and whether it is at the edge.
 
     Args:
         badness: of a rate.
         score, density: of the mask; they say where the search begins.
-        limit: rates to try at most.
+        limit: rates of the grid to try at most; one between two of them is added.
         base: where the search begins for all weights.
     """
     centre = base / (density if score in BLIND else density**0.5)
@@ -260,7 +281,13 @@ def search_rate(
         index -= 1
         tried[index] = badness(GRID[index])
     best = min(tried, key=lambda index: tried[index])
-    return GRID[best], best in (min(tried), max(tried))
+    rates = {GRID[index]: value for index, value in tried.items()}
+    if neighbours := [index for index in (best - 1, best + 1) if index in tried]:
+        nearest = min(neighbours, key=lambda index: tried[index])
+        halfway = float(f"{math.sqrt(GRID[best] * GRID[nearest]):.2g}")
+        rates[halfway] = badness(halfway)
+    rate = min(rates, key=lambda rate: rates[rate])
+    return rate, rate in (min(rates), max(rates))
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -280,6 +307,9 @@ def main() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     study = Study(args, Rows(Path(args.output_dir) / "results.json"))
+    if args.rerun:
+        print("\n".join(study.rerun(args.rerun)))
+        return
     for objective in args.objectives:
         study.block(objective, [NO_MASK], 1.0)
         for density in args.densities:

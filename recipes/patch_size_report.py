@@ -1,25 +1,37 @@
-"""The answer of the study of patch sizes: a figure, a table, and the smallest patch of each score."""
+"""The answer of the study of patch sizes: a figure, tables, and how many times fewer weights a score needs than random.
+
+A score's smallest patch on a seed is the smallest density tried at which it reaches the goal. Its ratio to random is
+censored where random reaches the goal at no density (it needs more weights than its largest patch had) and where a score
+reaches it at the smallest one tried (it may need fewer).
+"""
 
 from __future__ import annotations
 
+import base64
+import html
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from scipy.stats import t as student_t
 
+from wagle_trainer.reporting.patch_size_plot import Panel, PatchPoint, patch_size_plot
+from wagle_trainer.reporting.plots import png
 from wagle_trainer.utils.atomic_files import write_atomically
 
 Row = Mapping[str, Any]
 CLOSE = 0.02  # of probability: what counts as no worse than all weights
-COLOURS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B5A2B")
-MARKERS = "osD^vPX*"
+GOALS = {
+    False: "to forget without losing utility",
+    True: "to forget, keep utility, and withstand relearning and 4 bits as well as all weights",
+}
 
 
 def label_of(row: Row) -> str:
@@ -38,6 +50,7 @@ class Group:
     objective: str
     rows: tuple[Row, ...]
     references: Mapping[int, Row]
+    utility_loss: float = 0.05
 
     def labels(self) -> list[str]:
         """Scores, random first."""
@@ -58,7 +71,7 @@ class Group:
             return {}
         most = max(map(len, rates.values()))
         candidates = {rate: rows for rate, rows in rates.items() if len(rows) == most}
-        return candidates[min(candidates, key=lambda rate: self._badness(candidates[rate]))]
+        return candidates[min(candidates, key=lambda rate: self._shortfall(candidates[rate]))]
 
     def rates(self, label: str, density: float) -> list[float]:
         """Learning rates that were tried."""
@@ -70,16 +83,16 @@ class Group:
         [rate] = {row["learning_rate"] for row in self.chosen(label, density).values()}
         return rate in (rates[0], rates[-1])
 
-    def reached(self, row: Row, utility_loss: float) -> bool:
+    def reached(self, row: Row) -> bool:
         """Whether a run forgot, and lost no utility."""
         reference = self.references[row["seed"]]
         return (
             "failed" not in row
             and row["forget"] <= row["goal"]
-            and all(row[name] >= reference[name] - utility_loss for name in ("retain", "held_out"))
+            and all(row[name] >= reference[name] - self.utility_loss for name in ("retain", "held_out"))
         )
 
-    def robust(self, row: Row, utility_loss: float) -> bool:
+    def robust(self, row: Row) -> bool:
         """Whether a run forgot and is no worse than all weights: in what it keeps, after relearning and in 4 bits."""
         dense = self.chosen("all weights", 1.0).get(row["seed"])
         if "failed" in row or row["forget"] > row["goal"] or "relearned" not in row:
@@ -88,32 +101,51 @@ class Group:
             return False
         reference = self.references[row["seed"]]
         return (
-            all(row[n] >= min(reference[n], dense[n]) - utility_loss for n in ("retain", "held_out"))
+            all(row[n] >= min(reference[n], dense[n]) - self.utility_loss for n in ("retain", "held_out"))
             and row["relearned"] <= dense["relearned"] + CLOSE
             and row["quantized"]["4"]["forget"] <= dense["quantized"]["4"]["forget"] + CLOSE
         )
 
-    def smallest(self, label: str, seed: int, utility_loss: float, robust: bool) -> float | None:
+    def smallest(self, label: str, seed: int, robust: bool) -> float | None:
         """The smallest density at which a score reaches the goal on a seed; None if at none."""
         holds = self.robust if robust else self.reached
         for density in self.densities(label):
             row = self.chosen(label, density).get(seed)
-            if row is not None and holds(row, utility_loss):
+            if row is not None and holds(row):
                 return density
         return None
 
-    def _badness(self, rows: Mapping[int, Row]) -> float:
-        total = 0.0
-        for seed, row in rows.items():
-            if "failed" in row:
-                return math.inf
-            reference = self.references[seed]
-            lost = sum(max(0.0, 1 - row[name] / reference[name]) for name in ("retain", "held_out"))
-            total += row["forget"] / reference["forget"] + lost
-        return total / len(rows)
+    def tried(self, label: str, seed: int) -> list[float]:
+        """Densities that a score was run with on a seed, at the learning rate that counts."""
+        return [density for density in self.densities(label) if seed in self.chosen(label, density)]
+
+    def seeds(self) -> list[int]:
+        """Those that any row has."""
+        return sorted({row["seed"] for row in self.rows} & set(self.references))
+
+    def _shortfall(self, rows: Mapping[int, Row]) -> float:
+        """Mean over seeds."""
+        return sum(shortfall(row, self.references[seed], self.utility_loss) for seed, row in rows.items()) / len(rows)
 
 
-def groups(content: Mapping[str, Any]) -> list[Group]:
+def shortfall(row: Row, reference: Row, utility_loss: float) -> float:
+    """How far a run is from the goal, as shares of what the reference model knows; infinite where it failed.
+
+    Args:
+        row, reference: of the run and of its reference model.
+        utility_loss: what retained and unseen answers may lose.
+    """
+    if "failed" in row:
+        return math.inf
+    left, lost = row["forget"] / reference["forget"], 0.0
+    missing = max(0.0, left - row["goal"] / reference["forget"])
+    for name in ("retain", "held_out"):
+        lost += max(0.0, 1 - row[name] / reference[name])
+        missing += max(0.0, 1 - (row[name] + utility_loss) / reference[name])
+    return missing + 0.1 * (left + lost)
+
+
+def groups(content: Mapping[str, Any], utility_loss: float = 0.05) -> list[Group]:
     """The rows of results.json by model, task and objective."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in content["rows"]:
@@ -123,6 +155,7 @@ def groups(content: Mapping[str, Any]) -> list[Group]:
             *key,
             tuple(rows),
             {r["seed"]: r for r in content["references"] if (r["model"], r["task"]) == key[:2]},
+            utility_loss,
         )
         for key, rows in found.items()
     ]
@@ -130,90 +163,113 @@ def groups(content: Mapping[str, Any]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times more weights random needs: geometric mean over seeds with its 95 % interval.
+    """How many times more weights random needs than a score, over the seeds that both were run with.
 
     Attributes:
-        bound: random reached the goal at no density on some seed, where a tenfold of its largest one stands for it: the
-            ratio is a lower bound then.
+        mean: geometric mean over seeds.
+        low, high: 95 % interval: percentiles of the geometric mean over resamples of the seeds; None with one seed.
+        seeds: how many.
+        at_least: random missed the goal at every density on some seed, where its largest one stands for it, or the score
+            reached it at its smallest one: the ratio is a lower bound.
+        at_most: random reached the goal at its smallest density on some seed: the ratio is an upper bound. With
+            `at_least`, too, the densities tried do not tell.
     """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: int
-    bound: bool
+    at_least: bool
+    at_most: bool
+
+    def __str__(self) -> str:
+        sign = "unknown, near " if self.at_least and self.at_most else ">= " if self.at_least else "<= " * self.at_most
+        interval = "one seed" if self.low is None else f"95 % {self.low:.3g} to {self.high:.3g}"
+        return f"{sign}{self.mean:.3g} ({interval}; n = {self.seeds})"
 
 
-def ratio_to_random(group: Group, label: str, utility_loss: float, robust: bool) -> Ratio | None:
-    """Of the smallest densities, seed by seed; None where the score itself misses the goal on some seed."""
-    seeds = sorted(set(group.references) & {row["seed"] for row in group.rows if label_of(row) == label})
-    logs, bound = [], False
-    for seed in seeds:
-        own = group.smallest(label, seed, utility_loss, robust)
+def ratio_to_random(group: Group, label: str, robust: bool) -> Ratio | None:
+    """Of the smallest densities, seed by seed; None where the score misses the goal on some seed.
+
+    Args:
+        robust: also after relearning and in 4 bits, compared with all weights.
+    """
+    logs, at_least, at_most = [], False, False
+    for seed in group.seeds():
+        own_tried, random_tried = group.tried(label, seed), group.tried("random", seed)
+        if not own_tried or not random_tried:
+            continue
+        own, chance = group.smallest(label, seed, robust), group.smallest("random", seed, robust)
         if own is None:
             return None
-        densities = [d for d in group.densities("random") if seed in group.chosen("random", d)]
-        if not densities:
-            return None
-        chance = group.smallest("random", seed, utility_loss, robust)
-        bound |= chance is None
-        logs.append(math.log10((10 * densities[-1] if chance is None else chance) / own))
+        at_least |= chance is None or own == own_tried[0]
+        at_most |= chance == random_tried[0]
+        logs.append(math.log10((random_tried[-1] if chance is None else chance) / own))
     if not logs:
         return None
-    mean = float(np.mean(logs))
-    half = 0.0
-    if len(logs) > 1:
-        half = float(student_t.ppf(0.975, len(logs) - 1) * np.std(logs, ddof=1) / math.sqrt(len(logs)))
+    low, high = (None, None) if len(logs) == 1 else (10**end for end in bootstrap(logs))
+    return Ratio(10 ** (sum(logs) / len(logs)), low, high, len(logs), at_least, at_most)
+
+
+def bootstrap(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile interval of the mean: all resamples of up to 6 values, 20,000 drawn ones of more."""
+    count = len(values)
+    resamples: Iterable[Sequence[float]]
+    if count <= 6:
+        resamples = itertools.product(values, repeat=count)
     else:
-        half = math.inf
-    return Ratio(10**mean, 10 ** (mean - half) if half < 300 else 0.0, 10 ** min(mean + half, 300), len(logs), bound)
+        draw = random.Random(0)
+        resamples = (draw.choices(values, k=count) for _ in range(20_000))
+    means = np.array([sum(resample) / count for resample in resamples])
+    low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high)
 
 
-def figure(group: Group, utility_loss: float) -> Figure:
+def figure(group: Group) -> Figure:
     """Forgetting and relearning against the patch size: a line for each score, bands from lowest to highest seed."""
-    drawn = Figure(figsize=(9.6, 4.2), dpi=160, layout="constrained", facecolor="white")
-    left, right = drawn.subplots(1, 2, sharey=True)
-    for axes, metric, title in ((left, "forget", "after unlearning"), (right, "relearned", "after relearning")):
-        for index, label in enumerate(group.labels()):
-            _line(axes, group, label, metric, index, utility_loss)
-        _levels(axes, group, metric)
-        axes.set_xscale("log")
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("share of the weights that may change", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("probability of the answers to forget", fontsize=10)
-    left.set_ylim(bottom=0)
-    handles, labels = left.get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    seeds = len({row["seed"] for row in group.rows})
-    drawn.suptitle(
-        f"{group.model}, {group.task}, {group.objective}; {seeds} seeds; hollow: retained or unseen answers lost more than {utility_loss:g}",
-        fontsize=9,
+    goal = [row["goal"] for row in group.rows if "goal" in row]
+    dense = [row for row in group.chosen("all weights", 1.0).values() if "failed" not in row]
+    relearned = [_level(group, row, "relearned") for row in dense]
+    panels = (
+        Panel("after unlearning", _curves(group, "forget"), _levels(group, "forget"), _average(goal), "goal"),
+        Panel(
+            "after relearning half of the facts" if group.task == "facts" else "after relearning one half",
+            _curves(group, "relearned"),
+            _levels(group, "relearned"),
+            _average(relearned, CLOSE),
+            "as robust as all weights",
+        ),
     )
-    return drawn
+    weights = next(
+        (row["num_selected"] for row in group.rows if row["score"] == "none" and "num_selected" in row), None
+    )
+    seeds = len(group.seeds())
+    return patch_size_plot(
+        panels,
+        f"How much is still known after a small patch: {group.model}, {group.task}, {group.objective.upper()}, "
+        f"{seeds} seed{'s' * (seeds != 1)}",
+        f"hollow: retained or unseen answers lost more than {group.utility_loss:g}",
+        weights,
+    )
 
 
-def _line(axes: Axes, group: Group, label: str, metric: str, index: int, utility_loss: float) -> None:
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    x, low, mean, high, kept = [], [], [], [], []
-    for density in group.densities(label):
-        rows = [row for row in group.chosen(label, density).values() if "failed" not in row]
-        values = [_level(group, row, metric) for row in rows]
-        if values:
-            x.append(density)
-            low.append(min(values))
-            high.append(max(values))
-            mean.append(sum(values) / len(values))
-            lost = [
-                sum(group.references[r["seed"]][name] - r[name] for r in rows) / len(rows)
-                for name in ("retain", "held_out")
-            ]
-            kept.append(max(lost) <= utility_loss)
-    axes.plot(x, mean, color=colour, linewidth=1.5)
-    axes.plot([], [], marker, color=colour, linestyle="-", label=label)  # in the legend, its marker filled
-    for place, value, full in zip(x, mean, kept, strict=True):
-        axes.plot(place, value, marker, color=colour, markersize=6, markerfacecolor=colour if full else "white")
-    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+def _average(values: Sequence[float], more: float = 0.0) -> float | None:
+    return sum(values) / len(values) + more if values else None
+
+
+def _curves(group: Group, metric: str) -> dict[str, list[PatchPoint]]:
+    curves: dict[str, list[PatchPoint]] = {}
+    for label in group.labels():
+        for density in group.densities(label):
+            rows = [row for row in group.chosen(label, density).values() if "failed" not in row]
+            if rows:
+                lost = [
+                    sum(group.references[r["seed"]][name] - r[name] for r in rows) / len(rows)
+                    for name in ("retain", "held_out")
+                ]
+                values = [_level(group, row, metric) for row in rows]
+                curves.setdefault(label, []).append(PatchPoint(density, values, max(lost) <= group.utility_loss))
+    return curves
 
 
 def _level(group: Group, row: Row, metric: str) -> float:
@@ -223,25 +279,24 @@ def _level(group: Group, row: Row, metric: str) -> float:
     return max(row["forget"], group.references[row["seed"]]["relearned"])
 
 
-def _levels(axes: Axes, group: Group, metric: str) -> None:
-    reference = [row[metric] for row in group.references.values() if metric in row]
-    if reference:
-        axes.axhline(sum(reference) / len(reference), color="#999999", linestyle=":", label="reference model")
-    retrained = [row[f"retrained_{metric}"] for row in group.references.values() if f"retrained_{metric}" in row]
-    if retrained:
-        axes.axhline(sum(retrained) / len(retrained), color="#009E73", linestyle="-.", label="never knew")
-    dense = [_level(group, row, metric) for row in group.chosen("all weights", 1.0).values() if "failed" not in row]
-    if dense:
-        axes.axhline(sum(dense) / len(dense), color="#222222", linestyle="--", label="all weights")
+def _levels(group: Group, metric: str) -> dict[str, float]:
+    references = group.references.values()
+    dense = [row for row in group.chosen("all weights", 1.0).values() if "failed" not in row]
+    found = {
+        "reference model": _average([row[metric] for row in references if metric in row]),
+        "never knew": _average([r[f"retrained_{metric}"] for r in references if f"retrained_{metric}" in r]),
+        "all weights": _average([_level(group, row, metric) for row in dense]),
+    }
+    return {label: value for label, value in found.items() if value is not None}
 
 
-def table(group: Group, utility_loss: float) -> str:
-    """Markdown: one row for each score and density at its chosen rate, means over seeds."""
+def table(group: Group) -> list[list[str]]:
+    """One row for each score and density at its chosen rate, means over seeds."""
     head = [
         *("score", "density", "lr", "rates tried", "seeds", "forget", "paraphrased", "retain", "unseen"),
         *("relearned", "8 bits", "4 bits", "reached", "robust", "patch, kB"),
     ]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     reference = list(group.references.values())
     lines.append(
         [
@@ -266,12 +321,12 @@ def table(group: Group, utility_loss: float) -> str:
                     *(label, f"{density:g}", f"{rate:g}{edge}", f"{rates[0]:g} to {rates[-1]:g}", str(len(rows))),
                     *(_mean(good, n) for n in ("forget", "forget_paraphrased", "retain", "held_out", "relearned")),
                     *(_mean([q[bits] for q in attacked], "forget") for bits in ("8", "4")),
-                    f"{sum(group.reached(r, utility_loss) for r in rows)}/{len(rows)}",
-                    f"{sum(group.robust(r, utility_loss) for r in rows)}/{len(rows)}",
+                    f"{sum(group.reached(r) for r in rows)}/{len(rows)}",
+                    f"{sum(group.robust(r) for r in rows)}/{len(rows)}",
                     f"{good[0]['patch_bytes'] / 1000:,.0f}" if good else "-",
                 ]
             )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines
 
 
 def _mean(rows: Sequence[Row], name: str) -> str:
@@ -282,50 +337,122 @@ def _mean(rows: Sequence[Row], name: str) -> str:
     return f"{sum(values) / len(values):.3f}{note}"
 
 
-def sentences(group: Group, utility_loss: float) -> list[str]:
-    """What the data say of each score beside random."""
+def sentences(group: Group) -> list[str]:
+    """What the data say of each score compared with random."""
     found = []
     for label in group.labels():
         if label == "random":
             continue
-        for robust, what in (
-            (False, "to forget"),
-            (True, "to forget, keep and withstand relearning and 4 bits as well as all weights"),
-        ):
-            ratio = ratio_to_random(group, label, utility_loss, robust)
-            if ratio is None:
-                found.append(f"{label}: the goal ({what}) is missed on some seed at every density.")
-                continue
-            interval = (
-                f"95 % interval {ratio.low:.3g} to {ratio.high:.3g}" if ratio.seeds > 1 else "one seed, no interval"
-            )
-            found.append(
-                f"{label}: {'at least ' if ratio.bound else ''}{ratio.mean:.3g} times fewer weights than random {what} "
-                f"({interval}; {ratio.seeds} seeds)."
-            )
+        for robust, what in GOALS.items():
+            ratio = ratio_to_random(group, label, robust)
+            if ratio is not None and ratio.at_least and ratio.at_most:
+                found.append(f"{label}, {what}: random and the score reach it at their smallest densities: no ratio.")
+            elif ratio is not None:
+                sign = "at least " if ratio.at_least else "at most " if ratio.at_most else ""
+                interval = (
+                    "one seed, no interval"
+                    if ratio.low is None
+                    else f"95 % interval {ratio.low:.3g} to {ratio.high:.3g}; {ratio.seeds} seeds"
+                )
+                found.append(
+                    f"{label} needs {sign}{ratio.mean:.3g} times fewer weights than random {what} ({interval})."
+                )
+            else:
+                missed = [seed for seed in group.seeds() if group.tried(label, seed)]
+                reached = [seed for seed in missed if group.smallest(label, seed, robust) is not None]
+                found.append(f"{label} reaches the goal ({what}) on {len(reached)} of {len(missed)} seeds: no ratio.")
+    edges = [
+        f"{label} at {density:g}"
+        for label in ["all weights", *group.labels()]
+        for density in group.densities(label)
+        if group.at_edge(label, density)
+    ]
+    if edges:
+        found.append(f"The best learning rate is the lowest or the highest that was tried: {', '.join(edges)}.")
     return found
 
 
-def write_report(content: Mapping[str, Any], folder: Path, utility_loss: float) -> str:
-    """Write figures (PNG, SVG) and `report.md` into `folder`; returns the report's text."""
-    parts = []
-    for group in groups(content):
-        name = f"patch_size_{group.task}_{group.objective}"
-        drawn = figure(group, utility_loss)
-        canvas = FigureCanvasAgg(drawn)
-        for ending in ("png", "svg"):
-            canvas.figure.savefig(folder / f"{name}.{ending}", metadata={"Date": None} if ending == "svg" else None)
-        parts.append(
-            f"## {group.model}, {group.task}, {group.objective}\n\n![Forgetting against patch size]({name}.png)\n\n"
-            + "\n".join(f"- {sentence}" for sentence in sentences(group, utility_loss))
-            + f"\n\n{table(group, utility_loss)}\n"
-        )
-    text = (
-        "# The smallest patch that forgets\n\n"
+def size_table(group: Group) -> list[list[str]]:
+    """Smallest density of each score by seed, and the ratio to random."""
+    seeds = group.seeds()
+    lines = [["score", "goal", *(f"seed {seed}" for seed in seeds), "random needs times more"]]
+    for label in group.labels():
+        for robust, name in ((False, "reached"), (True, "robust")):
+            found = []
+            for seed in seeds:
+                tried, own = group.tried(label, seed), group.smallest(label, seed, robust)
+                found.append("" if not tried else f"> {tried[-1]:g}" if own is None else f"{own:g}")
+            ratio = None if label == "random" else ratio_to_random(group, label, robust)
+            lines.append([label, name, *found, "" if label == "random" else "-" if ratio is None else str(ratio)])
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first line is its head."""
+    rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def legend(utility_loss: float) -> str:
+    """What the columns mean."""
+    return (
         f"*reached*: runs whose forget answers fell to the goal, with retained and unseen answers within {utility_loss:g} "
         "of the reference model. *robust*: runs that reached the forget goal and are no worse than all weights: retained and "
-        f"unseen answers within {utility_loss:g}, and within {CLOSE:g} after relearning and in 4 bits. A number in brackets counts the runs it is of.\n\n"
-        + "\n".join(parts)
+        f"unseen answers within {utility_loss:g}, and within {CLOSE:g} after relearning and in 4 bits. A number in brackets "
+        "counts the runs it is of. The interval resamples seeds; of few seeds it is too narrow."
     )
+
+
+def write_report(content: Mapping[str, Any], folder: Path, utility_loss: float) -> str:
+    """Write figures (PNG, SVG), `report.md` and `report.html` into `folder`; returns the text of `report.md`."""
+    parts, sections = [], []
+    for group in groups(content, utility_loss):
+        name = f"patch_size_{group.task}_{group.objective}"
+        drawn = figure(group)
+        picture = png(drawn)
+        write_atomically(folder / f"{name}.png", picture)
+        FigureCanvasAgg(drawn).figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        title, said = f"{group.model}, {group.task}, {group.objective}", sentences(group)
+        tables = (size_table(group), table(group))
+        parts.append(
+            f"## {title}\n\n![Forgetting against patch size]({name}.png)\n\n"
+            + "\n".join(f"- {sentence}" for sentence in said)
+            + "\n\n"
+            + "\n\n".join(map(markdown, tables))
+            + "\n"
+        )
+        sections.append(_section(title, picture, said, tables))
+    text = f"# The smallest patch that forgets\n\n{legend(utility_loss)}\n\n" + "\n".join(parts)
     write_atomically(folder / "report.md", text.encode())
+    write_atomically(folder / "report.html", _page(legend(utility_loss), sections).encode())
     return text
+
+
+def _page(intro: str, sections: Sequence[str]) -> str:
+    """One file that needs no network."""
+    css = (files("wagle_trainer.reporting") / "report.css").read_text(encoding="utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+        f"<title>The smallest patch that forgets</title>\n<style>\n{css}\n"
+        "figure img { max-width: 62rem; }\n</style>\n</head>\n<body>\n"
+        f"<header><h1>The smallest patch that forgets</h1><p>{html.escape(intro).replace('*', '')}</p></header>\n"
+        f"<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+    )
+
+
+def _section(title: str, picture: bytes, said: Sequence[str], tables: Sequence[Sequence[Sequence[str]]]) -> str:
+    image = base64.b64encode(picture).decode()
+    parts = [f"<section>\n<h2>{html.escape(title)}</h2>\n"]
+    parts.append(f'<figure><img src="data:image/png;base64,{image}" alt="Forgetting against patch size"></figure>\n')
+    parts += [f'<p class="summary">{html.escape(sentence)}</p>\n' for sentence in said]
+    for lines in tables:
+        head, *body = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
+        rows = "\n".join(f"<tr>{row}</tr>" for row in body)
+        head = head.replace("<td>", '<th scope="col">').replace("</td>", "</th>")
+        parts.append(
+            f'<div class="scroll" role="region" tabindex="0" aria-label="Numbers"><table>\n<thead><tr>{head}</tr></thead>\n'
+            f"<tbody>\n{rows}\n</tbody>\n</table></div>\n"
+        )
+    return "".join(parts) + "</section>\n"

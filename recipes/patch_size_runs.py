@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
+import platform
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
+import trl
 from datasets import Dataset
 from patch_size_tasks import Example, Task
 from transformers import PrinterCallback
 
-from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
+from wagle_trainer import WagleConfig, WagleTrainer, WeightMask, __version__
 from wagle_trainer.data.facts import pad_examples
 from wagle_trainer.evaluation import load_results, save_results
 from wagle_trainer.evaluation.attacks.quantization import round_to_nearest
@@ -36,6 +40,40 @@ def spread(label: str) -> tuple[str, float | str | None]:
         return score, float(gamma)
     except ValueError:
         return score, gamma
+
+
+def environment() -> dict[str, Any]:
+    """What a row depends on besides its arguments: versions, commit and machine."""
+    return {
+        "wagle_trainer": __version__,
+        "commit": commit(Path(__file__).parent),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": trl.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def commit(folder: Path) -> str | None:
+    """The commit that a checkout is at, "+" where tracked files are changed; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def differences(row: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """What a run measured otherwise than a row says; digests of mask and weights count, the time does not."""
+    names = [name for name in again if name != "seconds"]
+    return [f"{name} was {row.get(name)} and is {again[name]}" for name in names if row.get(name) != again[name]]
 
 
 class Rows:

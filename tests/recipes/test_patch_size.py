@@ -53,6 +53,17 @@ def test_finds_the_valley(patch_size, score, factor):
     assert patch_size.search_rate(valley(grid), score, density, 8) == (grid, False)
 
 
+def test_tries_the_rate_halfway_to_the_better_neighbour(patch_size):
+    tried = []
+
+    def badness(rate):
+        tried.append(rate)
+        return valley(1.8e-3)(rate)
+
+    assert patch_size.search_rate(badness, "gradient", 1e-3, 8) == (1.7e-3, False)
+    assert tried[-1] == 1.7e-3
+
+
 def test_climbs_over_a_plateau(patch_size):
     """Nothing is forgotten at the first rates: they are all as bad."""
     tried = []
@@ -179,6 +190,36 @@ def test_rows_are_kept_and_found(runs, tmp_path):
     assert again.content["environments"][again.rows[0]["environment"]] == {"torch": "2"}
 
 
+def test_whoever_reruns_a_row_gets_it_back(patch_size, runs, bench, tmp_path, one_thread):
+    """Rows of a study, and a later one that runs them again, on a bench of its own."""
+
+    def study():
+        args = patch_size.PatchSizeArguments(
+            output_dir=str(tmp_path), scores=["random", "snip"], densities=[0.05], seeds=[0], max_rates=2
+        )
+        made = patch_size.Study(args, runs.Rows(tmp_path / "results.json"))
+        made._benches[0] = bench()
+        return made
+
+    first = study()
+    first.block("npo", ["random", "snip"], 0.05)
+    environment = first.rows.content["environments"][first.rows.rows[0]["environment"]]
+    assert environment["wagle_trainer"] and environment["commit"] and environment["threads"] == 1
+    lines = study().rerun(2)
+    assert len(lines) == 2 and all("comes out the same" in line for line in lines)
+    assert {line.split()[2] for line in lines} == {"random", "snip"}
+    changed = study()
+    changed.rows.rows[0] |= {"forget": 0.123, "weights_digest": "0"}
+    [line] = changed.rerun(1)
+    assert "forget was 0.123 and is" in line and "weights_digest was 0 and is" in line
+    assert "other versions" not in line
+
+
+def test_commit(runs, tmp_path):
+    assert runs.commit(RECIPES) is None or len(runs.commit(RECIPES).rstrip("+")) == 40
+    assert runs.commit(tmp_path) is None
+
+
 def test_rows_with_other_settings_are_not_added_to(patch_size, runs, tmp_path):
     def study(**changes):
         args = patch_size.PatchSizeArguments(output_dir=str(tmp_path), **changes)
@@ -230,32 +271,83 @@ def content(rows, seeds=(0, 1)):
     return {"rows": rows, "references": [reference(seed) for seed in seeds], "environments": {}}
 
 
+DENSITIES = (1e-6, 1e-5, 1e-4, 1e-3)
+
+
+def reaching(score, at, densities=DENSITIES):
+    """Rows of a score that reaches the goal on each seed from a density on; None: at none."""
+    return [
+        row(score, density, seed, 0.05 if found is not None and density >= found else 0.5)
+        for seed, found in enumerate(at)
+        for density in densities
+    ]
+
+
+def ratio(report, own, chance, robust=False, densities=DENSITIES):
+    rows = [row("none", 1.0, seed, 0.05) for seed in range(len(own))]
+    rows += reaching("snip", own, densities) + reaching("random", chance, densities)
+    [group] = report.groups(content(rows, range(len(own))))
+    return report.ratio_to_random(group, "snip", robust), group
+
+
 def test_ratio_to_random(report):
-    rows = [row("none", 1.0, seed, 0.05) for seed in (0, 1)]
-    for seed, found in ((0, 1e-5), (1, 1e-4)):
-        rows += [row("snip", density, seed, 0.05 if density >= found else 0.5) for density in (1e-5, 1e-4, 1e-3)]
-        rows += [row("random", density, seed, 0.05 if density >= 1e-3 else 0.5) for density in (1e-5, 1e-4, 1e-3)]
-    [group] = report.groups(content(rows))
-    ratio = report.ratio_to_random(group, "snip", 0.05, robust=False)
-    assert ratio.mean == pytest.approx(math.sqrt(100 * 10))
-    assert ratio.seeds == 2 and not ratio.bound
-    # t(0.975, 1) = 12.706; the logarithms 2 and 1 have a standard deviation of sqrt(1 / 2)
-    assert math.log10(ratio.high / ratio.mean) == pytest.approx(12.706 / 2, rel=1e-3)
-    assert any("31.6 times fewer weights than random to forget (" in text for text in report.sentences(group, 0.05))
+    """Ratios 100 and 10: of the four resamples' means, the lowest and the highest are the interval."""
+    found, group = ratio(report, own=[1e-5, 1e-4], chance=[1e-3, 1e-3])
+    assert found.mean == pytest.approx(math.sqrt(100 * 10))
+    assert (found.low, found.high, found.seeds) == (pytest.approx(10), pytest.approx(100), 2)
+    assert not found.at_least and not found.at_most
+    said = report.sentences(group)
+    assert any("snip needs 31.6 times fewer weights than random to forget" in text for text in said)
+    assert any("(95 % interval 10 to 100; 2 seeds)" in text for text in said)
+    assert ["random", "reached", "0.001", "0.001", ""] in report.size_table(group)
 
 
-def test_random_that_never_reaches_the_goal_is_a_bound(report):
-    rows = [row("snip", 1e-3, 0, 0.05), row("random", 1e-3, 0, 0.5), row("random", 1e-2, 0, 0.5)]
-    [group] = report.groups(content(rows, [0]))
-    ratio = report.ratio_to_random(group, "snip", 0.05, robust=False)
-    assert ratio.bound and ratio.mean == pytest.approx(100)
+def test_bootstrap_by_hand(report):
+    """All 27 resamples of three values: the outermost 2.5 % are less than one of them."""
+    assert report.bootstrap([0.0, 1.0, 2.0]) == (0.0, 2.0)
+    # of 5 ** 5 = 3125 resamples of 0, 0, 0, 0, 5, the mean is k when 5 is drawn k times: P(k >= 3) = 5.8 %, P(4) = 0.67 %
+    assert report.bootstrap([0.0, 0.0, 0.0, 0.0, 5.0]) == (0.0, 3.0)
+    low, high = report.bootstrap([float(value) for value in range(9)])
+    assert 2 < low < 3 and 5 < high < 6
+
+
+def test_random_that_never_reaches_the_goal_is_a_lower_bound(report):
+    found, group = ratio(report, own=[1e-4, 1e-5], chance=[None, 1e-3])
+    assert found.at_least and not found.at_most
+    assert found.mean == pytest.approx(math.sqrt(10 * 100))  # the largest density stands for the one that is not known
+    assert str(found).startswith(">= 31.6")
+    assert any("at least 31.6 times fewer" in text for text in report.sentences(group))
+    assert ["random", "reached", "> 0.001", "0.001", ""] in report.size_table(group)
+
+
+def test_a_score_at_its_smallest_density_is_a_lower_bound(report):
+    found, _ = ratio(report, own=[1e-6], chance=[1e-4])
+    assert found.at_least and found.mean == pytest.approx(100)
+    assert (found.low, found.high) == (None, None)
+
+
+def test_random_at_its_smallest_density_is_an_upper_bound(report):
+    found, group = ratio(report, own=[1e-4], chance=[1e-6])
+    assert found.at_most and not found.at_least and found.mean == pytest.approx(0.01)
+    assert any("at most 0.01 times fewer" in text for text in report.sentences(group))
+    both, group = ratio(report, own=[1e-6], chance=[1e-6])
+    assert both.at_most and both.at_least
+    assert any("no ratio" in text for text in report.sentences(group))
 
 
 def test_a_score_that_misses_the_goal_has_no_ratio(report):
-    rows = [row("snip", 1e-3, seed, 0.5 if seed else 0.05) for seed in (0, 1)]
-    rows += [row("random", 1e-3, seed, 0.05) for seed in (0, 1)]
-    [group] = report.groups(content(rows))
-    assert report.ratio_to_random(group, "snip", 0.05, robust=False) is None
+    found, group = ratio(report, own=[1e-4, None], chance=[1e-3, 1e-3])
+    assert found is None
+    assert any(
+        "snip reaches the goal (to forget without losing utility) on 1 of 2 seeds" in t
+        for t in report.sentences(group)
+    )
+
+
+def test_seeds_of_one_alone_do_not_count(report):
+    rows = reaching("snip", [1e-5, 1e-4, 1e-4]) + reaching("random", [1e-3, 1e-3])
+    [group] = report.groups(content(rows, range(3)))
+    assert report.ratio_to_random(group, "snip", robust=False).seeds == 2
 
 
 def test_lost_utility_and_relearning_count(report):
@@ -266,11 +358,22 @@ def test_lost_utility_and_relearning_count(report):
         row("wagle", 1e-3, 0, 0.05, relearned=0.21, gamma=1e-6),
     ]
     [group] = report.groups(content(rows, [0]))
+    [lenient] = report.groups(content(rows, [0]), utility_loss=0.07)
     snip, gradient, wagle = rows[1:]
-    assert not group.robust(snip, 0.05)
-    assert not group.reached(snip, 0.05) and group.reached(snip, 0.07)
-    assert group.reached(gradient, 0.05) and not group.robust(gradient, 0.05)
-    assert group.robust(wagle, 0.05)
+    assert not group.robust(snip)
+    assert not group.reached(snip) and lenient.reached(snip)
+    assert group.reached(gradient) and not group.robust(gradient)
+    assert group.robust(wagle)
+
+
+def test_shortfall_by_hand(report):
+    """Known 0.6, goal 0.1: forget 0.25 is 0.25 short of it as a share; unseen 0.4 of 0.5 may lose 0.05: 0.1 short."""
+    missed = row("snip", 1e-3, 0, 0.25, held_out=0.4)
+    expected = (0.15 / 0.6 + 0.1) + 0.1 * (0.25 / 0.6 + 0.2)
+    assert report.shortfall(missed, reference(0), 0.05) == pytest.approx(expected)
+    reached = row("snip", 1e-3, 0, 0.06)
+    assert report.shortfall(reached, reference(0), 0.05) == pytest.approx(0.1 * 0.1)
+    assert report.shortfall({"failed": "nan"}, reference(0), 0.05) == math.inf
 
 
 def test_the_rate_that_all_seeds_were_run_with_counts(report):
@@ -279,7 +382,7 @@ def test_the_rate_that_all_seeds_were_run_with_counts(report):
     [group] = report.groups(content(rows))
     assert {seed: found["forget"] for seed, found in group.chosen("snip", 1e-3).items()} == {0: 0.05, 1: 0.06}
     assert not group.at_edge("snip", 1e-3)
-    assert "| snip | 0.001 | 0.001 | 0.0001 to 0.01 | 2 | 0.055 |" in report.table(group, 0.05)
+    assert "| snip | 0.001 | 0.001 | 0.0001 to 0.01 | 2 | 0.055 |" in report.markdown(report.table(group))
 
 
 def test_report_has_figures_in_both_formats(report, tmp_path):
@@ -288,7 +391,12 @@ def test_report_has_figures_in_both_formats(report, tmp_path):
     assert (tmp_path / "patch_size_t_npo.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "patch_size_t_npo.svg").read_bytes()
     assert (tmp_path / "report.md").read_text() == text
-    assert "(edge)" in text
+    assert (
+        "(edge)" in text and "is the lowest or the highest that was tried: all weights at 1, random at 0.001" in text
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1 and "http://" not in page.replace("http-equiv", "")
+    assert "*reached*" not in page and "<td>snip</td>" in page
 
 
 @pytest.mark.parametrize(
