@@ -91,6 +91,9 @@ class PatchSizeArguments:
     utility_loss: float = field(
         default=0.05, metadata={"help": "How much probability retained and unseen answers may lose at most."}
     )
+    rerun: int = field(
+        default=0, metadata={"help": "Run this many rows of the file again and compare, in place of all else."}
+    )
     beta: float = field(default=1.0, metadata={"help": "NPO's beta; the paper's 0.1 suits long answers."})
     base_rate: float = field(default=3e-5, metadata={"help": "Learning rate where the search begins for all weights."})
     max_rates: int = field(default=6, metadata={"help": "Learning rates that are tried at most for one mask."})

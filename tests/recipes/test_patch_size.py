@@ -205,7 +205,7 @@ def test_whoever_reruns_a_row_gets_it_back(patch_size, runs, bench, tmp_path, on
     first.block("npo", ["random", "snip"], 0.05)
     environment = first.rows.content["environments"][first.rows.rows[0]["environment"]]
     assert environment["wagle_trainer"] and environment["commit"] and environment["threads"] == 1
-    lines = study().rerun(2)
+    lines = study().rerun(study().args.rerun or 2)
     assert len(lines) == 2 and all("comes out the same" in line for line in lines)
     assert {line.split()[2] for line in lines} == {"random", "snip"}
     changed = study()
