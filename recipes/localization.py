@@ -1,6 +1,6 @@
 """Do scores find where facts are stored? Facts are taught to known weights alone, and each score's mask is compared.
 
-python recipes/localization.py                       # a small Llama, four ways to plant, about 15 minutes on one core
+python recipes/localization.py                       # a small Llama, five ways to plant, some hours on one core
 
 After LACUNA (arXiv 2607.02513). A small Llama that never knew some of the bundled people is taught them by training
 only a known set of weights: a mask of our own. So it is known where they are stored. How they are planted varies, since
@@ -14,7 +14,7 @@ Each score, and each mask that is unlearned within, is one row of `results.json`
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -24,7 +24,7 @@ import datasets
 import torch
 from datasets import Dataset
 from patch_size import search_rate
-from patch_size_runs import NO_MASK, Bench, Rows, spread
+from patch_size_runs import NO_MASK, Bench, Rows, environment, spread
 from patch_size_tasks import Task, load
 from small_llama import small_llama
 from torch import Tensor
@@ -41,13 +41,14 @@ from wagle_trainer.evaluation.metrics.localization import (
     localization_precision,
 )
 
-ENVIRONMENT = {"torch": torch.__version__}
-# How the facts are planted: which weights may learn them (patterns, or any), and how large the steps are.
+# How the facts are planted: which weights may learn them (patterns, or any; of these the share with the smallest values, or
+# all), and how large the steps are.
 WAYS: dict[str, dict[str, Any]] = {
     "anywhere, large steps": {"include": None, "learning_rate": 2e-2, "steps": 150},
     "anywhere, small steps": {"include": None, "learning_rate": 3e-3, "steps": 400},
     "MLPs, small steps": {"include": ["mlp"], "learning_rate": 3e-3, "steps": 400},
     "one layer, small steps": {"include": [r"layers\.2\."], "learning_rate": 3e-3, "steps": 400},
+    "smallest weights, small steps": {"include": None, "smallest": 0.5, "learning_rate": 3e-3, "steps": 400},
 }
 
 
@@ -99,19 +100,13 @@ def plant(
     """
     how, drawn_by = WAYS[way], 1000 + seed  # not the seed of the random mask that is compared
     total = sum(p.numel() for p in model.parameters())
-    allowed = attribute(
-        model, None, None, score="random", density=1.0, include=how["include"], seed=drawn_by, progress=False
-    )
-    mask = attribute(
-        model,
-        None,
-        None,
-        score="random",
-        density=args.planted * total / allowed.num_weights,
-        include=how["include"],
-        seed=drawn_by,
-        progress=False,
-    )
+    candidates: dict[str, Any] = {"include": how["include"], "progress": False}
+    if "smallest" in how:
+        largest = attribute(model, None, None, score="magnitude", density=1 - how["smallest"], **candidates)
+        candidates["exclude_mask"] = largest
+    draw: dict[str, Any] = candidates | {"score": "random", "seed": drawn_by}
+    allowed = attribute(model, None, None, density=1.0, **draw)
+    mask = attribute(model, None, None, density=args.planted * total / allowed.num_selected, **draw)
     taught = sets["forget"] + sets["retain"]
     trainer = WagleTrainer(
         model=model,
@@ -316,18 +311,23 @@ def main() -> None:
     torch.set_num_threads(1)  # so small a model gains nothing from more
     folder = Path(args.output_dir)
     rows = Rows(folder / "results.json")
-    for seed in args.seeds:
-        for way in args.ways:
-            fill(args, rows, way, seed)
+    scores = [("reference", ""), *(("score", label) for label in args.scores)]
+    unlearned = [("unlearned", label) for label in (NO_MASK, "truth", *args.unlearned)]
+    for wanted in (scores, unlearned):  # what costs least first: a stopped study has all scores
+        for seed in args.seeds:
+            for way in args.ways:
+                fill(args, rows, way, seed, wanted)
     text = report(rows.rows)
     (folder / "report.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def fill(args: LocalizationArguments, rows: Rows, way: str, seed: int) -> None:
-    """Run what is missing of one way and seed."""
-    wanted = [("reference", ""), *(("score", label) for label in args.scores)]
-    wanted += [("unlearned", label) for label in (NO_MASK, "truth", *args.unlearned)]
+def fill(args: LocalizationArguments, rows: Rows, way: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
+    """Run what is missing of one way and seed.
+
+    Args:
+        wanted: kind of row ("reference", "score" or "unlearned") and label.
+    """
     planted = None
     for kind, label in wanted:
         key = {"kind": kind, "label": label, "way": way, "seed": seed}
@@ -341,7 +341,7 @@ def fill(args: LocalizationArguments, rows: Rows, way: str, seed: int) -> None:
                 reference = rows.find(kind="reference", label="", way=way, seed=seed)
                 assert reference is not None
                 found = best_run(planted.bench, label, args.planted, reference)
-            rows.add(key | found, ENVIRONMENT)
+            rows.add(key | found, environment())
             shown = {name: found[name] for name in ("auc", "forget", "held_out", "relearned") if name in found}
             print(way, seed, kind, label, shown, flush=True)
 

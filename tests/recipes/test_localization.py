@@ -40,7 +40,7 @@ def sets(make_examples):
     return {"forget": examples[:8], "retain": examples[8:16], "unseen": examples[16:]}
 
 
-@pytest.mark.parametrize("way", ["anywhere, large steps", "MLPs, small steps"])
+@pytest.mark.parametrize("way", ["anywhere, large steps", "MLPs, small steps", "smallest weights, small steps"])
 def test_facts_are_planted_in_the_true_weights_alone(
     localization, arguments, sets, make_llama, word_tokenizer, weights_of, way
 ):
@@ -54,8 +54,12 @@ def test_facts_are_planted_in_the_true_weights_alone(
         changed = before[name] != parameter.detach()
         assert not bool((changed & ~truth[name]).any()), name
         moved += int(changed.sum())
-        assert way.startswith("anywhere") or "mlp" in name or truth.num_selected_in(name) == 0
+        assert not way.startswith("MLPs") or "mlp" in name or truth.num_selected_in(name) == 0
     assert moved > 0.5 * truth.num_selected
+    if way.startswith("smallest"):
+        values = torch.cat([before[name].flatten().abs() for name in truth])
+        bits = torch.from_numpy(localization.flat(truth, truth).astype(bool))
+        assert values[bits].max() <= values.median()
 
 
 def test_scores_are_those_of_the_mask(localization, sets, make_llama):
