@@ -63,6 +63,8 @@ class WagleConfig(SFTConfig):
             each weight by itself, on one process or with data parallelism. `True` insists on it, `False` turns it off.
         save_adapter (`bool`, defaults to `False`): Save what the mask let change as an adapter for PEFT, in place of the
             whole model, in checkpoints, too. See `wagle_trainer.adapters`.
+        adapter_masters (`bool`, defaults to `False`): With `save_adapter` and a model in 16 bits, save the float32 master
+            values; they are rounded where the adapter is applied.
         save_full_model (`bool`, defaults to `False`): With `save_adapter`, save the whole model as well; the adapter is
             then in the subfolder `adapter`.
         preset (`str`, *optional*): Settings of a publication, for each field that you leave at its default:
@@ -134,6 +136,13 @@ class WagleConfig(SFTConfig):
     save_adapter: bool = field(
         default=False,
         metadata={"help": "Save what the mask let change as an adapter for PEFT, in place of the whole model."},
+    )
+    adapter_masters: bool = field(
+        default=False,
+        metadata={
+            "help": "With save_adapter and a model in 16 bits, save float32 master values; they are rounded where the adapter "
+            "is applied."
+        },
     )
     save_full_model: bool = field(
         default=False,

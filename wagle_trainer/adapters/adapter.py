@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,9 @@ class SparseAdapter(Mapping[str, SparseValues]):
     Base model + adapter is the trained model, bitwise identical; the base model's own values are not in the adapter, but the
     digests of the tensors that it touches are, so that it cannot be applied to another base unnoticed.
 
+    Values can be float32 over a base in 16 bits: the masters of compact training. They are saved as they are, and rounded
+    to the base's format where they are applied.
+
     Example:
         >>> base, tuned = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
         >>> adapter = diff(base, tuned)
@@ -81,29 +84,44 @@ class SparseAdapter(Mapping[str, SparseValues]):
     """
 
     def __init__(
-        self, values: Mapping[str, SparseValues], base_digests: Mapping[str, str], info: AdapterInfo | None = None
+        self,
+        values: Mapping[str, SparseValues],
+        base_digests: Mapping[str, str],
+        info: AdapterInfo | None = None,
+        base_dtypes: Mapping[str, torch.dtype] | None = None,
     ):
         """Wrap values that are sparse already; `from_mask` and `diff` make them.
 
         Args:
             base_digests: `tensor_digest` of the base model's tensors, for each name in `values`.
+            base_dtypes: of the base model's tensors, where the values are more exact.
         """
         self._values = dict(values)
         self.base_digests = {name: base_digests[name] for name in self._values}
+        self.base_dtypes = {n: (base_dtypes or {}).get(n, sparse.values.dtype) for n, sparse in self._values.items()}
         self.info = info or AdapterInfo()
 
     @classmethod
     def from_mask(
-        cls, model: nn.Module, mask: WeightMask, base_digests: Mapping[str, str], info: AdapterInfo | None = None
+        cls,
+        model: nn.Module,
+        mask: WeightMask,
+        base_digests: Mapping[str, str],
+        info: AdapterInfo | None = None,
+        masters: Mapping[str, Tensor] | None = None,
     ) -> SparseAdapter:
         """The values that a trained model has where the mask selects weights.
 
         Args:
             base_digests: of the tensors that the mask selects from, taken before training (see `base_digests`).
+            masters: name -> float32 (selected weights,), whose rounding the model holds; kept where that is in 16 bits.
         """
         parameters = named_parameters(model)
-        values = {n: SparseValues.from_mask(parameters[n], mask.packed(n)) for n in touched(mask)}
-        return cls({n: _on_cpu(v) for n, v in values.items()}, base_digests, info)
+        values = {n: _on_cpu(SparseValues.from_mask(parameters[n], mask.packed(n))) for n in touched(mask)}
+        for name in masters or {}:
+            if name in values and holds_masters(torch.float32, parameters[name].dtype):
+                values[name] = replace(values[name], values=masters[name].cpu())  # type: ignore[index]
+        return cls(values, base_digests, info, {name: parameters[name].dtype for name in values})
 
     def __getitem__(self, name: str) -> SparseValues:
         return self._values[name]
@@ -176,7 +194,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
             AdapterMismatchError: a tensor is missing or differs in shape, dtype or content (says which), or the adapter
                 is merged into the model already.
         """
-        tensors = {name: (sparse.shape, sparse.values.dtype) for name, sparse in self._values.items()}
+        tensors = {name: (sparse.shape, self.base_dtypes[name]) for name, sparse in self._values.items()}
         parameters = named_parameters(model)
         check_layout(parameters, tensors, self.info.base_model, any_dtype=ignore_base_mismatch)
         if all(self._is_in_place(name, parameters[name]) for name in self) and differing(
@@ -192,8 +210,10 @@ class SparseAdapter(Mapping[str, SparseValues]):
     def _is_in_place(self, name: str, parameter: Tensor) -> bool:
         sparse = self._values[name]
         there = take(parameter, sparse.positions.to(parameter.device)).cpu()
-        values = sparse.values.cpu()
-        return there.dtype == values.dtype and torch.equal(as_integers(there), as_integers(values))
+        if there.dtype != self.base_dtypes[name]:
+            return False
+        values = sparse.values.cpu().to(there.dtype)
+        return torch.equal(as_integers(there), as_integers(values))
 
     def config(self) -> dict[str, Any]:
         """The content of `adapter_config.json`: what PEFT needs to find the method, and what loading checks."""
@@ -213,10 +233,15 @@ class SparseAdapter(Mapping[str, SparseValues]):
                     "num_values": len(sparse.values),
                     "base_digest": self.base_digests[name],
                 }
+                | self._base_dtype_entry(name)
                 for name, sparse in self._values.items()
             },
         }
         return config | {"metadata_digest": metadata_digest(config)}
+
+    def _base_dtype_entry(self, name: str) -> dict[str, str]:
+        dtype = self.base_dtypes[name]
+        return {} if dtype == self[name].values.dtype else {"base_dtype": str(dtype).removeprefix("torch.")}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The content of `adapter_model.safetensors`: positions and values of each tensor."""
@@ -305,7 +330,8 @@ class SparseAdapter(Mapping[str, SparseValues]):
             config.get("mask"),
             config.get("training"),
         )
-        adapter = cls(values, {name: entry["base_digest"] for name, entry in tensors.items()}, info)
+        base_dtypes = {name: base_dtype(entry) for name, entry in tensors.items()}
+        adapter = cls(values, {name: entry["base_digest"] for name, entry in tensors.items()}, info, base_dtypes)
         if adapter.digest != config["digest"]:
             raise AdapterMismatchError(
                 f"The digest in {CONFIG_NAME} is {config['digest'][:12]}..., that of the values in {where} is "
@@ -352,6 +378,17 @@ class SparseAdapter(Mapping[str, SparseValues]):
 def keys_of(name: str) -> tuple[str, str]:
     """Under what keys positions and values of one parameter are saved."""
     return POSITIONS_KEY.format(name), f"{KEY_PREFIX}{name}.values"
+
+
+def holds_masters(values: torch.dtype, base: torch.dtype) -> bool:
+    """Whether values of this format are the float32 masters of a base model's tensor in 16 bits."""
+    return values == torch.float32 and base in (torch.bfloat16, torch.float16)
+
+
+def base_dtype(entry: Mapping[str, Any]) -> torch.dtype:
+    """The format of the base model's tensor, from its entry in `SparseAdapter.config`."""
+    found: torch.dtype = getattr(torch, entry.get("base_dtype", entry["dtype"]))
+    return found
 
 
 def touched(mask: WeightMask) -> list[str]:
@@ -431,6 +468,7 @@ def _is_tensor_entry(entry: Any) -> bool:
         and 0 <= number <= math.prod(shape)
         and isinstance(dtype, str)
         and isinstance(getattr(torch, dtype, None), torch.dtype)
+        and ("base_dtype" not in entry or (dtype == "float32" and entry["base_dtype"] in ("bfloat16", "float16")))
         and isinstance(entry.get("base_digest"), str)
     )
 

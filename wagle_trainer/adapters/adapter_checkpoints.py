@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wagle_trainer.adapters.adapter import (
     CONFIG_NAME,
@@ -52,8 +53,18 @@ class AdapterCheckpoints:
         elif self.digests.keys() != set(touched(mask)):
             raise AdapterMismatchError("The mask and the adapter in the checkpoint are not of the same run.")
 
-    def save(self, folder: str | os.PathLike[str], model: nn.Module, training: dict[str, Any]) -> None:
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        model: nn.Module,
+        training: dict[str, Any],
+        masters: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write the adapter.
+
+        Args:
+            training: how the values were trained.
+            masters: the float32 values whose rounding the model holds, to be saved in their place.
 
         Raises:
             ValueError: training has not begun.
@@ -64,7 +75,7 @@ class AdapterCheckpoints:
                 "model.save_pretrained(...) for the base model."
             )
         info = AdapterInfo.of(model, self.mask.describe(), training)
-        SparseAdapter.from_mask(model, self.mask, self.digests, info).save_pretrained(folder)
+        SparseAdapter.from_mask(model, self.mask, self.digests, info, masters).save_pretrained(folder)
 
     @torch.no_grad()
     def load(self, folder: str | os.PathLike[str], model: nn.Module) -> None:

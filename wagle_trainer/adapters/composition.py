@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -39,7 +40,7 @@ def compose(
     - "error": refuse.
     - "last": the value of the last adapter in the list that sets it.
     - "sum": the base model's value plus the sum of the differences to it. Computed in float64, in the order of the list,
-      and rounded once to the model's dtype.
+      and rounded once to the values' dtype: float32 if any of the adapters holds float32 masters, else the model's.
 
     Args:
         adapters: of the same base model; objects, folders or Hub ids.
@@ -77,7 +78,8 @@ def compose(
         loaded[0].info.task_type,
         training={"composed_of": [{"digest": a.digest, **asdict(a.info)} for a in loaded], "combine": combine},
     )
-    return SparseAdapter(values, digests, info)
+    base_dtypes = {name: dtype for adapter in loaded for name, dtype in adapter.base_dtypes.items()}
+    return SparseAdapter(values, digests, info, base_dtypes)
 
 
 def combine_values(name: str, parts: Sequence[SparseValues], combine: str, base: Tensor | None) -> SparseValues:
@@ -87,9 +89,9 @@ def combine_values(name: str, parts: Sequence[SparseValues], combine: str, base:
     check_overlap(name, parts, combine)
     indices = [part.index for part in parts]
     union = torch.cat(indices).unique()  # ascending
-    values = parts[0].values.new_empty(len(union))
+    values = parts[0].values.new_empty(len(union), dtype=_dtype(parts))
     for index, part in zip(indices, parts, strict=True):
-        values[torch.searchsorted(union, index)] = part.values
+        values[torch.searchsorted(union, index)] = part.values.to(values.dtype)
     if combine == "sum" and len(_overlap(parts)):
         if base is None:
             raise AdapterOverlapError(
@@ -114,7 +116,7 @@ def check_overlap(name: str, parts: Sequence[SparseValues], combine: str) -> Non
 def shared_values(name: str, parts: Sequence[SparseValues], base: Tensor) -> SparseValues | None:
     """Where several adapters set the same weight of a tensor: the sum of their differences to the base model, added to it.
 
-    In float64, in the order of the adapters, rounded once.
+    In float64, in the order of the adapters, rounded once to the format of the most exact of them.
 
     Raises:
         ValueError: a sum is not finite.
@@ -128,11 +130,16 @@ def shared_values(name: str, parts: Sequence[SparseValues], base: Tensor) -> Spa
         index = part.index
         place = torch.searchsorted(index, positions).clamp_(max=max(len(index) - 1, 0))
         there = index[place] == positions if len(index) else torch.zeros_like(positions, dtype=torch.bool)
-        total[there] += part.values[place[there]].double() - before[there]
-    values = total.to(base.dtype)
+        total[there] += part.values.to(index.device)[place[there]].double() - before[there]
+    values = total.to(_dtype(parts))
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"The sum of the adapters' changes to {name!r} is not finite. Use combine='last'.")
     return SparseValues.from_index(parts[0].shape, positions, values)
+
+
+def _dtype(parts: Sequence[SparseValues]) -> torch.dtype:
+    """The most exact format of the values."""
+    return functools.reduce(torch.promote_types, (part.values.dtype for part in parts))
 
 
 def _overlap(parts: Sequence[SparseValues]) -> Tensor:

@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,14 +30,19 @@ class Change(nn.Module):
 
     Tied parameters have one, in several layers. The buffers follow the model to other devices and dtypes; they are not
     in its state dict, since adapters are saved by themselves.
+
+    Args:
+        sparse: values in the format of the base model.
+        masters: the float32 values whose rounding those are, on the CPU; None if there are none.
     """
 
     positions: Tensor
     values: Tensor
 
-    def __init__(self, sparse: SparseValues):
+    def __init__(self, sparse: SparseValues, masters: Tensor | None = None):
         super().__init__()
         self.shape = sparse.shape
+        self.masters = masters  # no buffer, which a cast of the model would round
         self.register_buffer("positions", sparse.positions, persistent=False)
         self.register_buffer("values", sparse.values, persistent=False)
 
@@ -44,6 +50,11 @@ class Change(nn.Module):
     def sparse(self) -> SparseValues:
         """Positions and values; not a copy."""
         return SparseValues(self.shape, self.positions, self.values)
+
+    @property
+    def exact(self) -> SparseValues:
+        """Positions and values as they were loaded: float32 masters, if there are any."""
+        return self.sparse if self.masters is None else SparseValues(self.shape, self.positions, self.masters)
 
 
 class WagleLayer(nn.Module, BaseTunerLayer):
@@ -125,10 +136,10 @@ class WagleLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = list(adapters)
         self.wagle_shared = nn.Module()
         for parameter in self._touched(adapters) if combine == "sum" else ():
-            parts = self._parts(adapters, parameter)
-            shared = shared_values(self.wagle_names[parameter], parts, self._full(parameter))
+            base = self._full(parameter)
+            shared = shared_values(self.wagle_names[parameter], self._parts(adapters, parameter, exact=True), base)
             if shared is not None:
-                self.wagle_shared.add_module(parameter, Change(shared))
+                self.wagle_shared.add_module(parameter, Change(replace(shared, values=shared.values.to(base.dtype))))
 
     def _touched(self, adapters: Iterable[str]) -> list[str]:
         return list(
@@ -137,10 +148,11 @@ class WagleLayer(nn.Module, BaseTunerLayer):
             )
         )
 
-    def _parts(self, adapters: Iterable[str], parameter: str) -> list[SparseValues]:
-        """What each of the adapters has for a parameter."""
+    def _parts(self, adapters: Iterable[str], parameter: str, *, exact: bool = False) -> list[SparseValues]:
+        """What each of the adapters has for a parameter, rounded to its format or exact."""
         holders = [self.wagle_changes[adapter] for adapter in adapters if adapter in self.wagle_changes]
-        return [getattr(holder, parameter).sparse for holder in holders if hasattr(holder, parameter)]
+        changes = [getattr(holder, parameter) for holder in holders if hasattr(holder, parameter)]
+        return [change.exact if exact else change.sparse for change in changes]
 
     def _writes(self, adapters: Iterable[str], parameter: str) -> list[SparseValues]:
         """What to write into a parameter for the adapters, which are active, in this order."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wagle_trainer.adapters.adapter import (
     AdapterMismatchError,
     SparseAdapter,
+    base_dtype,
     check_layout,
     differing,
     keys_of,
@@ -114,7 +115,7 @@ class WagleModel(BaseTuner):
     def _check_base(self, parameters: dict[str, Tensor], config: WagleAdapterConfig) -> None:
         assert config.tensors is not None
         ignore, base_model = config.ignore_base_mismatch, config.base_model_name_or_path
-        tensors = {n: (tuple(e["shape"]), getattr(torch, e["dtype"])) for n, e in config.tensors.items()}
+        tensors = {n: (tuple(e["shape"]), base_dtype(e)) for n, e in config.tensors.items()}
         check_layout(parameters, tensors, base_model, any_dtype=ignore)
         if not ignore:
             digests = {name: entry["base_digest"] for name, entry in config.tensors.items()}
@@ -152,7 +153,9 @@ class WagleModel(BaseTuner):
                     base, sparse = layer.base_layer.get_parameter(parameter), adapter[name]
                     if name not in changes:
                         values = sparse.values.to(base.device, base.dtype)
-                        changes[name] = Change(SparseValues(sparse.shape, sparse.positions.to(base.device), values))
+                        rounded = SparseValues(sparse.shape, sparse.positions.to(base.device), values)
+                        masters = sparse.values.cpu() if adapter.base_dtypes[name] != sparse.values.dtype else None
+                        changes[name] = Change(rounded, masters)
                     layer.load(adapter_name, parameter, changes[name])
         return {}
 
@@ -183,7 +186,7 @@ class WagleModel(BaseTuner):
             layer.unmerge()
         tensors: dict[str, Tensor] = {}
         for name, change in changes.items():
-            kept = [t.clone() if merged else t for t in (change.positions, change.values)]
+            kept = [t.clone() if merged else t for t in (change.positions, change.exact.values)]
             tensors.update(zip(keys_of(name), kept, strict=True))
         for layer in merged:
             layer.merge()
@@ -396,7 +399,7 @@ def _check_place(name: str, place: Place) -> None:
 def _check_not_cast(name: str, change: Change, config: WagleAdapterConfig) -> None:
     assert config.tensors is not None
     loaded = config.tensors[name]["dtype"]
-    if change.values.dtype != getattr(torch, loaded):
+    if change.exact.values.dtype != getattr(torch, loaded):
         raise ValueError(
             f"The adapter's values of {name!r} are {change.values.dtype} by now, but the adapter is of {loaded}: the model "
             "is in another dtype, so what was loaded cannot be saved any more. Copy the adapter's folder."
