@@ -69,13 +69,20 @@ def engine_arguments(engine: str) -> dict:
 
 
 def train(engine: str, folder: Path, output: Path, arguments: dict, checkpoint: str | None) -> None:
-    """One run; writes weights, mask and what this process saw into `output`."""
+    """One run; writes weights, mask and what this process saw into `output`.
+
+    Args:
+        arguments: of `WagleConfig`; and "forget_rows", how many rows of the forget set to take.
+    """
     from datasets import load_from_disk
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from wagle_trainer import WagleConfig, WagleTrainer
 
+    arguments = dict(arguments)
+    rows = arguments.pop("forget_rows", None)
+    forget = load_from_disk(str(folder / "forget"))
     trainer = WagleTrainer(
         AutoModelForCausalLM.from_pretrained(folder / "model"),
         WagleConfig(
@@ -86,7 +93,7 @@ def train(engine: str, folder: Path, output: Path, arguments: dict, checkpoint: 
             disable_tqdm=True,
             **{**SETTINGS, **engine_arguments(engine), **arguments},
         ),
-        forget_dataset=load_from_disk(str(folder / "forget")),
+        forget_dataset=forget.select(range(rows or len(forget))),
         retain_dataset=load_from_disk(str(folder / "retain")),
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
     )

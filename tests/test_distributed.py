@@ -53,6 +53,8 @@ BY_RULE = {
     "max_steps": 1,
 }
 GIVEN = {"mask_path": "one/plain"}
+# Two processes with two examples each: the last batch has one example on one of them, and none on the other.
+UNEVEN = {"forget_rows": 5, "attribution": "magnitude", "adam_epsilon": 1e-3, "save_strategy": "no"}
 ONE = {
     "plain": ({}, None),
     "nll": (BETA, None),
@@ -62,6 +64,7 @@ ONE = {
     "adamw": (ADAMW, None),
     "earlier": (EARLIER, None),
     "rule": (BY_RULE, None),
+    "uneven": (UNEVEN, None),
 }
 CASES = {
     "ddp": (
@@ -73,6 +76,7 @@ CASES = {
             "adapter": (ADAPTER, None),
             "adapter resumed": (ADAPTER, "ddp/adapter"),
             "rule": (BY_RULE, None),
+            "uneven": (UNEVEN, None),
         },
     ),
     "fsdp2": (
@@ -82,6 +86,7 @@ CASES = {
             "adamw": (ADAMW, None),
             "adamw resumed": (ADAMW, "fsdp2/adamw"),
             "rule": (BY_RULE, None),
+            "uneven": (UNEVEN, None),
         },
     ),
     "fsdp2 on 4": (4, {"adamw resumed": (ADAMW, "fsdp2/adamw")}),
@@ -229,6 +234,11 @@ def test_fsdp2_resumes_on_as_many_processes_and_on_others(run):
     assert FSDP2.resumes_on_other_process_counts
     assert_same_weights(run("fsdp2/adamw resumed"), run("fsdp2/adamw"))
     assert_like_one_process(run, run("one/adamw"), run("fsdp2 on 4/adamw resumed"), 4, "FSDP")
+
+
+@pytest.mark.parametrize(("engine", "kind"), [("ddp", "MULTI_CPU"), ("fsdp2", "FSDP")])
+def test_every_example_counts_once_where_processes_get_unequal_numbers(run, engine, kind):
+    assert_like_one_process(run, run("one/uneven"), run(f"{engine}/uneven"), 2, kind)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])

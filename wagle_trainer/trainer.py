@@ -29,7 +29,7 @@ from wagle_trainer.adapters.adapter_checkpoints import (
 )
 from wagle_trainer.adapters.lora import check_adapted_modules, check_same_modules
 from wagle_trainer.data.pair_loader import pair_loader
-from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
+from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler, num_counted
 from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format, target_counts
 from wagle_trainer.data.splits import check_chosen_answers, check_vocabulary
 from wagle_trainer.engines.engine import current_engine
@@ -261,7 +261,7 @@ class WagleTrainer(SFTTrainer):
         """The batches of one optimizer step and the number of forget examples in all of them, on all processes."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and "forget" in batches[0]:
-            num_items = torch.tensor(sum(len(batch["forget"]["index"]) for batch in batches), device=device)
+            num_items = torch.tensor(sum(map(num_counted, batches)), device=device)
             num_items = self.accelerator.reduce(num_items, "sum")
         return batches, num_items
 
@@ -294,15 +294,16 @@ class WagleTrainer(SFTTrainer):
         self.references.add_to(loss_inputs, inputs)
         losses, weights = self.objective.losses(loss_inputs), self.objective.weights()
         total = torch.zeros(len(inputs["forget"]["index"]), device=self.args.device)
+        counted = slice(num_counted(inputs))  # none, where another process has the last pairs
         for name, values in losses.items():
             total = total + weights[name] * values
-            self._means.add(name, values)
+            self._means.add(name, values[counted])
         if "retain_loss" in losses and model.training and overrides(self.objective.forget, "step_end"):
-            self._retain_loss_of_step.add("retain_loss", losses["retain_loss"])
+            self._retain_loss_of_step.add("retain_loss", losses["retain_loss"][counted])
         if aux_losses:
             aux_loss = torch.stack(aux_losses).mean()
             total = total + coefficient * aux_loss
-            self._means.add("aux_loss", aux_loss.expand(len(total)))
+            self._means.add("aux_loss", aux_loss.expand(len(total))[counted])
         if self.accelerator.num_processes > 1 and self._layers:
             # All weights must have gradients, or DistributedDataParallel waits for them.
             total = total + 0 * sum(output.sum().sum() for output in outputs.values())
@@ -313,8 +314,10 @@ class WagleTrainer(SFTTrainer):
         penalty = self.objective.forget.penalty(self.model, self.state.global_step / max(1, self.state.max_steps))
         if penalty is not None:
             total = total + penalty
-            self._means.add("penalty", penalty.detach().expand(len(total)))
-        loss = total.sum() / num_items_in_batch * self.accelerator.num_processes  # engines average over processes
+            self._means.add("penalty", penalty.detach().expand(len(total))[counted])
+        loss = (
+            total[counted].sum() / num_items_in_batch * self.accelerator.num_processes
+        )  # engines average over processes
         return (loss, {}) if return_outputs else loss
 
     def _evaluation_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
@@ -492,7 +495,8 @@ class WagleTrainer(SFTTrainer):
         elif self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             adapter_folder = folder / BESIDE_MODEL if self.args.save_full_model else folder
-            self._adapter.save(adapter_folder, self.model, self._training_facts())
+            masters = self.master_weights() if self.args.adapter_masters else None
+            self._adapter.save(adapter_folder, self.model, self._training_facts(), masters)
             if self.args.save_full_model:
                 super()._save(output_dir, state_dict)
             else:

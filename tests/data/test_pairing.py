@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler
+from wagle_trainer.data.length_sorted_batches import make_collator
+from wagle_trainer.data.pairing import EvenSampler, PairCollator, PairedDataset, PairSampler, num_counted
 
 SIZES = st.integers(1, 40)
 
@@ -133,7 +134,6 @@ def test_every_epoch_pairs_anew_and_in_time_covers_a_large_retain_set():
 
 
 def test_with_trls_collator():
-    from wagle_trainer.data.length_sorted_batches import make_collator
 
     dataset = PairedDataset(rows(10, (2, 5, 3)), rows(20, (4, 2)))
     batch = PairCollator(make_collator(pad_token_id=9))([dataset[2, 1], dataset[0, 0]])
@@ -143,3 +143,19 @@ def test_with_trls_collator():
     assert batch["retain"]["input_ids"].tolist() == [[20, 21, 9, 9], [20, 21, 22, 23]]
     assert batch["retain"]["index"].tolist() == [1, 0]
     assert batch["retain"]["index"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(5, 2), (7, 2), (8, 2), (1, 3), (9, 4)])
+def test_fillers_make_batches_even_and_do_not_count(rows, processes):
+    """Every process has as many batches; together they hold every pair once."""
+    forget, retain = ([{"input_ids": [i], "labels": [i]} for i in range(n)] for n in (rows, 4))
+    dataset, collate = PairedDataset(forget, retain), PairCollator(make_collator(pad_token_id=9))
+    sampler = EvenSampler(PairSampler(rows, 4, seed=0), 2 * processes)
+    sampler.set_epoch(1)
+    pairs = list(sampler)
+    assert len(pairs) == len(sampler) and len(pairs) % (2 * processes) == 0
+    batches = [collate([dataset[pair] for pair in pairs[start : start + 2]]) for start in range(0, len(pairs), 2)]
+    seen = [index for batch in batches if num_counted(batch) for index in batch["forget"]["index"].tolist()]
+    assert seen == [forget for forget, _ in PairSampler(rows, 4, seed=0).pairs(1)]
+    assert sum(map(num_counted, batches)) == rows
+    assert all(len(batch["forget"]["index"]) == len(batch["retain"]["index"]) >= 1 for batch in batches)

@@ -20,7 +20,8 @@ SPLITS = ("forget", "chosen", "retain")
 class PairedDataset(Dataset):
     """Forget examples, each with a retain example and, for some objectives, a chosen answer to the same prompt.
 
-    Indexed by (forget index, retain index), as `PairSampler` gives them.
+    Indexed by (forget index, retain index), as `PairSampler` gives them; a third entry marks a pair that only fills a
+    batch up (see `EvenSampler`).
 
     Args:
         forget, retain: tokenized sets with `input_ids` and `labels`.
@@ -40,17 +41,24 @@ class PairedDataset(Dataset):
         """One epoch is one pass over the forget set."""
         return len(self.forget)
 
-    def __getitem__(self, pair: tuple[int, int]) -> dict[str, Example]:
-        forget, retain = pair
+    def __getitem__(self, pair: tuple[int, ...]) -> dict[str, Example]:
+        forget, retain, *filler = pair
         item = {"forget": _with_index(self.forget, forget), "retain": _with_index(self.retain, retain)}
         if self.chosen is not None:
             item["chosen"] = _with_index(self.chosen, forget)
+        if filler:
+            item["filler"] = {}
         return item
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Split -> digest of the set's tokens and labels."""
         return {name: fingerprint(dataset) for name, dataset in self.splits.items()}
+
+
+def num_counted(batch: dict[str, Any]) -> int:
+    """How many pairs of a batch count: none if it only keeps this process in step with others."""
+    return 0 if "filler" in batch["forget"] else len(batch["forget"]["index"])
 
 
 def _with_index(dataset: Sequence[Example], index: int) -> Example:
@@ -95,6 +103,34 @@ class PairSampler(Sampler[tuple[int, int]]):
         return iter(self.pairs(self.epoch))
 
 
+class EvenSampler(Sampler[tuple[int, ...]]):
+    """The pairs of a sampler, and after them fillers up to a multiple of `size`.
+
+    Several processes need as many batches each. accelerate repeats rows to that end, which would count twice; fillers are
+    marked (see `PairCollator`).
+
+    Args:
+        sampler: gives the pairs.
+        size: examples per batch on all processes together.
+    """
+
+    def __init__(self, sampler: PairSampler, size: int):
+        self.sampler, self.size = sampler, size
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.size) * self.size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        pairs = list(self.sampler)
+        yield from pairs
+        for index in range(len(self) - len(pairs)):
+            yield (*pairs[index % len(pairs)], 1)
+
+
 def epochs_of_run(args: Any, num_examples: int) -> int:
     """Number of epochs that a Trainer begins with these training arguments."""
     if args.max_steps <= 0:
@@ -109,7 +145,8 @@ class PairCollator:
     """Batches of forget-retain pairs: {"forget": {...}, "retain": {...}}, each padded by itself by `collator`.
 
     Examples that are no pairs (evaluation sets) go to `collator` as they are. The batch of each split carries `index`,
-    (batch,) int64: the rows of its data set.
+    (batch,) int64: the rows of its data set. Fillers are left out; a batch of nothing else keeps one, and says so by
+    `filler` in the batch of the forget split.
     """
 
     def __init__(self, collator: Collator):
@@ -118,9 +155,12 @@ class PairCollator:
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
         if "forget" not in examples[0]:
             return self.collator(examples)
-        return {
-            split: self._batch([example[split] for example in examples]) for split in SPLITS if split in examples[0]
-        }
+        counted = [example for example in examples if "filler" not in example]
+        used = counted or examples[:1]
+        batch = {split: self._batch([example[split] for example in used]) for split in SPLITS if split in used[0]}
+        if not counted:
+            batch["forget"]["filler"] = torch.tensor([True])
+        return batch
 
     def _batch(self, examples: list[Example]) -> dict[str, Any]:
         rows = [{key: value for key, value in example.items() if key != "index"} for example in examples]
