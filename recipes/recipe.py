@@ -9,10 +9,11 @@ import torch
 from peft import LoraConfig
 from tasks import Task, task_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from wagle_trainer import WagleConfig
 from wagle_trainer.attribution import get_score
+from wagle_trainer.cli.run_config import RunParser, write_run_config
 from wagle_trainer.comparison.learning_rate_rule import RETRAINED
 from wagle_trainer.data import QAFormat
 from wagle_trainer.evaluation import results_table, save_results
@@ -35,7 +36,7 @@ def parse_arguments(task_name: str, loss_type: str) -> tuple[Task, WagleConfig, 
     Without a model, small Llamas are trained (or read from beside the output folder).
     """
     arguments = sys.argv[1:] or ["--config", str(CONFIGS / f"{_bundled_config(task_name, loss_type)}.yaml")]
-    parser = TrlParser((task_class(task_name).arguments, WagleConfig, ModelConfig))
+    parser = RunParser((task_class(task_name).arguments, WagleConfig, ModelConfig))
     parser.set_defaults(loss_type=loss_type)
     data, args, model_args = parser.parse_args_and_config(arguments)
     task = task_class(task_name)(data)
@@ -44,6 +45,8 @@ def parse_arguments(task_name: str, loss_type: str) -> tuple[Task, WagleConfig, 
         models = Path(args.output_dir).parent / "models"
         model_args.model_name_or_path = task.small_model(models)
         data.retrained_model = task.small_model(models, retrained=True)
+    if args.process_index == 0:
+        write_run_config(args.output_dir, parser.given)
     return task, args, model_args
 
 

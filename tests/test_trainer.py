@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from datasets import DatasetDict
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback, TrainingArguments
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 from wagle_trainer import WagleConfig, WagleTrainer, WeightMask
 from wagle_trainer.data.pairing import PairSampler
@@ -321,10 +321,39 @@ def test_logs(make_trainer):
     entries = logged(trainer)
     assert len(entries) == 3
     for entry in entries:
-        assert {"loss", "forget_loss", "retain_loss", "density", "effective_density", "grad_norm"} <= entry.keys()
-        assert entry["density"] == trainer.mask.density == pytest.approx(0.3, abs=1e-4)
+        assert {"loss", "forget_loss", "retain_loss", "grad_norm", "entropy", "mean_token_accuracy"} <= entry.keys()
         assert entry["loss"] == pytest.approx(entry["forget_loss"] + entry["retain_loss"], rel=1e-5)
     assert entries[0]["forget_loss"] == pytest.approx(2 / 0.1 * math.log(2), rel=1e-5)  # NPO before any step
+    assert entries[0]["density"] == trainer.mask.density == pytest.approx(0.3, abs=1e-4)
+    assert "effective_density" in entries[0]
+    assert not any("density" in name for entry in entries[1:] for name in entry)  # constants are logged once
+
+
+def test_entropy_and_accuracy_are_those_of_sft_trainer(make_llama, make_set, make_word_tokenizer, tmp_path):
+    """On the same examples: one that only retains has the batches of an `SFTTrainer`."""
+    tokenizer, rows = make_word_tokenizer(), make_set(4)
+    common = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+    }
+    reference = SFTTrainer(
+        make_llama(), SFTConfig(str(tmp_path / "sft"), **common), train_dataset=rows, processing_class=tokenizer
+    )
+    reference.train()
+    config = WagleConfig(str(tmp_path / "wagle"), loss_type="grad_diff", attribution=None, **common)
+    ours = WagleTrainer(make_llama(), config, forget_dataset=rows, retain_dataset=rows, processing_class=tokenizer)
+    ours.train()
+    expected, found = logged(reference)[0], logged(ours)[0]
+    for name in ("entropy", "mean_token_accuracy"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-5)
+    for split in ("forget", "retain"):
+        assert found[f"{split}_mean_token_accuracy"] == pytest.approx(expected["mean_token_accuracy"], rel=1e-5)
 
 
 @pytest.mark.parametrize("which", ["all", "non_padding"])

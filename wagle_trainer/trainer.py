@@ -179,6 +179,7 @@ class WagleTrainer(SFTTrainer):
             args=self.args,
         )
         self._means, self._retain_loss_of_step = RunningMeans(), RunningMeans()
+        self._density_is_logged = False
         self._evaluation_means = RunningMeans()
         self.add_callback(References(self.compute_references))
         if overrides(self.objective.forget, "step_end"):
@@ -345,6 +346,7 @@ class WagleTrainer(SFTTrainer):
             {split: inputs[split] for split in self.objective.splits},
             keep_logits=self.objective.keeping("logits"),
             layers=self._layers,
+            statistics=model.training,
             agree=partial(self.accelerator.reduce, reduction="mean") if self.accelerator.num_processes > 1 else None,
         )
         for split in self._layers:
@@ -354,7 +356,20 @@ class WagleTrainer(SFTTrainer):
                     f"The hidden states of the {split} set carry no gradient: train a weight at or below their layer, and "
                     'use gradient_checkpointing_kwargs={"use_reentrant": False}.'
                 )
+        if model.training:
+            self._add_token_statistics(outputs)
         return outputs
+
+    def _add_token_statistics(self, outputs: dict[str, TokenLogProbs]) -> None:
+        """Add the batch's mean entropy and token accuracy, as `SFTTrainer` logs them, and the accuracy of each split."""
+        number = {split: answers.mask.sum() for split, answers in outputs.items()}
+        right = {split: answers.is_top1.sum() for split, answers in outputs.items() if answers.is_top1 is not None}
+        entropy = sum(answers.entropy.sum() for answers in outputs.values() if answers.entropy is not None)
+        total = torch.stack(list(number.values())).sum().clamp(min=1)
+        self._means.add("entropy", (entropy / total)[None])
+        self._means.add("mean_token_accuracy", (torch.stack(list(right.values())).sum() / total)[None])
+        for split, count in right.items():
+            self._means.add(f"{split}_mean_token_accuracy", (count / number[split].clamp(min=1))[None])
 
     def _why_not_finite(self, model: nn.Module, inputs: dict[str, Any], losses: dict[str, Tensor]) -> str:
         forget_loss = losses.get("forget_loss")
@@ -406,12 +421,13 @@ class WagleTrainer(SFTTrainer):
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of both losses since the last log, and the selected density."""
+        """Adds the means of both losses, entropy and token accuracy since the last log; once, the selected density."""
         if self.model.training and self._means:
             logs.update(self._means.take(self.accelerator))
             if overrides(self.objective.forget, "retain_factor"):
                 logs["retain_factor"] = self.objective.forget.retain_factor()
-            if self.mask is not None:
+            if self.mask is not None and not self._density_is_logged:
+                self._density_is_logged = True  # a constant of the run
                 logs["density"] = self.mask.density
                 if self.mask.info.effective_density is not None:
                     logs["effective_density"] = self.mask.info.effective_density
@@ -451,6 +467,7 @@ class WagleTrainer(SFTTrainer):
             if folder is not None:
                 self._attribution.mask = None  # the checkpoint's is the one in force
         self.references.load(folder, self.model, self.accelerator)
+        self._density_is_logged = False
         try:
             with without_dropout(self.model) if self.args.disable_dropout else nullcontext():
                 return super().train(folder, trial, ignore_keys_for_eval)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import nn
 from transformers import AutoProcessor, TrainingArguments, set_seed
 from transformers.utils import logging
@@ -196,7 +197,7 @@ class UnlearningSetup:
         found = config.loss_type, config.model_init_kwargs
         config.loss_type, config.model_init_kwargs = "nll", None
         try:
-            with _model_as_found(model):
+            with _model_as_found(model), _no_progress_bars():  # of one row
                 yield {
                     "model": model,
                     "args": config,
@@ -206,6 +207,18 @@ class UnlearningSetup:
                 }
         finally:
             config.loss_type, config.model_init_kwargs = found
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep `datasets` from showing progress bars."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 @contextmanager

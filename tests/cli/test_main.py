@@ -73,3 +73,31 @@ def test_as_a_module(run_fresh):
     code += "runpy.run_module('wagle_trainer.cli', run_name='__main__')"
     message = "wagle report: [Errno 2] No such file or directory: 'none.json'\n"
     assert run_fresh([code], "trl") == [(1, message)]
+
+
+def test_help_leaves_out_what_help_all_has(wagle):
+    for command in ("evaluate", "attack"):
+        short, full = wagle(command, "--help")[1], wagle(command, "--help-all")[1]
+        assert "--question_prefix" in full
+        assert "--question_prefix" not in short
+        assert "--batch_size" in short and "--help-all" in short
+        assert len(short.splitlines()) < len(full.splitlines()) <= 110
+
+
+def test_a_warning_is_said_once(wagle, monkeypatch):
+    import logging
+    import warnings
+
+    from wagle_trainer.masking import WeightMask
+
+    def warn(path):
+        for _ in range(2):
+            warnings.warn("Something is odd.", stacklevel=1)
+            logging.getLogger("wagle_trainer.masking").warning("Something else is odd.")
+        raise ValueError("refused")
+
+    monkeypatch.setattr(WeightMask, "from_pretrained", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        err = wagle("mask", "info", "m")[2]
+    assert err == "UserWarning: Something is odd.\nSomething else is odd.\nwagle mask: refused\n"

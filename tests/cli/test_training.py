@@ -59,6 +59,7 @@ def test_unlearn(files, wagle, by_hand, tmp_path):
     assert out.splitlines()[:2] == [f"output_dir: {tmp_path / 'out'}", "steps: 2"]
     assert f"mask_digest: {trainer.mask.digest}" in out
     assert f"Weight mask {trainer.mask.digest[:12]}: {trainer.mask.num_selected:,} of " in err
+    assert "Tokenizing train dataset" not in err  # the one row that SFTTrainer gets
     assert "## Unlearning" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -127,3 +128,52 @@ def test_refused_before_the_data(files, wagle, tmp_path):
     assert (
         "known are .json, .jsonl, .csv, .parquet" in wagle("attribute", "--model_name_or_path", files.model, *sets)[2]
     )
+
+
+def test_help_fits_two_screens(wagle):
+    code, out, _ = wagle("unlearn", "--help")
+    assert code == 0
+    assert len(out.splitlines()) <= 80
+    assert max(map(len, out.splitlines())) <= 125
+    for option in ("--forget_file", "--loss_type", "--density", "--learning_rate", "--config", "--help-all"):
+        assert f"  {option}" in out
+    assert "--adam_beta1" not in out
+    code, out, _ = wagle("unlearn", "--help-all")
+    assert code == 0
+    assert "--adam_beta1" in out and "--density" in out
+
+
+def test_options_that_help_shows_exist(monkeypatch):
+    from wagle_trainer.cli import training
+
+    seen = []
+    monkeypatch.setattr(training._TrainingParser, "parse_args_and_config", lambda self, *a, **k: seen.append(self))
+    with pytest.raises(TypeError):  # nothing was parsed
+        training.parse_training("unlearn", "", "", [], run=None, show=None)
+    known = {action.dest for action in seen[0]._actions} | {"config", "help-all"}
+    shown = {name for options in training.SHOWN.values() for name in options}
+    assert shown <= known
+
+
+def test_a_run_writes_the_file_that_repeats_it(files, wagle, tmp_path):
+    secrets = ["--hub_token", "hf_secretsecret", "--run_name", "https://me:pw@host/x"]
+    code, out, err = wagle(
+        *("unlearn", "--config", files.run, "--density", "0.07", "--loss_kwargs", '{"beta": 0.2}', *secrets),
+        *("--output_dir", tmp_path / "first", "--json"),
+    )
+    assert code == 0, err
+    written = (tmp_path / "first" / "config.yaml").read_text()
+    assert "secret" not in written.replace("secrets", "") and "pw@" not in written
+    assert "hub_token, run_name" in written or "run_name, hub_token" in written
+    values = yaml.safe_load(written)
+    assert (float(values["density"]), values["max_steps"]) == (0.07, 2)
+    assert "json" not in values and "controls" not in values
+    code, again, err = wagle(
+        *("unlearn", "--config", tmp_path / "first" / "config.yaml", "--output_dir", tmp_path / "second", "--json")
+    )
+    assert code == 0, err
+    first, second = json.loads(out), json.loads(again)
+    assert first.pop("output_dir") != second.pop("output_dir")
+    assert first == second
+    repeated = yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())
+    assert repeated | {"output_dir": values["output_dir"]} == values

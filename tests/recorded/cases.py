@@ -309,10 +309,17 @@ def mask_of(mask: Any) -> dict[str, Any]:
 def history_of(trainer: Any) -> list[dict[str, Any]]:
     """What was logged, without times and without what TRL adds of its own."""
     left_out = ("runtime", "per_second", "flos", "entropy", "num_tokens", "mean_token_accuracy")
-    return [
+    history = [
         {key: value for key, value in entry.items() if not key.endswith(left_out)}
         for entry in trainer.state.log_history
     ]
+    # Constants are logged once, and were logged in every entry with losses when the results were recorded.
+    constants = {key: value for key, value in (history[0] if history else {}).items() if key.endswith("density")}
+    return [_with_constants(entry, constants) for entry in history]
+
+
+def _with_constants(entry: dict[str, Any], constants: dict[str, Any]) -> dict[str, Any]:
+    return entry | constants if {"forget_loss", "retain_loss"} & entry.keys() else entry
 
 
 def training_arguments(folder: str | Path, **changes: Any) -> Any:

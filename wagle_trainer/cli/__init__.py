@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
@@ -75,13 +76,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _logs() -> Iterator[None]:
-    """This package's own log on stderr while a command runs: which mask it was, which modules were chosen."""
+    """This package's own log on stderr while a command runs: which mask it was, which modules were chosen.
+
+    A warning is said once, and without the line of code that it comes from.
+    """
     logger, handler = logging.getLogger("wagle_trainer"), logging.StreamHandler(sys.stderr)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    once = _Once()
+    handler.addFilter(once)
+    with warnings.catch_warnings():
+        warnings.showwarning = once.show
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class _Once(logging.Filter):
+    """Lets every warning pass once, whether it is logged or issued."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING or self._is_new(record.getMessage())
+
+    def show(self, message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        """As `warnings.showwarning`, which this takes the place of."""
+        if self._is_new(str(message)):
+            print(f"{category.__name__}: {message}", file=sys.stderr)
+
+    def _is_new(self, text: str) -> bool:
+        if text in self.seen:
+            return False
+        self.seen.add(text)
+        return True

@@ -8,6 +8,7 @@ from typing import Any
 
 from wagle_trainer.cli.mask import table
 from wagle_trainer.cli.parsing import show_lines
+from wagle_trainer.cli.run_config import write_run_config
 from wagle_trainer.cli.training import parse_training, trainer_for
 
 DESCRIPTION = """Score the weights of a model and save the mask in --output_dir: to look at, to train with in many runs
@@ -26,7 +27,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    mask = trainer_for(options).compute_mask()
+    trainer = trainer_for(options)
+    if options.training.process_index == 0:
+        write_run_config(options.training.output_dir, options.given)
+    mask = trainer.compute_mask()
     if options.training.process_index == 0:
         mask.save_pretrained(options.training.output_dir)
     return {"output_dir": options.training.output_dir, **mask.describe(), "summary": mask.summary()}

@@ -7,13 +7,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from wagle_trainer.cli.help import CommandParser
+
 # Help of the option that every command has.
 JSON_HELP = "print the result as JSON on stdout, and nothing else there"
 
 
-def make_parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
+def make_parser(prog: str, description: str, examples: str) -> CommandParser:
     """A parser whose help ends with examples, as they are written."""
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog=prog,
         description=description,
         epilog=f"examples:\n{examples.strip(chr(10))}",
@@ -57,31 +59,34 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_format_options(parser: argparse.ArgumentParser) -> None:
-    """How questions and answers are written; by default as saved beside the model."""
-    parser.add_argument(
+def add_format_options(parser: CommandParser) -> None:
+    """How questions and answers are written; by default as saved beside the model. Only `--help-all` shows them."""
+    style = parser.add_argument(
         "--style",
         default="auto",
         choices=["auto", "chat", "plain"],
         help="how questions and answers are written; auto: as "
         "saved beside the model, or else by the chat template where there is one (default: %(default)s)",
     )
-    parser.add_argument("--system_prompt", help="system message before each question (chat)")
-    parser.add_argument(
+    system_prompt = parser.add_argument("--system_prompt", help="system message before each question (chat)")
+    template = parser.add_argument(
         "--chat_template_kwargs", type=json.loads, metavar="JSON", help="variables of the chat template"
     )
-    parser.add_argument(
+    thinking = parser.add_argument(
         "--thinking", type=json.loads, metavar="true|false", help="whether the model thinks first (chat)"
     )
-    for name, text in (
-        ("question_prefix", "before each question"),
-        ("question_suffix", "between question and answer"),
-        ("answer_prefix", "at the start of each answer"),
-    ):
+    affixes = [
         parser.add_argument(f"--{name}", metavar="TEXT", help=f"{text} (plain)")
-    parser.add_argument(
+        for name, text in (
+            ("question_prefix", "before each question"),
+            ("question_suffix", "between question and answer"),
+            ("answer_prefix", "at the start of each answer"),
+        )
+    ]
+    compatibility = parser.add_argument(
         "--compatibility", choices=["open-unlearning"], help="the tokens and labels of OpenUnlearning's code"
     )
+    parser.advanced([style, system_prompt, template, thinking, *affixes, compatibility])
 
 
 def chosen_format(options: argparse.Namespace, model: str, tokenizer: Any) -> Any:

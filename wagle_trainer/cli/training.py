@@ -8,15 +8,72 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from wagle_trainer.cli.help import add_both_helps, grouped_help
 from wagle_trainer.cli.models import naming
 from wagle_trainer.cli.parsing import JSON_HELP
+from wagle_trainer.cli.run_config import RunParser
 from wagle_trainer.config import WagleConfig
 from wagle_trainer.data.forget_and_retain import DataArguments, load_forget_and_retain
 
 # Of the recipes' YAML files: what they do before and after training. Here `wagle evaluate` does it.
 OF_THE_RECIPES = ("controls", "retrained_model", "evaluation_samples", "evaluation_batch_size")
+# What `--help` shows: option -> name of its value, and text. All others are in `--help-all`.
+SHOWN = {
+    "model": {
+        "model_name_or_path": ("PATH", "the model that is to forget: folder or Hub id"),
+        "dtype": ("DTYPE", "number format of its weights: float32, bfloat16, float16"),
+        "use_peft": ("", "train a LoRA adapter; --lora_target_modules wagle lets the score choose its modules"),
+    },
+    "data": {
+        "forget_file": (
+            "FILE",
+            "what to forget: .jsonl, .json, .csv or .parquet with question and answer, or any TRL format",
+        ),
+        "retain_file": ("FILE", "what to keep, in the same way"),
+        "dataset_name": ("NAME", "in their place a TOFU: locuslab/TOFU, a folder, or the bundled 'fictional'"),
+        "forget_split": ("SPLIT", "with it: forget01, forget05 or forget10"),
+    },
+    "objective": {
+        "loss_type": ("NAME", "npo, grad_diff, po, dpo, rmu, simnpo, ...: `describe_losses()` has all of them"),
+        "loss_kwargs": ("JSON", 'its arguments, such as \'{"beta": 0.1, "retain_loss": "kl"}\''),
+        "retain_weight": ("NUMBER", "factor of the retain loss: higher keeps more, forgets less"),
+    },
+    "mask": {
+        "attribution": ("SCORE", "wagle, snip, gradient, random, ..., or 'none' to train all weights"),
+        "density": ("SHARE", "share of the weights that may change: 0.8 as in the paper, 0.05 or less for a patch"),
+        "attribution_gamma": (
+            "NUMBER",
+            "of the wagle score: low where the retain set is like the training data, high elsewhere",
+        ),
+        "attribution_exclude": ("REGEX", "parameters that stay frozen, such as embed_tokens"),
+        "mask_path": ("PATH", "a saved mask to use; then nothing is scored"),
+        "save_adapter": ("", "save the change as a small adapter that can be revoked, in place of the whole model"),
+    },
+    "training": {
+        "output_dir": ("DIR", "where model, mask, card and config.yaml go"),
+        "learning_rate": (
+            "RATE",
+            "a small patch needs a much higher one than all weights: try 1e-4 to 1e-2 at 0.05 or less",
+        ),
+        "num_train_epochs": ("NUMBER", "passes over the forget set"),
+        "max_steps": ("NUMBER", "optimizer steps, in place of the epochs if above 0"),
+        "per_device_train_batch_size": ("NUMBER", "forget-retain pairs per device and forward pass"),
+        "gradient_accumulation_steps": ("NUMBER", "batches per optimizer step"),
+        "lr_scheduler_type": ("NAME", "linear, constant, cosine, ..."),
+        "max_length": ("TOKENS", "longest example; an answer that would be cut off is refused"),
+        "save_strategy": ("WHEN", "checkpoints: no, steps, epoch"),
+        "seed": ("NUMBER", "of everything random"),
+    },
+    "this run": {
+        "config": ("FILE", "YAML file of options; a run's config.yaml and the recipes' files will do"),
+        "resume_from_checkpoint": ("true|DIR", "go on where a stopped run was last saved"),
+        "report_to": ("NAME", "wandb, trackio, tensorboard, ..."),
+        "json": ("", JSON_HELP),
+        "help-all": ("", "all options: those of TRL's SFTTrainer, with its defaults, and the rest of ours"),
+    },
+}
 
 
 @dataclass
@@ -28,6 +85,31 @@ class OutputArguments:
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults of all options; examples as they are written."""
+
+
+class _TrainingParser(RunParser):
+    """Options of a training command; `--help` shows those of `SHOWN`."""
+
+    examples = ""
+
+    def format_help(self) -> str:
+        """The help with the options that matter."""
+        groups = {
+            title: {
+                f"--{name} {value}".rstrip(): (text, self._shown_default(name))
+                for name, (value, text) in options.items()
+            }
+            for title, options in SHOWN.items()
+        }
+        return grouped_help(str(self.usage), self.description or "", groups, self.examples)
+
+    def format_help_all(self) -> str:
+        """The help with all options."""
+        return super().format_help()
+
+    def _shown_default(self, name: str) -> Any:
+        default = self.get_default(name)
+        return None if default in (None, False, -1) else getattr(default, "value", default)
 
 
 def parse_training(
@@ -44,14 +126,17 @@ def parse_training(
         ValueError: an unknown option in the file, or a value that is refused.
         SystemExit: the same on the command line.
     """
-    parser = TrlParser(
+    parser = _TrainingParser(
         (DataArguments, OutputArguments, WagleConfig, ModelConfig),
         prog=f"wagle {name}",
         usage=f"wagle {name} [--config FILE.yaml] [--OPTION VALUE ...]",
         description=description,
         epilog=f"examples:{examples}",
         formatter_class=_Formatter,
+        add_help=False,
     )
+    parser.examples = examples
+    add_both_helps(parser)
     try:
         data, output, training, model, unknown_in_file, unknown = parser.parse_args_and_config(
             arguments, return_remaining_strings=True, separate_remaining_strings=True
@@ -66,7 +151,9 @@ def parse_training(
         raise ValueError(f"The configuration file has options that are unknown: {', '.join(wrong)}.")
     if model.model_name_or_path is None:
         parser.error("the following arguments are required: --model_name_or_path")
-    return argparse.Namespace(data=data, training=training, model=model, json=output.json, run=run, show=show)
+    return argparse.Namespace(
+        data=data, training=training, model=model, json=output.json, run=run, show=show, given=parser.given
+    )
 
 
 def trainer_for(options: argparse.Namespace) -> Any:

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from wagle_trainer.cli.parsing import show_lines
+from wagle_trainer.cli.run_config import write_run_config
 from wagle_trainer.cli.training import parse_training, trainer_for
 
 DESCRIPTION = """Make a model forget. Scores the weights, trains the selected ones with the objective --loss_type, and saves model,
-tokenizer, mask and model card in --output_dir. Every option may stand in a YAML file for --config; the recipes' files will do.
-
-Besides the data, what matters most is --loss_type and --loss_kwargs, --learning_rate and --num_train_epochs, --retain_weight,
---attribution, --density and --attribution_gamma. All others are those of TRL's SFTTrainer and have its defaults."""
+tokenizer, mask, model card and the run's options (config.yaml) in --output_dir."""
 EXAMPLES = """
   wagle unlearn --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --output_dir out
   wagle unlearn --model_name_or_path MODEL --dataset_name locuslab/TOFU --forget_split forget05 --loss_type npo \\
@@ -32,6 +30,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     trainer = trainer_for(options)
+    if trainer.is_world_process_zero():
+        write_run_config(options.training.output_dir, options.given)
     checkpoint = options.training.resume_from_checkpoint
     # In a YAML file it may be true, the last one; on the command line everything is text.
     output = trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)

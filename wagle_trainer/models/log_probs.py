@@ -16,6 +16,8 @@ IGNORE_INDEX = -100
 # How much padding one forward pass for two batches may add. A pass of its own, with its backward, reads all weights and
 # adds to all gradients once more, which costs as much as about 50 tokens (SmolLM2-135M on a CPU) to 300 (a tiny model).
 MAX_PADDING = 64
+# Target tokens whose distributions over the vocabulary are in memory at once where only their entropy is wanted.
+ENTROPY_CHUNK = 128
 
 
 def label_mask(labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -38,6 +40,8 @@ class TokenLogProbs:
         logits: (batch, kept, vocabulary) or None; the raw logits of the positions in `kept`.
         kept: int64 (kept,), the positions along the length that some example of the batch has a label after.
         labels: int64 (batch, length - 1) or None, -100 where `mask` is False.
+        entropy: float32 (batch, length - 1) or None, without gradient; entropy of the model's distribution at each target
+            token, in nats.
         states: (batch, length - 1, hidden size) or None; what a layer gives out at the target tokens themselves, not
             at those that predict them.
 
@@ -51,6 +55,7 @@ class TokenLogProbs:
     kept: Tensor | None = None
     labels: Tensor | None = None
     states: Tensor | None = None
+    entropy: Tensor | None = None
 
     def sum(self) -> Tensor:
         """Log-probability of each full answer, (batch,)."""
@@ -189,6 +194,7 @@ def joint_token_log_probs(
     *,
     keep_logits: Collection[str] = (),
     layers: Mapping[str, nn.Module] | None = None,
+    statistics: bool = False,
     agree: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, TokenLogProbs]:
     """`token_log_probs` of several batches; those of similar length share one forward pass.
@@ -198,6 +204,7 @@ def joint_token_log_probs(
         batches: name -> batch, as for `token_log_probs`. Only batches with an `attention_mask` are joined.
         keep_logits: names of the batches whose logits are returned, too.
         layers: name -> the layer of the model whose hidden states are returned, too.
+        statistics: also return `is_top1` and `entropy`.
         agree: averages a float32 tensor over processes. Needed where forward passes communicate (DDP, FSDP, ZeRO-3):
             lengths differ between processes, but all must run as many passes.
 
@@ -215,6 +222,8 @@ def joint_token_log_probs(
         sizes = [len(batch["labels"]) for batch in group]
         for name, part in zip(names, logits.split(sizes), strict=True):
             results[name] = _score(part, kept, batches[name], False, name in keep_logits)
+            if statistics:
+                _add_statistics(results[name], part, kept)
         for i, name in enumerate(names):
             if name in layers:
                 length = group[i]["labels"].shape[1]
@@ -286,3 +295,19 @@ def _score(logits: Tensor, kept: Tensor, batch: Mapping[str, Tensor], top1: bool
     if not keep_logits:
         return TokenLogProbs(log_probs, mask, is_top1, labels=labels)
     return TokenLogProbs(log_probs, mask, is_top1, logits, own, labels)
+
+
+@torch.no_grad()
+def _add_statistics(result: TokenLogProbs, logits: Tensor, kept: Tensor) -> None:
+    """Set `is_top1` and `entropy` of a result, a few target tokens at a time; no gradient passes through them."""
+    assert result.labels is not None
+    is_top1, entropy = torch.zeros_like(result.mask), torch.zeros_like(result.log_probs)
+    kept = kept[kept < result.mask.shape[1]]
+    for part in result.mask[:, kept].nonzero().split(ENTROPY_CHUNK):
+        rows, places = part.unbind(1)
+        scores = logits[rows, places].float()
+        log_p = scores.log_softmax(-1)
+        places = kept[places]
+        is_top1[rows, places] = scores.argmax(-1) == result.labels[rows, places]
+        entropy[rows, places] = -(log_p.exp() * log_p).sum(-1)
+    result.is_top1, result.entropy = is_top1, entropy
