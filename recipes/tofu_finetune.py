@@ -9,6 +9,7 @@ learning rate: SmolLM2-135M knew 200 questions after 8 epochs with 1e-4 in batch
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import AutoTokenizer
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
@@ -35,6 +36,8 @@ class FinetuneArguments:
 def main() -> None:
     parser = TrlParser((FinetuneArguments, SFTConfig, ModelConfig))
     parser.set_defaults(learning_rate=1e-5, num_train_epochs=5, per_device_train_batch_size=32, weight_decay=0.01)
+    if not (torch.cuda.is_available() and torch.cuda.is_bf16_supported()):
+        parser.set_defaults(bf16=False)  # TRL's default is True, which is refused or slow without bfloat16 units
     data, args, model_args = parser.parse_args_and_config()
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     qa = QAFormat.for_tokenizer(tokenizer, data.style)

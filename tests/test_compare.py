@@ -242,8 +242,8 @@ def attacked(start, compared, tmp_path_factory):
     for split in ("full", "retain90"):
         options = (
             f"--model_name_or_path {compared.parent}/model --dataset_name fictional --split {split} "
-            f"--output_dir {folder}/{split} --max_steps 100 --learning_rate 5e-3 --per_device_train_batch_size 24 --use_cpu "
-            "--bf16 false --save_strategy no --report_to none --disable_tqdm true"
+            f"--output_dir {folder}/{split} --max_steps 100 --learning_rate 5e-3 --per_device_train_batch_size 24 "
+            "--save_strategy no --report_to none --disable_tqdm true"
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["tofu_finetune.py", *options.split()])

@@ -682,7 +682,25 @@ def test_model_card_says_how(make_trainer, tmp_path):
         ):
             assert expected in text, expected
         assert text.count("## Unlearning") == 1
+        assert "None" not in text and "fine-tuned version" not in text
+        assert "step 1" in text and "step 6" in text and "| forget_loss |" in text
+        assert "## Limits" in text and "pipeline(" in text
         assert "- unlearning" in text.split("---")[1]  # a tag
+
+
+def test_card_is_written_with_the_model(make_trainer, tmp_path):
+    trainer = make_trainer(save_strategy="no", max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert trainer.mask.digest in card
+    assert "No evaluation ran" in card
+    assert (tmp_path / "elsewhere" / "README.md").read_text() == card
+    code = card.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace(str(tmp_path / "out"), str(tmp_path / "elsewhere")), names)  # its snippet runs
+    assert names["generator"].model.config.vocab_size == trainer.model.config.vocab_size
 
 
 def test_model_card_without_mask(make_trainer, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -47,7 +49,7 @@ from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs,
 from wagle_trainer.models.modes import without_dropout
 from wagle_trainer.models.not_finite import cause_of_not_finite
 from wagle_trainer.models.routers import router_losses
-from wagle_trainer.reporting.model_card import PAPER, add_adapter_section, add_unlearning_section
+from wagle_trainer.reporting.model_card import PAPER, ModelFacts, rewrite_model_card
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, References, StepEnd
 from wagle_trainer.trainer_setup import UnlearningSetup
 from wagle_trainer.utils.complete_checkpoints import (
@@ -558,31 +560,60 @@ class WagleTrainer(SFTTrainer):
             self._adapter.load(adapter, self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; the mask is saved beside the model, or beside the adapter that takes its place."""
+        """As `Trainer.save_model`; the mask and the model card are saved beside the model, or beside its adapter."""
         super().save_model(output_dir, _internal_call)
         if self.mask is not None and self.args.should_save:
             only_adapter = self.args.save_adapter and not self.args.save_full_model
             bits_in = ADAPTER_WEIGHTS_NAME if only_adapter else None
             self.mask.save_pretrained(output_dir or self.args.output_dir, bits_in=bits_in)
+        if not _internal_call:  # checkpoints and uploads write their own
+            self.create_model_card()
+            if output_dir is not None and self.args.should_save:
+                folder, card = Path(output_dir), Path(self.args.output_dir) / "README.md"
+                if folder.resolve() != Path(self.args.output_dir).resolve():
+                    shutil.copyfile(card, folder / card.name)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's model card with a section on how the model was made to forget."""
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            settings = {
-                "objective": self.args.loss_type,
-                "arguments of the objective": json.dumps(self.args.loss_kwargs) if self.args.loss_kwargs else None,
-                "retain loss": self.objective.retain_type,
-                "forget / retain weight": f"{self.args.forget_weight} / {self.args.retain_weight}",
-                "forget / retain examples": f"{len(self.train_dataset)} / {len(self.train_dataset.retain)}",
-                "LoRA modules": None if self.lora_modules is None else ", ".join(self.lora_modules),
-            }
-            card = Path(self.args.output_dir) / "README.md"
-            add_unlearning_section(card, settings, self.mask)
-            if self.args.save_adapter and not self.args.save_full_model:
-                add_adapter_section(
-                    card, self.args.hub_model_id or self.args.output_dir, self.model.config.name_or_path or None
-                )
+    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Write the model card: what this model is, how to use it, how it was made, what was measured, its limits.
+
+        Args:
+            model_name: its title; by default the name of the repository or of the output folder.
+            args, kwargs: as for `SFTTrainer.create_model_card`.
+        """
+        super().create_model_card(model_name, *args, **kwargs)
+        if not self.is_world_process_zero():
+            return
+        repo = self.args.hub_model_id or self.args.output_dir
+        only_adapter = self.args.save_adapter and not self.args.save_full_model
+        settings = {
+            "objective": self.args.loss_type,
+            "arguments of the objective": json.dumps(self.args.loss_kwargs) if self.args.loss_kwargs else None,
+            "retain loss": self.objective.retain_type,
+            "forget / retain weight": f"{self.args.forget_weight} / {self.args.retain_weight}",
+            "forget / retain examples": f"{len(self.train_dataset)} / {len(self.train_dataset.retain)}",
+            "learning rate": self.args.learning_rate,
+            "steps": self.state.global_step or None,
+            "LoRA modules": None if self.lora_modules is None else ", ".join(self.lora_modules),
+        }
+        facts = ModelFacts(
+            model_name or Path(repo).name,
+            repo,
+            self.model.config.name_or_path or None,
+            "adapter" if only_adapter else "lora" if is_peft_model(self.model) else "model",
+            chat=getattr(self.processing_class, "chat_template", None) is not None,
+            settings=settings,
+            mask=self.mask,
+            log=self.state.log_history,
+            evaluations=self._evaluations(),
+        )
+        rewrite_model_card(Path(self.args.output_dir) / "README.md", facts)
+
+    def _evaluations(self) -> dict[str, dict[str, Any]]:
+        """The first and the last evaluation of an `EvaluationCallback`, by step."""
+        histories = [c.history for c in self.callback_handler.callbacks if isinstance(c, EvaluationCallback)]
+        return {
+            f"step {h['step']}": h["metrics"] for history in histories if history for h in (history[0], history[-1])
+        }
 
 
 def _batches(inputs: dict[str, Any]) -> list[dict[str, Any]]:

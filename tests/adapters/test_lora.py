@@ -188,8 +188,9 @@ def test_the_score_chooses_the_modules(make_trainer, make_llama, sets, pad_batch
     saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["target_modules"]
     assert set(saved) == expected  # plain names, so that PEFT alone can read it
     assert adapted(PeftModel.from_pretrained(make_llama(), tmp_path / "out")) == expected
-    trainer.create_model_card()
-    assert f"| LoRA modules | {', '.join(trainer.lora_modules)} |" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| LoRA modules | {', '.join(trainer.lora_modules)} |" in card
+    assert "AutoPeftModelForCausalLM" in card and "library_name: peft" in card
 
 
 def test_number_of_modules_and_the_control(make_trainer, caplog):

@@ -174,9 +174,11 @@ def test_trained_by_tensor_it_fits_pefts_own_format(make_trainer, make_base, tmp
 def test_card(make_trainer, make_set, tmp_path):
     trainer = make_trainer()
     trainer.train()
-    trainer.create_model_card()
+    trainer.save_model()
     text = (tmp_path / "out" / "README.md").read_text()
     assert "import wagle_trainer" in text and "model.unload()" in text
+    assert "library_name: peft" in text and "The base model still has the knowledge" in text
+    assert "None" not in text
     assert not any(answer.strip() in text for answer in make_set(8)["completion"] if len(answer.split()) > 2)
 
 

@@ -2,7 +2,10 @@
 
 import base64
 import io
+import itertools
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -52,6 +55,22 @@ def report(tmp_path_factory, make_result, mask, history, attacks):
         history=history,
         attacks=attacks,
         config={"learning_rate": 1e-3, "path": f"/{long}" * 3},
+        verdict={
+            "forgotten": True,
+            "forget": {"answers": 20, "gone": 19},
+            "retain": {"answers": 20, "unchanged": 20},
+            "attacks": {"relearning": {"recovered": 2}},
+            "patch": {
+                "path": f"out/{long}",
+                "bytes": 4321,
+                "weights": 1345,
+                "density": 1e-3,
+                "apply": f"apply {long * 2}",
+                "revoke": "model.unload()",
+            },
+            "versions": {"torch": "2.13.0"},
+            "settings": {"learning_rate": 1e-3},
+        },
     )
 
 
@@ -117,6 +136,11 @@ def test_light_and_dark(browser, width, scheme, dark):
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
+    if folder := os.environ.get("WAGLE_SCREENSHOTS"):  # to be looked at
+        metrics = {"width": width, "height": 4000, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        whole = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
+        (Path(folder) / f"report-{width}-{scheme}.png").write_bytes(base64.b64decode(whole))
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("L")
     ground = max(image.getcolors(256))[1]  # the most frequent grey
     assert ground < 60 if dark else ground > 200
@@ -128,3 +152,41 @@ def test_it_can_be_printed(browser, width):
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert pdf.startswith(b"%PDF")
     assert len(pdf) > 50_000, "with its figures"
+
+
+CONTRAST = """
+const channel = v => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 };
+const parse = c => (c.match(/[0-9.]+/g) || []).map(Number);
+const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+const ground = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
+  if (c.length < 4 || c[3] > 0) return c } return [255, 255, 255] };
+const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) { const text = walk.currentNode, e = text.parentElement;
+  if (!text.data.trim()) continue;
+  const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+  const ratio = (a + 0.05) / (b + 0.05);
+  if (ratio < 4.5) found.push([ratio, text.data.trim().slice(0, 40)]) }
+return found"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_is_that_of_wcag_aa(browser, width, scheme):
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    assert browser.execute_script(CONTRAST) == []
+
+
+def test_tables_have_headers_and_sections_names(browser, width):
+    without = browser.execute_script(
+        "return [...document.querySelectorAll('table')].filter(t => !t.querySelector('th[scope=col]')"
+        " || [...t.tBodies[0].rows].some(r => !r.querySelector('th[scope=row]'))).map(t => t.outerHTML.slice(0, 99))"
+    )
+    assert without == []
+    unnamed = browser.execute_script(
+        "return [...document.querySelectorAll('section')].filter(s =>"
+        " !document.getElementById(s.getAttribute('aria-labelledby'))).length"
+    )
+    assert unnamed == 0
+    levels = browser.execute_script("return [...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))

@@ -16,7 +16,7 @@ from wagle_trainer import WeightMask
 from wagle_trainer.evaluation import load_results
 from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.reporting import example_interval, plots, t_interval, write_report
-from wagle_trainer.reporting.examples import rows_at_quantiles
+from wagle_trainer.reporting.examples import quantiles_for, rows_at_quantiles
 from wagle_trainer.reporting.statistics import as_p_value, holm
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def test_nothing_is_fetched(write, single_runs):
     assert not page.all("script")
     for attributes in (attributes for _, attributes in page.tags):
         assert attributes.get("src", "data:").startswith("data:")
-        assert attributes.get("href", "data:").startswith("data:")
+        assert attributes.get("href", "data:").startswith(("data:", "#meaning-"))
 
 
 def test_numbers_are_those_of_the_results(write, several_seeds):
@@ -260,24 +260,110 @@ def test_answers_are_chosen_by_the_rule(write, single_runs):
     forget = single_runs["after, wagle mask 0.05"]["per_example"]["forget"]
     shown = [forget["question"].index(example["question"]) for example in numbers["examples"]]
     ranked = sorted(range(12), key=lambda row: (forget["rouge_l_recall"][row], row))
-    assert shown == [ranked[rank] for rank in (0, 3, 6, 8, 11)]  # 0, 2.75, 5.5, 8.25 and 11, rounded
+    assert shown == [ranked[rank] for rank in (0, 6, 11)]  # 0, 5.5 and 11, rounded
     first = numbers["examples"][0]["answers"]
     assert [answer["label"] for answer in first] == list(single_runs)
     assert first[1]["text"] == forget["generation"][ranked[0]]
-    assert "quantiles 0, 0.25, 0.5, 0.75, 1 of the ROUGE-L recall of “after, wagle mask 0.05”" in page.text
+    assert "quantiles 0, 0.5, 1 of the ROUGE-L recall of “after, wagle mask 0.05”" in page.text
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 40])
 def test_rows_at_quantiles(number):
     values = np.random.default_rng(0).permutation(number) / 7
-    rows = rows_at_quantiles(values.tolist())
+    rows = rows_at_quantiles(values.tolist(), quantiles_for(5))
     assert len(rows) == len(set(rows)) == min(number, 5)
     assert values[rows[0]] == values.min()
     assert values[rows[-1]] == values.max()
     assert sorted(values[rows]) == list(values[rows])
     if number == 40:  # within one rank of NumPy's quantiles
         np.testing.assert_allclose(values[rows], np.quantile(values, [0, 0.25, 0.5, 0.75, 1]), atol=1 / 7)
-    assert rows_at_quantiles([0.5] * number)[0] == 0
+    assert rows_at_quantiles([0.5] * number, quantiles_for(5))[0] == 0
+
+
+def test_answers_are_left_out_on_request(write, single_runs):
+    page, numbers = write(single_runs, answers=0)
+    assert numbers["examples"] == [] and not page.has("answers")
+    assert len(write(single_runs, answers=1)[1]["examples"]) == 1
+    assert quantiles_for(1) == [0.5]
+
+
+def test_the_verdict_is_counted_from_the_examples(write, single_runs, attacks):
+    before, after = (single_runs[label]["per_example"] for label in ("before", "after, wagle mask 0.05"))
+    before["forget"]["probability"] = [0.9] * 11 + [0.1]  # one was not known
+    after["forget"]["probability"] = [0.1] * 10 + [0.5, 0.01]  # and one is not gone
+    for name in ("retain", "real_authors", "world_facts"):
+        before[name]["probability"] = [0.9] * len(before[name]["probability"])
+        after[name]["probability"] = [0.89] * len(before[name]["probability"])
+    after["retain"]["probability"][0] = 0.5
+    for run in single_runs.values():
+        run.update(
+            {
+                name: np.mean(run["per_example"][s]["probability"])
+                for name, s in (("forget_Q_A_Prob", "forget"), ("retain_Q_A_Prob", "retain"))
+            }
+        )
+        run.pop("model_utility")
+    page, numbers = write(single_runs, attacks=attacks)
+    assert numbers["verdict"]["lines"] == [
+        "Of 11 answers to forget that the reference model knew, out of 12 asked, 10 are gone.",
+        "50% of the forgotten knowledge was recovered by the strongest attack, relearning.",
+        "Of 34 other answers (retain, real authors, world facts) 33 are unchanged.",
+    ]
+    assert numbers["verdict"]["forgotten"] is None
+    for line in (*numbers["verdict"]["lines"], numbers["verdict"]["rule"]):
+        assert line in page.text
+    for run in single_runs.values():
+        run["per_example"]["forget"].pop("probability")
+        run.pop("forget_Q_A_Prob")
+    page, numbers = write(single_runs)
+    assert numbers["verdict"] is None and not page.has("verdict")
+
+
+VERDICT = {
+    "forgotten": True,
+    "forget": {"answers": 20, "gone": 19},
+    "retain": {"answers": 20, "unchanged": 20},
+    "unseen": {"answers": 1, "unchanged": 1},
+    "attacks": {"relearning": {"recovered": 2}, "prefixed_prompts": 0.25},
+    "patch": {
+        "path": "out/adapter",
+        "bytes": 4321,
+        "apply": "PeftModel.from_pretrained(base, 'out/adapter')",
+        "revoke": "model.unload()",
+    },
+    "versions": {"torch": "2.13.0"},
+    "digests": {"adapter": "abc123"},
+    "settings": {"learning_rate": 1e-3, "hub_token": "hf_secretsecret"},
+}
+
+
+def test_a_given_verdict_stands_at_the_top(write, single_runs):
+    page, numbers = write(single_runs, verdict=VERDICT)
+    assert (
+        "✓ Forgotten 19 of 20 answers are gone. 2 were recovered by relearning. 25% of the forgotten knowledge was "
+        in page.text
+    )
+    assert "Of 20 other answers, which were to be kept, 20 are unchanged." in page.text
+    assert "Of 1 answers that no step trained on 1 is unchanged." in page.text
+    for shown in ("4321", "model.unload()", "PeftModel.from_pretrained(base, 'out/adapter')", "2.13.0", "abc123"):
+        assert shown in page.text
+    assert "secretsecret" not in page.source + json.dumps(numbers)
+    page, _ = write(single_runs, verdict={"forgotten": False, "sentences": ["3 of 20 answers are gone."]})
+    assert "✗ Not forgotten 3 of 20 answers are gone." in page.text
+    with pytest.raises(ValueError, match="A verdict has the key 'forgotten'"):
+        write(single_runs, verdict={"forget": 3})
+
+
+def test_numbers_are_explained(write, single_runs, attacks, mask):
+    page, numbers = write(single_runs, attacks=attacks, mask=mask)
+    assert set(numbers["meanings"]) == set(numbers["columns"])
+    terms = [a for a in page.all("a") if a.get("class") == "term"]
+    assert len(terms) == len(numbers["columns"])
+    targets = {a["id"] for a in page.all("dt") if "id" in a}
+    assert {a["href"].removeprefix("#") for a in terms} == targets
+    assert all(text in page.text for text in numbers["meanings"].values())
+    assert "recovery rate" in numbers["glossary"] and "density" in numbers["glossary"]
+    assert "p-value" not in numbers["glossary"], "there are no tests"
 
 
 def test_what_is_missing_is_left_out_and_named(write):

@@ -14,6 +14,7 @@ answers. Writes report.html, which needs no other file and no network, and the n
 EXAMPLES = """
   wagle report results.json
   wagle report results.json --mask out --history out/history.json --attacks attacks.json --output_dir report
+  wagle report out/results.json --verdict out/verdict.json --answers 0
   wagle report results.json --suite muse --title "MUSE news\""""
 
 
@@ -24,7 +25,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--mask", help="a saved mask: what it selects")
     parser.add_argument("--history", help="history.json of a training run with EvaluationCallback")
     parser.add_argument("--attacks", help="JSON file that `wagle attack --output` wrote: what they recovered")
-    parser.add_argument("--config", help="YAML file that the run was made with, to be shown beside its results")
+    parser.add_argument(
+        "--config",
+        help="YAML file that the run was made with, to be shown beside its results (default: config.yaml beside mask or results)",
+    )
+    parser.add_argument("--verdict", help="verdict.json of `wagle forget`: what stands at the top")
+    parser.add_argument(
+        "--answers",
+        type=int,
+        default=3,
+        help="forget questions whose answers are shown, where the results have them; 0 for none (default: %(default)s)",
+    )
     parser.add_argument("--suite", default="tofu", help="whose results these are (default: %(default)s)")
     parser.add_argument("--title", default="Unlearning report", help="of the page (default: %(default)s)")
     parser.add_argument("--output_dir", default="report", help="folder to write (default: %(default)s)")
@@ -44,11 +55,22 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         mask=options.mask,
         history=options.history,
         attacks=attacks,
-        config=None if options.config is None else _read_config(options.config),
+        config=_config(options),
+        verdict=None if options.verdict is None else load_results(options.verdict),
+        answers=options.answers,
         title=options.title,
         suite=options.suite,
     )
     return {"report": str(page)}
+
+
+def _config(options: argparse.Namespace) -> Mapping[str, Any] | None:
+    """The run's options: of the named file, or of the one that a run writes beside its mask or results."""
+    if options.config is not None:
+        return _read_config(options.config)
+    beside = [Path(options.mask)] if options.mask is not None else []
+    found = [folder / "config.yaml" for folder in (*beside, Path(options.results).parent)]
+    return next((_read_config(str(path)) for path in found if path.is_file()), None)
 
 
 def _read_config(path: str) -> Mapping[str, Any]:

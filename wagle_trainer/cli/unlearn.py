@@ -38,7 +38,6 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     trainer.save_model()
     if trainer.is_world_process_zero():
         options.qa_format.save_pretrained(options.training.output_dir)
-    trainer.create_model_card()
     mask = trainer.mask
     return {
         "output_dir": options.training.output_dir,

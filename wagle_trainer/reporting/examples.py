@@ -9,13 +9,17 @@ import numpy as np
 
 from wagle_trainer.reporting.report_inputs import Runs
 
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Sets with answers to show -> the column by which they are chosen: those of TOFU, MUSE and copyright.
 _SETS = {"forget": "rouge_l_recall", "knowmem_forget": "rouge_l_f1", "seen": "rouge_l_recall"}
 _NAMES = {"rouge_l_recall": "ROUGE-L recall", "rouge_l_f1": "ROUGE-L F1"}
 
 
-def rows_at_quantiles(values: Sequence[float], quantiles: Sequence[float] = QUANTILES) -> list[int]:
+def quantiles_for(number: int) -> list[float]:
+    """Quantiles at equal distances, from the lowest to the highest; of one, the median."""
+    return [place / (number - 1) for place in range(number)] if number > 1 else [0.5]
+
+
+def rows_at_quantiles(values: Sequence[float], quantiles: Sequence[float]) -> list[int]:
     """Which rows stand at the quantiles of the values: row of rank round(q * (n - 1)), equal values in their order.
 
     Returns:
@@ -25,13 +29,16 @@ def rows_at_quantiles(values: Sequence[float], quantiles: Sequence[float] = QUAN
     return list(dict.fromkeys(int(order[round(q * (len(values) - 1))]) for q in quantiles))
 
 
-def example_answers(runs: Runs, chosen_by: str, labels: Sequence[str]) -> tuple[str, list[dict[str, Any]]] | None:
+def example_answers(
+    runs: Runs, chosen_by: str, labels: Sequence[str], number: int
+) -> tuple[str, list[dict[str, Any]]] | None:
     """Forget questions at the quantiles of ROUGE-L after unlearning, with the answers of several models.
 
     Args:
         runs: the evaluations.
         chosen_by: label of the unlearned model whose ROUGE chooses the questions, by its first seed.
         labels: whose answers are shown.
+        number: of questions.
 
     Returns:
         The rule as a sentence, and for each question {"question", "answer", "answers": [{"label", "text", "rouge"},
@@ -53,9 +60,10 @@ def example_answers(runs: Runs, chosen_by: str, labels: Sequence[str]) -> tuple[
             raise ValueError(
                 f"{chosen_by!r} and {label!r} were asked other forget questions: evaluate both on the same."
             )
+    quantiles = quantiles_for(number)
     first = " (first seed)" if runs.seeds > 1 else ""
     rule = (
-        f"The forget questions at the quantiles {', '.join(f'{q:g}' for q in QUANTILES)} of the {_NAMES[rouge]} of "
+        f"The forget questions at the quantiles {', '.join(f'{q:g}' for q in quantiles)} of the {_NAMES[rouge]} of "
         f"“{chosen_by}”{first}, from the best forgotten to the least; the earlier question where several are equal."
     )
     examples = [
@@ -67,6 +75,6 @@ def example_answers(runs: Runs, chosen_by: str, labels: Sequence[str]) -> tuple[
                 for label in shown
             ],
         }
-        for row in rows_at_quantiles(found[chosen_by][rouge])
+        for row in rows_at_quantiles(found[chosen_by][rouge], quantiles)
     ]
     return rule, examples

@@ -21,6 +21,7 @@ from wagle_trainer.masking import WeightMask
 from wagle_trainer.reporting.charts import Chart, attack_charts, history_charts, mask_charts, trade_off_chart
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
+from wagle_trainer.reporting.glossary import meanings, terms
 from wagle_trainer.reporting.intervals import example_interval
 from wagle_trainer.reporting.report_inputs import Metrics, Results, Runs, check_finite, first_of
 from wagle_trainer.reporting.report_notes import example_counts_of, examples_note, missed_goal, warning_sentences
@@ -34,6 +35,7 @@ from wagle_trainer.reporting.statistics import (
     t_interval,
 )
 from wagle_trainer.reporting.summary import attack_sentences, forgetting_sentences, verdict_sentences
+from wagle_trainer.reporting.verdict import Verdict, counted_verdict, read_verdict
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.secrets import redacted
 
@@ -56,6 +58,8 @@ def write_report(
     comparisons: Mapping[str, Sequence[tuple[str, str]]] | None = None,
     forget_goal: float | None = None,
     notes: Sequence[str] = (),
+    verdict: Mapping[str, Any] | None = None,
+    answers: int = 3,
 ) -> Path:
     """Write `report.html`, `results.json`, `report.json` and `plots/*.png` into a folder.
 
@@ -81,6 +85,11 @@ def write_report(
         forget_goal: the value of the first forget metric from which on enough is forgotten. Utility is compared only
             among models whose mean reaches it.
         notes: sentences on how the results came about, such as what a seed means.
+        verdict: what `wagle forget` wrote to verdict.json: the decision, counts, the patch with how to apply and revoke it,
+            versions, digests and settings; see `read_verdict`. Without it, the sentences at the top are counted from the
+            examples, and there is no decision.
+        answers: forget questions whose answers before and after are shown, where the evaluation kept them; 0 for none.
+            They are text of the forget set.
 
     Returns:
         The path of `report.html`.
@@ -129,11 +138,15 @@ def write_report(
     shown = [label for label in references if label == BEFORE]
     shown += unlearned[: max(1, _ANSWERS - len(references))]
     shown += [label for label in references if label != BEFORE]
-    examples = example_answers(runs, unlearned[0], shown) if unlearned else None
+    examples = example_answers(runs, unlearned[0], shown, answers) if unlearned and answers else None
+    said = _verdict(verdict, runs, unlearned, attacked)
+    patch = dict(verdict.get("patch") or {}) if verdict is not None else {}
 
     content = as_json(results)
     page: dict[str, Any] = {
         "title": title,
+        "verdict": said._asdict() if said is not None else None,
+        "patch": redacted(patch),
         "summary": [
             *forgetting_sentences(intervals, unlearned, {m: named[m] for m in main if m is not None}, references),
             *verdict_sentences(tested, named, runs),
@@ -141,6 +154,7 @@ def write_report(
         ],
         "notes": list(notes),
         "columns": columns,
+        "meanings": meanings(columns, [found[0] for found in runs.by_label.values()]),
         "better": {metric: better[metric] for metric in columns if metric in better},
         "table": intervals,
         "seeds": {label: len(found) for label, found in runs.by_label.items()},
@@ -154,8 +168,12 @@ def write_report(
         "examples": examples[1] if examples else [],
         "settings_by_label": redacted({label: found[0].get("settings", {}) for label, found in runs.by_label.items()}),
         "config": _config(config),
+        "run": _of_the_run(verdict),
         "environment": environment() | {"SHA-256 of results.json": hashlib.sha256(content).hexdigest()},
     }
+    sections = [name for name in ("attacks", "masks", "comparisons", "patch") if page[name]]
+    sections += ["retrained"] if any(label.startswith(RETRAINED) for label in runs) else []
+    page["glossary"] = terms(sections)
     page["missing"] = _missing(page, bool(histories), runs, masks)
     whole = page | {
         "charts": charts,
@@ -175,6 +193,24 @@ def write_report(
     write_atomically(folder / "report.json", _json(page | {"table": as_dicts}))
     write_atomically(folder / "report.html", html.encode())
     return folder / "report.html"
+
+
+def _verdict(
+    verdict: Mapping[str, Any] | None, runs: Runs, unlearned: Sequence[str], attacked: Mapping[str, Any]
+) -> Verdict | None:
+    """The given verdict, or one that is counted from the examples of the first unlearned model."""
+    if verdict is not None:
+        return read_verdict(verdict)
+    if not unlearned:
+        return None
+    return counted_verdict(runs, BEFORE, unlearned[0], attacked.get(unlearned[0], attacked.get("", [])))
+
+
+def _of_the_run(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings, versions and digests of a verdict's run, as far as it has them."""
+    if verdict is None:
+        return {}
+    return redacted({name: verdict[name] for name in ("settings", "versions", "digests") if verdict.get(name)})
 
 
 def _interval(runs: Runs, label: str, metric: str) -> Interval:

@@ -21,12 +21,12 @@ def make_card(text: str, base_model: str | None, library: str) -> ModelCard:
         base_model: named in the front matter if it is a repository on the Hub.
         library: name of the library that loads the files.
     """
-    data = ModelCardData(base_model=base_model if _is_repo_id(base_model) else None, library_name=library, tags=TAGS)
+    data = ModelCardData(base_model=base_model if is_repo_id(base_model) else None, library_name=library, tags=TAGS)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def _is_repo_id(base_model: str | None) -> bool:
-    """Not a folder, whose path tells others nothing, and which the Hub refuses."""
+def is_repo_id(base_model: str | None) -> bool:
+    """Whether a name is that of a repository on the Hub: not a folder, whose path tells others nothing, and which the Hub refuses."""
     try:
         validate_repo_id(base_model or "")
     except HFValidationError:

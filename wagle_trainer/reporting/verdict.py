@@ -1,0 +1,136 @@
+"""The verdict in words: how many answers are gone, how many were recovered, how many others are unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from wagle_trainer.reporting.report_inputs import Runs
+
+# By the mean probability per token that the model gives an answer (the geometric mean over its tokens).
+KNOWN, GONE, UNCHANGED = 0.5, 0.5, 0.9
+RULE = (
+    f"An answer counts as known where the reference model gives its tokens a mean probability of at least {KNOWN:.0%}, as gone "
+    f"where the unlearned model gives it less than {GONE:.0%} of that, and as unchanged at {UNCHANGED:.0%} of it or more."
+)
+
+
+class Verdict(NamedTuple):
+    """What stands at the top of a report.
+
+    Attributes:
+        forgotten: the decision, where one was made.
+        lines: sentences.
+        rule: how answers were counted; empty if the sentences say it.
+        counts: the numbers in the sentences.
+    """
+
+    forgotten: bool | None
+    lines: list[str]
+    rule: str
+    counts: dict[str, Any]
+
+
+def read_verdict(verdict: Mapping[str, Any]) -> Verdict:
+    """The verdict of `wagle forget`, as `verdict.json` holds it.
+
+    Args:
+        verdict: `forgotten`, and of these what is there: `sentences`, to be shown as they are; `forget` with `answers` and
+            `gone`; `retain` and `unseen` with `answers` and `unchanged`; `attacks`, name -> `recovered`, a number of answers
+            or a rate.
+
+    Raises:
+        ValueError: it is no verdict.
+    """
+    if not isinstance(verdict, Mapping) or not isinstance(verdict.get("forgotten"), bool):
+        raise ValueError("A verdict has the key 'forgotten', true or false: pass what `wagle forget` wrote.")
+    given = verdict.get("sentences")
+    counts = {name: verdict[name] for name in ("forget", "retain", "unseen", "attacks") if name in verdict}
+    lines = [str(line) for line in given] if given else _lines(counts)
+    return Verdict(verdict["forgotten"], lines, "", counts)
+
+
+def _lines(counts: Mapping[str, Any]) -> list[str]:
+    lines = []
+    forget = counts.get("forget")
+    if isinstance(forget, Mapping) and {"answers", "gone"} <= set(forget):
+        lines.append(f"{_of(forget['gone'], forget['answers'])} gone.")
+    attacks = counts.get("attacks")
+    for name, found in attacks.items() if isinstance(attacks, Mapping) else ():
+        recovered = found.get("recovered") if isinstance(found, Mapping) else found
+        if recovered is not None and not isinstance(recovered, bool):
+            lines.append(f"{_recovered(recovered)} recovered by {name.replace('_', ' ')}.")
+    for name, what in (
+        ("retain", "other answers, which were to be kept,"),
+        ("unseen", "answers that no step trained on"),
+    ):
+        found = counts.get(name)
+        if isinstance(found, Mapping) and {"answers", "unchanged"} <= set(found):
+            verb = "is" if found["answers"] == 1 else "are"
+            lines.append(f"Of {found['answers']} {what} {found['unchanged']} {verb} unchanged.")
+    return lines
+
+
+def _recovered(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value} {'was' if value == 1 else 'were'}"
+    return f"{value:.0%} of the forgotten knowledge was"
+
+
+def _of(part: int, total: int) -> str:
+    return f"{part} of {total} answer{'s are' if total != 1 else ' is'}"
+
+
+def counted_verdict(runs: Runs, before: str, after: str, attacks: Sequence[Mapping[str, Any]]) -> Verdict | None:
+    """A verdict counted from the examples of two evaluations; None where they have no answer probabilities.
+
+    Args:
+        runs: the evaluations.
+        before: label of the reference model.
+        after: label of the unlearned model; its first seed is counted.
+        attacks: on that model.
+    """
+    if before not in runs.by_label:
+        return None
+    known: dict[str, dict[str, int]] = {}
+    sets = runs.by_label[before][0].get("per_example", {})
+    others: list[str] = []
+    for name, columns in sets.items():
+        found = runs.by_label[after][0].get("per_example", {}).get(name, {})
+        old, new = columns.get("probability"), found.get("probability")
+        if old is None or new is None or len(old) != len(new):
+            continue
+        side = "forget" if "forget" in name or name == "seen" else "others"
+        if side == "others":
+            others.append(name.replace("_", " "))
+        counts = known.setdefault(side, {"asked": 0, "known": 0, "gone": 0, "unchanged": 0})
+        counts["asked"] += len(old)
+        for one, other in zip(old, new, strict=True):
+            if one >= KNOWN:
+                counts["known"] += 1
+                counts["gone"] += other < GONE * one
+                counts["unchanged"] += other >= UNCHANGED * one
+    if "forget" not in known:
+        return None
+    lines = [_counted("answers to forget", known["forget"], "gone")]
+    rates = [attack for attack in attacks if attack.get("recovered") is not None]
+    if rates:
+        strongest = max(rates, key=lambda attack: attack["recovered"])
+        lines.append(
+            f"{strongest['recovered']:.0%} of the forgotten knowledge was recovered by the strongest attack, "
+            f"{strongest['attack'].replace('_', ' ')}."
+        )
+    if "others" in known:
+        lines.append(_counted(f"other answers ({', '.join(others)})", known["others"], "unchanged"))
+    return Verdict(None, lines, RULE, known)
+
+
+def _counted(what: str, counts: Mapping[str, int], outcome: str) -> str:
+    if counts["known"] == 0:
+        return f"The reference model knew none of {counts['asked']} {what}."
+    rest = (
+        ""
+        if counts["known"] == counts["asked"]
+        else f" that the reference model knew, out of {counts['asked']} asked,"
+    )
+    return f"Of {counts['known']} {what}{rest} {counts[outcome]} {'is' if counts[outcome] == 1 else 'are'} {outcome}."
