@@ -683,7 +683,7 @@ def test_model_card_says_how(make_trainer, tmp_path):
             assert expected in text, expected
         assert text.count("## Unlearning") == 1
         assert "None" not in text and "fine-tuned version" not in text
-        assert "step 1" in text and "step 6" in text and "| forget_loss |" in text
+        assert "step 1" in text and "step 3" in text and "| forget_loss |" in text
         assert "## Limits" in text and "pipeline(" in text
         assert "- unlearning" in text.split("---")[1]  # a tag
 

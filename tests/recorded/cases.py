@@ -314,7 +314,7 @@ def history_of(trainer: Any) -> list[dict[str, Any]]:
         for entry in trainer.state.log_history
     ]
     # Constants are logged once, and were logged in every entry with losses when the results were recorded.
-    constants = {key: value for key, value in (history[0] if history else {}).items() if key.endswith("density")}
+    constants = {key: value for entry in history for key, value in entry.items() if key.endswith("density")}
     return [_with_constants(entry, constants) for entry in history]
 
 

@@ -137,7 +137,7 @@ def test_light_and_dark(browser, width, scheme, dark):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
     if folder := os.environ.get("WAGLE_SCREENSHOTS"):  # to be looked at
-        metrics = {"width": width, "height": 4000, "deviceScaleFactor": 1, "mobile": width < 500}
+        metrics = {"width": width, "height": 7000, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         whole = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
         (Path(folder) / f"report-{width}-{scheme}.png").write_bytes(base64.b64decode(whole))

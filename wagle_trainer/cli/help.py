@@ -32,8 +32,8 @@ def add_both_helps(parser: argparse.ArgumentParser) -> None:
 class CommandParser(argparse.ArgumentParser):
     """A parser whose `--help` leaves out the options that `advanced` marks."""
 
-    def __init__(self, *args: Any, add_help: bool = True, **options: Any):
-        super().__init__(*args, add_help=False, **options)
+    def __init__(self, *, add_help: bool = True, **options: Any):
+        super().__init__(add_help=False, **options)
         self._is_advanced: list[argparse.Action] = []
         if add_help:
             add_both_helps(self)

@@ -171,7 +171,8 @@ def write_report(
         "run": _of_the_run(verdict),
         "environment": environment() | {"SHA-256 of results.json": hashlib.sha256(content).hexdigest()},
     }
-    sections = [name for name in ("attacks", "masks", "comparisons", "patch") if page[name]]
+    sections = [name for name in ("attacks", "masks", "patch") if page[name]]
+    sections += ["comparisons"] if any(comparison.seeds > 1 for comparison in tested) else []
     sections += ["retrained"] if any(label.startswith(RETRAINED) for label in runs) else []
     page["glossary"] = terms(sections)
     page["missing"] = _missing(page, bool(histories), runs, masks)
