@@ -37,6 +37,7 @@ SHOWN = {
     },
     "objective": {
         "loss_type": ("NAME", "npo, grad_diff, po, dpo, rmu, simnpo, ...: `describe_losses()` has all of them"),
+        "preset": ("NAME", "wagle-paper or wagle-paper-wmdp: the paper's settings for what is left at its default"),
         "loss_kwargs": ("JSON", 'its arguments, such as \'{"beta": 0.1, "retain_loss": "kl"}\''),
         "retain_weight": ("NUMBER", "factor of the retain loss: higher keeps more, forgets less"),
     },
