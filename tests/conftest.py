@@ -121,6 +121,33 @@ def fork_server():
 
 
 @pytest.fixture(scope="session")
+def damage():
+    """damage(content, draw) -> bytes after one or two accidents: flipped, changed, lost, doubled or inserted bytes."""
+    import random
+
+    def harm(content: bytes, draw: random.Random) -> bytes:
+        for _ in range(draw.randint(1, 2)):
+            start = draw.randrange(len(content))
+            stop = start + draw.choice([1, 1, 1, 8, 64])
+            part = content[start:stop]
+            replaced = draw.choice(
+                [
+                    bytes([part[0] ^ 1 << draw.randrange(8)]) + part[1:],
+                    bytes(draw.randrange(256) for _ in part),
+                    str(draw.choice([0, 9, 10**9, 10**18])).encode(),
+                    b"",
+                    part + part,
+                ]
+            )
+            content = content[:start] + replaced + content[stop:]
+            if not content or draw.random() < 0.1:
+                return content[:start]
+        return content
+
+    return harm
+
+
+@pytest.fixture(scope="session")
 def run_fresh(fork_server):
     """run_fresh(codes, *imported) -> (exit code, output) of each, where only the modules `imported` were imported before."""
 

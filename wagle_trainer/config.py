@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009 (`_attribution_field` is `dataclasses.field`)
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from trl import SFTConfig
 from wagle_trainer.attribution.config import AttributionConfig
 from wagle_trainer.losses import get_loss, get_retain_loss, list_losses, list_retain_losses
 from wagle_trainer.presets import PRESETS, apply_preset
+from wagle_trainer.utils.secrets import without_secrets
 
 # Where the flat name of an attribution's argument is not "attribution_" and its name.
 _FLAT_NAMES = {
@@ -198,6 +200,20 @@ class WagleConfig(SFTConfig):
                     f"{name}={getattr(self, name)!r} has no effect on unlearning, which draws pairs by itself and has "
                     f"losses of its own: leave it at {used!r}."
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what `training_args.bin` in checkpoints and saved models holds: no tokens, no passwords."""
+        return without_secrets(vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WagleConfig:
+        made = memo[id(self)] = self.__copy__()
+        vars(made).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return made
+
+    def __copy__(self) -> WagleConfig:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
 
     def attribution_config(self, score: str | None = None, **changes: Any) -> AttributionConfig:
         """The flat fields as an `AttributionConfig`.

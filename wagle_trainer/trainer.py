@@ -58,6 +58,7 @@ from wagle_trainer.utils.complete_checkpoints import (
     last_complete_checkpoint,
     remove_leftovers,
 )
+from wagle_trainer.utils.keyed_digests import shareable
 from wagle_trainer.utils.running_means import RunningMeans
 
 logger = logging.get_logger(__name__)
@@ -523,10 +524,10 @@ class WagleTrainer(SFTTrainer):
                 torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _training_facts(self) -> dict[str, Any]:
-        """How the weights were trained, for people who get them: no text of any set."""
+        """How the weights were trained, for people who get them: no text of any set, nor what tells it."""
         sets = {
-            split: {"examples": len(self.train_dataset.splits[split]), "digest": digest}
-            for split, digest in self.train_dataset.fingerprints.items()
+            split: {"examples": len(dataset), "digest": shareable(self.train_dataset.fingerprints[split])}
+            for split, dataset in self.train_dataset.splits.items()
         }
         return {
             "objective": self.args.loss_type,

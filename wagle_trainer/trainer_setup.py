@@ -31,6 +31,7 @@ from wagle_trainer.data.preparation import in_one_format
 from wagle_trainer.data.splits import by_split, check_sets, forget_and_retain
 from wagle_trainer.losses.objective import Objective
 from wagle_trainer.models.architecture import text_config
+from wagle_trainer.utils.keyed_digests import users_key
 
 logger = logging.get_logger(__name__)
 
@@ -81,6 +82,7 @@ class UnlearningSetup:
             ValueError, TypeError: a set that is missing, empty or in no known format; arguments that exclude each other,
                 or that would have no effect on unlearning, or a wrong one.
         """
+        users_key()  # raises for one that can be guessed
         config = as_wagle_config(args, model)
         lora_score = score_that_chooses(peft_config)
         _check_arguments(config, mask, lora_score, callbacks, compute_loss_func)

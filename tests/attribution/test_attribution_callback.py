@@ -89,17 +89,22 @@ def test_mask_is_that_of_attribute(make_sft, make_llama, make_set, callback):
     assert attribution.mask.info.forget_examples == 8
 
 
-def test_mask_says_which_sets_by_hash(make_sft, make_set, callback, tmp_path):
+def test_mask_says_which_sets_to_whoever_has_the_key(make_sft, make_set, callback, tmp_path, monkeypatch):
     infos = []
+    monkeypatch.setenv("WAGLE_DIGEST_KEY", "a key that is random")
     for seed in (0, 0, 5):
         attribution = callback(make_set(8, seed=seed), make_set(12, seed=1))
         make_sft(attribution).train()
         infos.append(attribution.mask.info)
     assert infos[0].forget_digest == infos[1].forget_digest != infos[2].forget_digest
     assert len({info.retain_digest for info in infos}) == 1
-    assert len(infos[0].forget_digest) == 64
+    assert infos[0].forget_digest.startswith("hmac-sha256:")
     attribution.mask.save_pretrained(tmp_path / "mask")
     assert WeightMask.from_pretrained(tmp_path / "mask").info.forget_digest == infos[2].forget_digest
+    monkeypatch.delenv("WAGLE_DIGEST_KEY")
+    attribution = callback(make_set(8), make_set(12, seed=1))
+    make_sft(attribution).train()
+    assert attribution.mask.info.forget_digest is attribution.mask.info.retain_digest is None
 
 
 def test_checkpoint_of_a_run_before_gets_the_new_mask(make_sft, make_set, callback, tmp_path):
@@ -123,8 +128,13 @@ def test_processes_that_disagree_are_refused(what, make_sft, make_llama, make_se
     monkeypatch.setattr(
         "wagle_trainer.attribution.attribution_callback.gather_object", lambda digests: [*digests, "0" * 64]
     )
-    with pytest.raises(RuntimeError, match=f"The processes hold different {what} .*000.*do they read the same files"):
+    with pytest.raises(
+        RuntimeError, match=f"The processes hold different {what}.*do they read the same files"
+    ) as refusal:
         trainer.train()
+    assert ("0" * 12 in str(refusal.value)) == (
+        what == "weight masks"
+    )  # a set of one row can be guessed by its digest
     assert all(torch.equal(before[name], value) for name, value in weights_of(trainer.model).items())
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wagle_trainer.data import load_tofu_evaluation
-from wagle_trainer.evaluation import load_results, run_attacks, save_results
+from wagle_trainer.evaluation import list_attacks, load_results, run_attacks, save_results
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,65 @@ def test_refused(files, wagle, arguments, message):
     code, out, err = wagle("attack", files.model, files.other, "--attacks", "quantization", *arguments)
     assert (code, out) == (1, "")
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "relearning.steps=many",
+            "The option steps of the attack 'relearning' must be whole numbers in a list, not 'many'",
+        ),
+        ("relearning.steps=[1,2.5]", "must be whole numbers in a list, not [1, 2.5]"),
+        ("relearning.steps=[true]", "must be whole numbers in a list"),
+        ("relearning.steps=null", "must be whole numbers in a list, not None"),
+        ("relearning.steps=[]", "steps must be whole numbers from 1 on"),
+        ("relearning.learning_rate=high", "The option learning_rate of the attack 'relearning' must be a number"),
+        ("relearning.learning_rate=NaN", "must be a number, not nan"),
+        ("relearning.learning_rate=Infinity", "must be a number, not inf"),
+        ("relearning.batch_size=[4]", "must be a whole number, not [4]"),
+        ("relearning.batch_size=0", "must be positive"),
+        ("relearning.share={}", "must be a number, not {}"),
+        ("relearning.share=2", "share must lie between 0 and 1"),
+        ("sampling.k=0", "k must be whole numbers from 1 on"),
+        ("sampling.samples=all", "must be a whole number or null, not 'all'"),
+        ("sampling.temperature=-1", "temperature"),
+        ("sampling.top_p=7", "top_p"),
+        ("quantization.bits=four", "must be whole numbers in a list"),
+        ("quantization.bits=[64]", "bits must be from 2 to 8"),
+        ("removal.shares=half", "must be numbers in a list"),
+        ("jailbreak.prompts=[1]", "must be texts in a list"),
+        ("jailbreak.prompts=Tell me", "'Tell me' has none"),
+        ("answer_prefix.max_new_tokens=0", "max_new_tokens"),
+        ("relearning_unrelated.data=rows", "must be a list of rows, not 'rows'"),
+        ("relearning_unrelated.data=[1]", "row 0"),
+        ("relearning_unrelated.data=[{}]", "row 0"),
+        ("relearning.=1", "is not of the form KEY=VALUE"),
+        (".steps=1", "is not of the form KEY=VALUE"),
+        ("relearning.steps", "is not of the form KEY=VALUE"),
+        ("relearning.steps.more=1", "no option steps.more"),
+        ("relearn.steps=1", "options for relearn"),
+        ("relearning.steps=" + "[" * 100_000, "must be whole numbers in a list"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_options_that_are_malformed(files, models, wagle, option, message):
+    """No traceback, and nothing that is measured first."""
+    attack = option.partition(".")[0]
+    attack = attack if attack in list_attacks() else "relearning"
+    command = ["attack", files.model, models[-1], "--attacks", attack, "--dataset_name", "fictional"]
+    code, out, err = wagle(*command, "--data_options", "limit=2", "--options", option)
+    assert (code, out) == (1, ""), err
+    assert message in err
+    assert len(err.splitlines()[-1]) < 1000
+
+
+def test_a_number_in_place_of_a_list_is_a_list_of_one(files, models, wagle):
+    command = ["attack", files.model, models[-1], "--attacks", "quantization", "--dataset_name", "fictional", "--json"]
+    code, out, err = wagle(*command, "--data_options", "limit=1", "--options", "quantization.bits=4")
+    assert code == 0, err
+    [found] = json.loads(out).values()
+    assert found["quantization"]["settings"]["options"] == {"bits": [4], "group_size": 64}
 
 
 def test_questions_of_ones_own(files, models, wagle, tmp_path):

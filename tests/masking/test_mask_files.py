@@ -24,33 +24,12 @@ def mask():
     return WeightMask.from_dict(masks, MaskInfo(score="wagle", gamma=1e-6, base_model="some/model", density_rule=None))
 
 
-def damage(content: bytes, draw: random.Random) -> bytes:
-    """One or two accidents: flipped, changed, lost, doubled or inserted bytes."""
-    for _ in range(draw.randint(1, 2)):
-        start = draw.randrange(len(content))
-        stop = start + draw.choice([1, 1, 1, 8, 64])
-        part = content[start:stop]
-        replaced = draw.choice(
-            [
-                bytes([part[0] ^ 1 << draw.randrange(8)]) + part[1:],
-                bytes(draw.randrange(256) for _ in part),
-                str(draw.choice([0, 9, 10**9, 10**18])).encode(),
-                b"",
-                part + part,
-            ]
-        )
-        content = content[:start] + replaced + content[stop:]
-        if not content or draw.random() < 0.1:
-            return content[:start]
-    return content
-
-
 def is_right(loaded: WeightMask, mask: WeightMask) -> bool:
     return loaded == mask and loaded.info == mask.info and all(torch.equal(loaded[n], mask[n]) for n in mask)
 
 
 @pytest.mark.parametrize("damaged", [WEIGHTS_NAME, CONFIG_NAME])
-def test_five_hundred_accidents_to_each_file(damaged, mask, tmp_path):
+def test_five_hundred_accidents_to_each_file(damaged, mask, tmp_path, damage):
     mask.save_pretrained(tmp_path)
     content, draw = (tmp_path / damaged).read_bytes(), random.Random(0)
     refused = 0

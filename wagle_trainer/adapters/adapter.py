@@ -306,7 +306,9 @@ class SparseAdapter(Mapping[str, SparseValues]):
         ours = {key for key in state if key in expected or key.endswith((".positions", ".values"))}
         if ours != expected:
             odd = sorted(ours ^ expected)[0]
-            raise AdapterMismatchError(f"{where} and its {CONFIG_NAME} differ in {odd!r}: one of them was replaced.")
+            raise AdapterMismatchError(
+                f"{where} and its {CONFIG_NAME} differ in {_short(odd)}: one of them was replaced. Fetch both again."
+            )
         if more := sorted(state.keys() - ours):
             warnings.warn(
                 f"{where} also holds weights of the base model ({more[0]!r}), which PEFT saves where tokens were added. They "
@@ -321,7 +323,8 @@ class SparseAdapter(Mapping[str, SparseValues]):
             expected_layout = ((dtype, (size,)), (getattr(torch, entry["dtype"]), (entry["num_values"],)))
             if tuple((tensor.dtype, tuple(tensor.shape)) for tensor in (positions, new)) != expected_layout:
                 raise AdapterMismatchError(
-                    f"{where} and its {CONFIG_NAME} differ in size or dtype of {name!r}: one of them was replaced."
+                    f"{where} and its {CONFIG_NAME} differ in size or dtype of {name!r}: one of them was replaced. Fetch "
+                    "both again."
                 )
             values[name] = SparseValues(shape, positions, new)
         info = AdapterInfo(
@@ -411,13 +414,25 @@ def read_config(config_file: Path) -> dict[str, Any]:
     try:
         config = json.loads(config_file.read_text())
     except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{config_file} is not a readable adapter configuration: {error!r}.") from error
+        raise unreadable_config(config_file, error) from error
     if not isinstance(config, dict) or config.get("peft_type") != PEFT_TYPE:
         kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise ValueError(f"{config_file} is of a {kind!r} adapter, not of a {PEFT_TYPE!r} one.")
+        raise ValueError(f"{config_file} is of a {_short(kind)} adapter, not of a {PEFT_TYPE!r} one.")
     check_version(config.get("format_version"), str(config_file))
     check_content(config, str(config_file))
     return config
+
+
+def unreadable_config(config_file: str | os.PathLike[str], error: Exception) -> ValueError:
+    """The error for a configuration that is not JSON, or is nested too deeply."""
+    reason = str(error)[:200] or type(error).__name__
+    return ValueError(f"{os.fspath(config_file)} is not a readable adapter configuration: {reason}. Fetch it again.")
+
+
+def _short(value: Any) -> str:
+    """A value as errors show it: damaged files hold long ones."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_readable(weights: Path) -> None:
@@ -442,14 +457,14 @@ def check_content(config: Mapping[str, Any], where: str) -> None:
     """
     unreadable = f"{where} is not a readable adapter configuration"
     if missing := [key for key in ("digest", "tensors") if not config.get(key)]:
-        raise ValueError(f"{unreadable}: it has no {missing[0]!r}.")
+        raise ValueError(f"{unreadable}: it has no {missing[0]!r}. Fetch it again.")
     kinds = {"digest": str, "tensors": dict, "mask": dict, "training": dict, "base_model_name_or_path": str}
     for key, kind in kinds.items():
         if config.get(key) is not None and not isinstance(config[key], kind):
-            raise ValueError(f"{unreadable}: {key!r} is {config[key]!r}.")
+            raise ValueError(f"{unreadable}: {key!r} is {_short(config[key])}. Fetch it again.")
     for name, entry in config["tensors"].items():
         if not _is_tensor_entry(entry):
-            raise ValueError(f"{unreadable}: 'tensors' has {entry!r} for {name!r}.")
+            raise ValueError(f"{unreadable}: 'tensors' has {_short(entry)} for {_short(name)}. Fetch it again.")
     if config.get("metadata_digest") not in (None, metadata_digest(config)):
         raise AdapterMismatchError(
             f"The content of {where} does not have the digest that it names: it was altered. Fetch it again."

@@ -35,7 +35,7 @@ def adapter_card(
         "retain loss": training.get("retain_loss"),
         "learning rate": training.get("learning_rate"),
         "steps": training.get("steps"),
-        **{f"{split} set": f"{s['examples']} examples, digest `{s['digest']}`" for split, s in sets.items()},
+        **{f"{split} set": _set(entry) for split, entry in sets.items()},
         "composed of": ", ".join(f"`{part['digest'][:12]}`" for part in training.get("composed_of", [])),
         "overlaps": training.get("combine"),
         "base model": facts.get("base_model"),
@@ -50,6 +50,12 @@ def adapter_card(
         f"{table(rows)}\n{evaluation_section(evaluation)}\n{how_to_load(repo_id, facts.get('base_model'))}\n"
     )
     return make_card(text, facts.get("base_model"), "peft")
+
+
+def _set(facts: Mapping[str, Any]) -> str:
+    """Size of a set and, if it was made with a key, its digest; never its text."""
+    digest = facts.get("digest")
+    return f"{facts['examples']} examples" + (f", digest `{digest}`" if digest else "")
 
 
 def how_to_load(repo_id: str, base_model: str | None) -> str:

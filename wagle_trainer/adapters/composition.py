@@ -143,10 +143,15 @@ def _dtype(parts: Sequence[SparseValues]) -> torch.dtype:
 
 
 def _overlap(parts: Sequence[SparseValues]) -> Tensor:
-    """Ascending flat positions that more than one of the parts sets, int64."""
-    seen, twice = parts[0].packed, torch.zeros_like(parts[0].packed)
-    for part in parts[1:]:
-        packed = part.packed
-        twice |= seen & packed
-        seen = seen | packed
-    return bits.unpack(twice, (parts[0].numel,)).nonzero().view(-1)
+    """Ascending flat positions that more than one of the parts sets, int64.
+
+    Packed bits are compared as bits; the memory of positions is that of the values, whatever shape a file claims.
+    """
+    if all(part.positions.dtype == torch.uint8 for part in parts):
+        seen, twice = parts[0].packed, torch.zeros_like(parts[0].packed)
+        for part in parts[1:]:
+            twice |= seen & part.packed
+            seen = seen | part.packed
+        return bits.unpack(twice, (parts[0].numel,)).nonzero().view(-1)
+    positions, times = torch.cat([part.index for part in parts]).unique(return_counts=True)
+    return positions[times > 1]

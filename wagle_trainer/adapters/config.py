@@ -67,6 +67,8 @@ class WagleAdapterConfig(PeftConfig):
         metadata={"help": "SHA-256 of the configuration; computed again when it is saved."},
     )
 
+    loaded_from = "the adapter's file"  # what errors call the weights; no field, so it is not saved
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if (
@@ -104,6 +106,7 @@ class WagleAdapterConfig(PeftConfig):
         weights = Path(pretrained_model_name_or_path, subfolder or "", WEIGHTS_NAME)
         if weights.is_file():
             check_readable(weights)
+        config.loaded_from = str(weights)
         return config
 
     def to_dict(self) -> dict[str, Any]:

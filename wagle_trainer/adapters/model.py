@@ -136,7 +136,7 @@ class WagleModel(BaseTuner):
             if adapter_name in layer.wagle_changes
         )
         try:
-            adapter = SparseAdapter.from_state_dict(state_dict, config.to_dict(), "the adapter's file")
+            adapter = SparseAdapter.from_state_dict(state_dict, config.to_dict(), config.loaded_from)
         except AdapterMismatchError as error:
             if not loaded:
                 raise

@@ -37,6 +37,7 @@ from wagle_trainer.masking.update_checks import (
     check_steps_outside_backward,
 )
 from wagle_trainer.models.causality import check_causal
+from wagle_trainer.utils.keyed_digests import shareable, users_key
 
 logger = logging.get_logger(__name__)
 
@@ -103,6 +104,7 @@ class WeightAttributionCallback(TrainerCallback):
                 masks do not support; a model that is not a causal language model, unless the score reads no data; a
                 mask for another model, or one that selects nothing.
         """
+        users_key()  # raises for one that can be guessed
         self.check_engine()
         check_maskable(model)
         check_forward_changes_no_weight(model)
@@ -263,7 +265,7 @@ class WeightAttributionCallback(TrainerCallback):
         samples = self.config.samples
         digests = {name: fingerprint(dataset) for name, dataset in self._prepared.items()}
         for name, digest in digests.items():
-            _check_processes_agree(f"{name} sets", digest)
+            _check_processes_agree(f"{name} sets", digest, shown=False)
         batches = {
             name: LengthSortedBatches(
                 dataset,
@@ -283,7 +285,8 @@ class WeightAttributionCallback(TrainerCallback):
             across_processes=args.world_size > 1,
             progress=not args.disable_tqdm and args.process_index == 0,
         )
-        mask.info = replace(mask.info, forget_digest=digests.get("forget"), retain_digest=digests.get("retain"))
+        recorded = {f"{name}_digest": shareable(digests.get(name)) for name in ("forget", "retain")}
+        mask.info = replace(mask.info, **recorded)
         return mask
 
     def _checkpoints(self, args: Any, state: Any) -> list[str]:
@@ -304,14 +307,15 @@ class WeightAttributionCallback(TrainerCallback):
         return resumed_mask(candidates, state.global_step, self.given, self.config.requested_info())
 
 
-def _check_processes_agree(what: str, digest: str) -> None:
+def _check_processes_agree(what: str, digest: str, *, shown: bool = True) -> None:
+    """Raise RuntimeError where processes hold different things; digests of sets are not shown, see `keyed_digests`."""
     if PartialState().num_processes == 1:
         return
     digests = gather_object([digest])
     if len(set(digests)) > 1:
+        which = f" (digests {', '.join(d[:12] for d in digests)})" if shown else ""
         raise RuntimeError(
-            f"The processes hold different {what} (digests {', '.join(d[:12] for d in digests)}): do they read the same "
-            "files, in the same order, and the same model?"
+            f"The processes hold different {what}{which}: do they read the same files, in the same order, and the same model?"
         )
 
 

@@ -64,6 +64,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_format_options(parser)
     parser.add_argument("--label", help="name of the row in the table (default: the model)")
     parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
+    parser.add_argument(
+        "--save_generations",
+        action="store_true",
+        help="also write questions, answers and what the model generates into --output, for the report's examples; by "
+        "default it holds no text of the sets, since the forget set may be private",
+    )
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=_run)
     return parser.parse_args(arguments)
@@ -74,6 +80,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
     from wagle_trainer.cli.models import load_model
     from wagle_trainer.evaluation import add_results, load_results, results_table
+    from wagle_trainer.evaluation.results import without_texts
     from wagle_trainer.evaluation.suites import get_suite
 
     # Whatever can be refused is, before a model is loaded.
@@ -100,6 +107,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         if "unexpected keyword argument" not in str(error):
             raise
         raise ValueError(f"The suite {suite.name!r} does not take this: {error}.") from error
+    if not options.save_generations:
+        results = without_texts(results)
     label = options.label or options.model
     if output is not None and state.is_main_process:
         known = add_results(label, results, output)

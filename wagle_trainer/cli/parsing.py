@@ -70,10 +70,10 @@ def add_format_options(parser: CommandParser) -> None:
     )
     system_prompt = parser.add_argument("--system_prompt", help="system message before each question (chat)")
     template = parser.add_argument(
-        "--chat_template_kwargs", type=json.loads, metavar="JSON", help="variables of the chat template"
+        "--chat_template_kwargs", type=json_value, metavar="JSON", help="variables of the chat template"
     )
     thinking = parser.add_argument(
-        "--thinking", type=json.loads, metavar="true|false", help="whether the model thinks first (chat)"
+        "--thinking", type=json_value, metavar="true|false", help="whether the model thinks first (chat)"
     )
     affixes = [
         parser.add_argument(f"--{name}", metavar="TEXT", help=f"{text} (plain)")
@@ -98,6 +98,14 @@ def chosen_format(options: argparse.Namespace, model: str, tokenizer: Any) -> An
     return QAFormat.for_model(model, tokenizer, options.style, **given)
 
 
+def json_value(text: str) -> Any:
+    """What JSON holds; a ValueError for anything else, nested too deeply included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def pairs(texts: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE arguments; a value is JSON (a number, true, a list) or else text."""
     found = {}
@@ -106,7 +114,7 @@ def pairs(texts: Sequence[str]) -> dict[str, Any]:
         if not separator or not all(part.isidentifier() for part in key.split(".")):
             raise ValueError(f"{text!r} is not of the form KEY=VALUE.")
         try:
-            found[key] = json.loads(value)
+            found[key] = json_value(value)
         except ValueError:
             found[key] = value
     return found

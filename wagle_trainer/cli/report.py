@@ -78,7 +78,7 @@ def _read_config(path: str) -> Mapping[str, Any]:
 
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML file: {error}") from error
     if not isinstance(config, Mapping):
         raise ValueError(f"{path} holds no options, as a file for --config does.")

@@ -142,7 +142,7 @@ def parse_training(
         data, output, training, model, unknown_in_file, unknown = parser.parse_args_and_config(
             arguments, return_remaining_strings=True, separate_remaining_strings=True
         )
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"The configuration file is no YAML: {error}") from error
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

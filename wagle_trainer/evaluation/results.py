@@ -44,6 +44,30 @@ def without_secrets(results: Any) -> Any:
     return [without_secrets(part) for part in results] if isinstance(results, list | tuple) else results
 
 
+def without_texts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results of one evaluation without texts of the sets: per example only numbers are kept, and groups by number."""
+    sets = results.get("per_example")
+    if not isinstance(sets, Mapping):
+        return dict(results)
+    return {**results, "per_example": {name: _numbers_of(columns) for name, columns in sets.items()}}
+
+
+def _numbers_of(columns: Any) -> Any:
+    if not isinstance(columns, Mapping):
+        return None if _holds_text(columns) else columns
+    kept = {name: values for name, values in columns.items() if not _holds_text(values)}
+    if "group" in columns and "group" not in kept:
+        known = {text: f"group {number}" for number, text in enumerate(dict.fromkeys(columns["group"]), start=1)}
+        kept["group"] = [known[text] for text in columns["group"]]
+    return kept
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_text, value.values()))
+    return isinstance(value, str) or (isinstance(value, list | tuple) and any(map(_holds_text, value)))
+
+
 def add_results(label: str, results: Any, path: str | PathLike[str]) -> dict[str, Any]:
     """Add results to a file of label -> results, and return all of them; several processes may do so at once.
 

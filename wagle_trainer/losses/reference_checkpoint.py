@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from transformers.utils import logging
 
 from wagle_trainer.data.pairing import SPLITS
 from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.keyed_digests import KEY_NAME, KEY_VARIABLE, is_of
+
+logger = logging.get_logger(__name__)
 
 REFERENCE_NAME = "reference_log_probs.safetensors"
 _OLD_NAMES = {"preferred": "chosen"}  # splits in files of wagle-trainer 0.1.0.dev
-_DIGEST, _SETTINGS = "digest", "settings"
+_DIGEST, _SETTINGS = "content_digest", "settings"
+_OLD_DIGEST = "digest"  # of the tensors alone
 
 
 @dataclass
@@ -32,7 +37,7 @@ class ReferenceFile:
         identities: split -> float32 (examples,), log-probability of each full answer, zero where it is not known; they
             identify the reference model where logits or hidden states are computed again.
         objective: name -> tensor, the `state()` of the forget loss.
-        fingerprints: split -> digest of the tokenized set.
+        fingerprints: split -> digest of the tokenized set, under a key (see `utils.keyed_digests`).
         settings: name -> value in JSON, the arguments that a resumed run must share; empty in files of older versions.
     """
 
@@ -43,12 +48,12 @@ class ReferenceFile:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write the file, with a digest of its tensors."""
+        """Write the file, with a digest of its content."""
         tensors = dict(self.log_probs)
         tensors |= {f"{split}_before": values for split, values in self.identities.items()}
         tensors |= {f"loss.{name}": value for name, value in self.objective.items()}
-        settings = json.dumps(self.settings, default=str)
-        metadata = {**self.fingerprints, _SETTINGS: settings, _DIGEST: _digest(tensors)}
+        metadata = {**self.fingerprints, _SETTINGS: json.dumps(self.settings, default=str)}
+        metadata[_DIGEST] = _digest(tensors, metadata)
         write_atomically(folder / REFERENCE_NAME, save(tensors, metadata=metadata))
 
     @classmethod
@@ -70,22 +75,39 @@ class ReferenceFile:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from error
-        digest = metadata.pop(_DIGEST, None)
-        if digest is not None and digest != _digest(tensors):
+        digest, old = metadata.pop(_DIGEST, None), metadata.pop(_OLD_DIGEST, None)
+        if digest != _digest(tensors, metadata) if digest is not None else old not in (None, _digest(tensors)):
             raise ValueError(f"{path} was altered or replaced: its digest differs. Resume from another checkpoint.")
+        try:
+            settings = json.loads(metadata.pop(_SETTINGS, "{}"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from error
         tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
         return cls(
             log_probs={split: tensors[split] for split in SPLITS if split in tensors},
             identities={split: tensors[f"{split}_before"] for split in SPLITS if f"{split}_before" in tensors},
             objective={name.removeprefix("loss."): t for name, t in tensors.items() if name.startswith("loss.")},
             fingerprints={_renamed(name): text for name, text in metadata.items() if _renamed(name) in SPLITS},
-            settings=json.loads(metadata.get(_SETTINGS, "{}")),
+            settings=settings,
         )
 
-    def check_data(self, fingerprints: Mapping[str, str], folder: str) -> None:
-        """Raise ValueError unless the sets of a run, by their fingerprints, are those of the file."""
-        for split, fingerprint in self.fingerprints.items():
-            if fingerprints.get(split) != fingerprint:
+    def check_data(self, fingerprints: Mapping[str, str], folder: str, keys: Sequence[bytes] = ()) -> None:
+        """Raise ValueError unless the sets of a run are those of the file.
+
+        Args:
+            fingerprints: of the run's sets, without a key.
+            folder: of the checkpoint, for the error.
+            keys: that the file's may be under; without the right one, a warning says that nothing was compared.
+        """
+        for split, recorded in self.fingerprints.items():
+            same = is_of(recorded, fingerprints.get(split, ""), keys)
+            if same is None:
+                logger.warning(
+                    f"Whether the {split} set is the one that the checkpoint in {folder} was trained on is not known: its "
+                    f"digest is under another key. The key is in {KEY_VARIABLE}, or in the file {KEY_NAME} of the "
+                    "run's output folder."
+                )
+            elif not same:
                 raise ValueError(
                     f"The {split} set is not the one that the checkpoint in {folder} was trained on: its tokens "
                     "differ. Resume with the same data and tokenizer, or start a new run."
@@ -110,9 +132,9 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes."""
-    sha = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of the metadata, if any, and of the tensors' names, types, shapes and bytes."""
+    sha = hashlib.sha256(b"" if metadata is None else json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -16,6 +16,7 @@ from wagle_trainer.losses.loss_inputs import LossInputs
 from wagle_trainer.losses.objective import Objective
 from wagle_trainer.losses.reference_checkpoint import ReferenceFile
 from wagle_trainer.models.reference_log_probs import ReferenceLogits, ReferenceStates, align, reference_log_probs
+from wagle_trainer.utils.keyed_digests import folder_key, make_folder_key, sealed, users_key
 
 
 class ReferenceOutputs:
@@ -108,11 +109,12 @@ class ReferenceOutputs:
 
     def save(self, checkpoint: Path) -> None:
         """Write the log-probabilities, and what the objective has learned so far, into a checkpoint."""
+        key = users_key() or make_folder_key(checkpoint.parent)
         ReferenceFile(
             log_probs=self.log_probs,
             identities={split: output.log_probs for split, output in {**self.logits, **self.states}.items()},
             objective=self.objective.forget.state(),
-            fingerprints=self.dataset.fingerprints,
+            fingerprints={split: sealed(digest, key) for split, digest in self.dataset.fingerprints.items()},
             settings=self._settings(),
         ).save(checkpoint)
 
@@ -120,7 +122,8 @@ class ReferenceOutputs:
         """Read a checkpoint; log-probabilities and objective take their part of it."""
         saved = ReferenceFile.load(checkpoint)
         saved.check_settings(self._settings(), checkpoint)
-        saved.check_data(self.dataset.fingerprints, checkpoint)
+        keys = (users_key(), folder_key(Path(checkpoint).absolute().parent))
+        saved.check_data(self.dataset.fingerprints, checkpoint, [key for key in keys if key is not None])
         self.log_probs = dict(saved.log_probs)
         state = {name: saved.objective[name] for name in self.objective.forget.state() if name in saved.objective}
         if self._missing() or len(state) < len(self.objective.forget.state()):

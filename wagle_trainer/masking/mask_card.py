@@ -39,8 +39,8 @@ def mask_card(
 
 
 def _set(facts: Mapping[str, Any], split: str) -> str | None:
-    """Size and hash of a set, never its text."""
+    """Size of a set and, if it was made with a key, its digest; never its text."""
     examples, digest = facts.get(f"{split}_examples"), facts.get(f"{split}_digest")
     if not examples:
         return None
-    return f"{examples} examples" + (f", SHA-256 {digest}" if digest else "")
+    return f"{examples} examples" + (f", digest {digest}" if digest else "")

@@ -26,7 +26,8 @@ class MaskInfo:
         effective_density: share of selected weights among those whose forget or retain gradient is not zero; of the
             gradients that the score needs, so None for scores that look at no data.
         forget_examples, retain_examples: numbers of examples that the gradients were averaged over.
-        forget_digest, retain_digest: SHA-256 of the tokens and labels of the sets; says which they were, not what is in them.
+        forget_digest, retain_digest: HMAC-SHA256 of the tokens and labels of the sets under the key in the environment
+            variable WAGLE_DIGEST_KEY, for whoever has the key to prove which sets they were; None without a key.
         score_histogram: how the scores are distributed and which of them are selected, as
             `wagle_trainer.attribution.score_histogram.ScoreHistogram` gives it; candidates only.
     """

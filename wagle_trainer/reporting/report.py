@@ -329,7 +329,7 @@ def _missing(page: Mapping[str, Any], history: bool, runs: Runs, masks: Mapping[
         (bool(page["attacks"]), "Attacks, and what they recover: pass the result of run_attacks as attacks."),
         (
             bool(page["examples"]),
-            "Example answers: pass results of a suite that keeps questions and answers per example.",
+            "Example answers: pass results that hold questions and answers per example (wagle evaluate --save_generations).",
         ),
         (bool(page["config"]), "The training arguments: pass them as config."),
     ]

@@ -53,6 +53,20 @@ def redacted(value: Any, name: str = "") -> Any:
     return value
 
 
+def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for use, not for show: what has the name of a secret is None, texts and nested settings are redacted.
+
+    Example:
+        >>> without_secrets({"hub_token": "hf_abc", "seed": 3})
+        {'hub_token': None, 'seed': 3}
+    """
+    found = {}
+    for name, value in settings.items():
+        secret = is_secret(name) and type(value) is str
+        found[name] = None if secret else redacted(value, name) if type(value) in (str, dict) else value
+    return found
+
+
 def redacted_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line without secrets: `--hub_token X`, `--hub_token=X` and `options.api_key=X` lose their X."""
     found: list[str] = []

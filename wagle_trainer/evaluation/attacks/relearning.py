@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tqdm.auto import tqdm
@@ -92,6 +92,12 @@ def relearning_unrelated(
     data = list(data)
     if not data:
         raise ValueError("relearning_unrelated has no data to train on.")
+    if odd := [
+        i for i, row in enumerate(data) if not isinstance(row, Mapping) or not {"question", "answer"} <= row.keys()
+    ]:
+        raise ValueError(
+            f"relearning_unrelated trains on questions and answers, which row {odd[0]} of its data lacks."
+        )
     shared = sum(row["question"] in questions for row in data)
     if shared:
         raise ValueError(

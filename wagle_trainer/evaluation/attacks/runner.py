@@ -18,6 +18,7 @@ from wagle_trainer.evaluation.attacks.attack import (
     recovery_rate,
     required_options,
 )
+from wagle_trainer.evaluation.attacks.attack_options import checked_options
 from wagle_trainer.evaluation.attacks.attack_results import attack_result
 from wagle_trainer.evaluation.attacks.knowledge import forget_knowledge
 from wagle_trainer.evaluation.suites.suite_inputs import Row, read_set
@@ -86,7 +87,9 @@ def run_attacks(
     given = {name: dict(values) for name, values in (options or {}).items()}
     names = _default_attacks(rows, given) if attacks is None else list(dict.fromkeys(attacks))
     for name in names:
-        _check_attack(name, rows, given.get(name, {}))
+        chosen = _check_attack(name, rows, given.get(name, {}))
+        if chosen:
+            given[name] = chosen
     unused = sorted(set(given) - set(names))
     if unused:
         raise ValueError(f"There are options for {', '.join(unused)}, but the attacks are {', '.join(names)}.")
@@ -136,7 +139,8 @@ def _default_attacks(rows: Sequence[Row], given: Mapping[str, Mapping[str, Any]]
     return [name for name in list_attacks() if possible(name)]
 
 
-def _check_attack(name: str, rows: Sequence[Row], chosen: Mapping[str, Any]) -> None:
+def _check_attack(name: str, rows: Sequence[Row], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of one attack in their types, or a ValueError."""
     attack = get_attack(name)
     known = [p.name for p in inspect.signature(attack).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = sorted(set(chosen) - set(known))
@@ -153,6 +157,7 @@ def _check_attack(name: str, rows: Sequence[Row], chosen: Mapping[str, Any]) -> 
         for index, row in enumerate(rows):
             if not row.get(column):
                 raise ValueError(f"The attack {name!r} needs the column {column!r}, which row {index} does not have.")
+    return checked_options(name, attack, chosen)
 
 
 def _by_name(
