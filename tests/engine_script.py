@@ -83,6 +83,7 @@ def train(engine: str, folder: Path, output: Path, arguments: dict, checkpoint: 
     arguments = dict(arguments)
     rows = arguments.pop("forget_rows", None)
     forget = load_from_disk(str(folder / "forget"))
+    poison = arguments.pop("poison", False)
     trainer = WagleTrainer(
         AutoModelForCausalLM.from_pretrained(folder / "model"),
         WagleConfig(
@@ -97,6 +98,9 @@ def train(engine: str, folder: Path, output: Path, arguments: dict, checkpoint: 
         retain_dataset=load_from_disk(str(folder / "retain")),
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
     )
+    if poison:
+        stopped_by(trainer, engine, output)
+        return
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluations = {"alone": evaluation(trainer, False), "shared": evaluation(trainer, True)}
     weights = full_weights(engine, trainer)
@@ -112,6 +116,40 @@ def train(engine: str, folder: Path, output: Path, arguments: dict, checkpoint: 
         "evaluations": evaluations,
     }
     (output / f"rank{rank}.json").write_text(json.dumps(result))
+
+
+def stopped_by(trainer, engine: str, output: Path) -> None:
+    """Train with gradients that are NaN on the last process in the second step; write how the run ends."""
+    import torch
+    from safetensors.torch import save_file
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(_, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(_, gradient):
+            return gradient * float("nan")
+
+    compute_loss, rank = trainer.compute_loss, trainer.args.process_index
+
+    def poisoned(*args, **kwargs):
+        loss = compute_loss(*args, **kwargs)
+        last = rank == trainer.args.world_size - 1 and trainer.state.global_step == 1
+        return Poison.apply(loss) if last else loss
+
+    trainer.compute_loss = poisoned
+    error = None
+    try:
+        trainer.train()
+    except FloatingPointError as stop:
+        error = str(stop)
+    weights = full_weights(engine, trainer)
+    if rank == 0:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, output / "weights.safetensors")
+        trainer.mask.save_pretrained(output)
+    (output / f"rank{rank}.json").write_text(json.dumps({"error": error, "steps": trainer.state.global_step}))
 
 
 def evaluation(trainer, across_processes: bool) -> dict:

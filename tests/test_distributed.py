@@ -55,6 +55,7 @@ BY_RULE = {
 GIVEN = {"mask_path": "one/plain"}
 # Two processes with two examples each: the last batch has one example on one of them, and none on the other.
 UNEVEN = {"forget_rows": 5, "attribution": "magnitude", "adam_epsilon": 1e-3, "save_strategy": "no"}
+NAN = (GIVEN | {"poison": True}, None)
 ONE = {
     "plain": ({}, None),
     "nll": (BETA, None),
@@ -77,6 +78,7 @@ CASES = {
             "adapter resumed": (ADAPTER, "ddp/adapter"),
             "rule": (BY_RULE, None),
             "uneven": (UNEVEN, None),
+            "nan": NAN,
         },
     ),
     "fsdp2": (
@@ -87,13 +89,14 @@ CASES = {
             "adamw resumed": (ADAMW, "fsdp2/adamw"),
             "rule": (BY_RULE, None),
             "uneven": (UNEVEN, None),
+            "nan": NAN,
         },
     ),
     "fsdp2 on 4": (4, {"adamw resumed": (ADAMW, "fsdp2/adamw")}),
-    "fsdp1": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "fsdp1/given")}),
-    "zero1": (2, {"plain": ({}, None)}),
-    "zero2": (2, {"plain": ({}, None), "plain resumed": ({}, "zero2/plain")}),
-    "zero3": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "zero3/given")}),
+    "fsdp1": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "fsdp1/given"), "nan": NAN}),
+    "zero1": (2, {"plain": ({}, None), "nan": NAN}),
+    "zero2": (2, {"plain": ({}, None), "plain resumed": ({}, "zero2/plain"), "nan": NAN}),
+    "zero3": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "zero3/given"), "nan": NAN}),
 }
 
 
@@ -272,3 +275,22 @@ def test_zero_1_and_2(run, stage):
 def test_zero_3_trains_with_a_given_mask(run):
     assert_like_one_process(run, run("one/plain"), run("zero3/given"), 2, "DEEPSPEED")
     assert_same_weights(run("zero3/given resumed"), run("zero3/given"))
+
+
+ZERO = [pytest.param(f"zero{stage}", marks=needs_deepspeed) for stage in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp1", "fsdp2", *ZERO])
+def test_a_gradient_that_is_nan_on_one_process_stops_all_before_a_weight_changes(run, engine):
+    output = run(f"{engine}/nan")
+    for rank in results(output, 2):
+        assert rank["steps"] == 1
+        assert "is NaN or infinite at optimizer step 2" in (rank["error"] or "it was not stopped")
+    mask, before = WeightMask.from_pretrained(output), load_file(run.folder / "model" / "model.safetensors")
+    after = load_file(output / "weights.safetensors")
+    for name in mask:
+        assert torch.isfinite(after[name]).all(), name
+        assert torch.equal(before[name][~mask[name]], after[name][~mask[name]]), name
+    assert (
+        sum(int((before[name] != after[name]).sum()) for name in mask) > 0.9 * mask.num_selected
+    )  # by the first step

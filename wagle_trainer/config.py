@@ -207,12 +207,12 @@ class WagleConfig(SFTConfig):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WagleConfig:
         made = memo[id(self)] = self.__copy__()
-        vars(made).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        made.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
         return made
 
     def __copy__(self) -> WagleConfig:
         made = object.__new__(type(self))
-        vars(made).update(vars(self))
+        made.__dict__.update(vars(self))
         return made
 
     def attribution_config(self, score: str | None = None, **changes: Any) -> AttributionConfig:

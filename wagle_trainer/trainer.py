@@ -172,6 +172,7 @@ class WagleTrainer(SFTTrainer):
         self.objective.check_engine()
         if "forget" in self.objective.splits:
             self.objective.forget.check_answers(target_counts(self.train_dataset.forget))
+        self.objective.check_head(self.model)
         self._layers = self.objective.layers(self.model)
         self.references = ReferenceOutputs(
             self.objective,

@@ -406,7 +406,7 @@ def test_modules_that_peft_would_take_for_experts_are_not_chosen(make_trainer, m
     adapted = {name for name, module in trainer.model.named_modules() if hasattr(module, "lora_A")}
     assert {name.removeprefix("base_model.model.") for name in adapted} == set(trainer.lora_modules)
     assert len(adapted) == 3 and all("self_attn" in name for name in adapted)
-    assert "PEFT would put LoRA on the routed experts in place of 6 modules" in caplog.text
+    assert "PEFT puts no LoRA on 6 modules" in caplog.text
 
 
 def test_an_adapter_on_other_modules_is_refused(make_llama):
@@ -414,3 +414,16 @@ def test_an_adapter_on_other_modules_is_refused(make_llama):
     check_adapted_modules(model, [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)])
     with pytest.raises(ValueError, match="on other modules than those that were chosen.*attribution_exclude"):
         check_adapted_modules(model, ["model.layers.0.self_attn.q_proj"])
+
+
+def test_modules_that_peft_refuses_are_not_chosen(make_trainer, caplog):
+    """PEFT puts no LoRA on `out_proj` of Mamba: it is no candidate, in place of an error after the scoring."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "time_step_rank": 2, "pad_token_id": 0}
+    model = MambaForCausalLM(MambaConfig(vocab_size=57, bos_token_id=1, eos_token_id=1, **sizes))
+    trainer = make_trainer(model=model, target_modules="wagle", lora_modules=3)
+    assert len(trainer.lora_modules) == 3
+    assert not any("out_proj" in name for name in trainer.lora_modules)
+    assert "PEFT puts no LoRA on 2 modules such as backbone.layers.1.mixer.out_proj" in caplog.text

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cells import CELLS, outcome
+from cells import CELLS, REASONS, outcome
 from tiny_models import CAUSAL, FAMILIES, build
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -33,6 +33,7 @@ def write() -> None:
             found = outcome(cell, family)
             kind, _, _ = found.partition(": ")
             if kind in ("refused", "wrong"):
+                found += f" ({REASONS[cell, family]})" if (cell, family) in REASONS else ""
                 number = notes.setdefault(found, len(notes) + 1)
                 found = f"{kind} ({number})"
             cells.append(found)

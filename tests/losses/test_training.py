@@ -179,6 +179,27 @@ def test_gradient_checkpointing_keeps_the_gradient_of_hidden_states(use_reentran
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("loss_type", "kwargs", "setting"),
+    [
+        ("npo", {"retain_loss": "kl"}, "retain_loss='kl'"),
+        ("npo", {"retain_loss": "js"}, "retain_loss='js'"),
+        ("undial", {}, "loss_type='undial'"),
+        ("kl_min", {}, "retain_loss='kl'"),
+    ],
+)
+def test_models_that_name_no_head_are_refused_when_the_trainer_is_made(
+    loss_type, kwargs, setting, make_trainer, make_llama
+):
+    """Reference logits are kept as hidden states and a copy of the head."""
+    model = make_llama()
+    model.get_output_embeddings = lambda: None
+    with pytest.raises(ValueError, match=f"{setting} needs the output embeddings of the model, and LlamaForCausalLM"):
+        make_trainer(loss_type, model=model, loss_kwargs=kwargs)
+    if loss_type == "npo":  # what needs no logits runs
+        make_trainer(loss_type, model=model, max_steps=1).train()
+
+
 def test_hidden_states_below_which_nothing_is_trained(make_trainer, make_llama):
     model = make_llama()
     model.requires_grad_(False)

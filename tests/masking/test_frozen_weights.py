@@ -10,7 +10,7 @@ from torch import nn
 from transformers.optimization import Adafactor
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-from wagle_trainer.masking import MaskedUpdates, WeightMask
+from wagle_trainer.masking import CompactUpdates, MaskedUpdates, WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.masked_updates import _skips_missing_gradients
 
@@ -255,6 +255,30 @@ def test_frozen_tensors_under_an_optimizer_that_takes_a_closure():
         run.optimizer.step(closure)
         run.check("step")
         assert run.moved()["1.weight"].float().mean() > 0.5
+
+
+@pytest.mark.parametrize("compact", [False, True], ids=["dense", "compact"])
+@pytest.mark.parametrize("poisoned", [1, 2, 3])
+def test_a_closure_that_fails_within_the_step_leaves_all_weights_as_they_were(poisoned, compact):
+    """LBFGS has moved the selected weights by the time that it asks for the second gradient."""
+    torch.manual_seed(0)
+    model = network(torch.float32)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+    kind = CompactUpdates if compact else MaskedUpdates
+    updates, calls, inputs = kind(model, mask_of(model), optimizer), [], torch.randn(4, 24)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def closure():
+        calls.append(0)
+        updates.zero_grad() if compact else optimizer.zero_grad()
+        loss = model(inputs).square().mean() * (float("nan") if len(calls) == poisoned else 1.0)
+        loss.backward()
+        return loss
+
+    with pytest.raises(FloatingPointError, match="NaN or infinite at optimizer step 1"):
+        optimizer.step(closure)
+    assert len(calls) == poisoned
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
 
 
 def test_a_mask_that_selects_nothing_is_refused():

@@ -120,3 +120,33 @@ def test_attribution_refuses_such_models(make_examples, pad_batches):
     with pytest.raises(ValueError, match="is an encoder-decoder"):
         attribute(model, batches, batches, progress=False)
     assert attribute(model, None, None, score="magnitude", progress=False).num_selected > 0  # it reads no data
+
+
+def test_log_probabilities_and_evaluation_refuse_such_models(word_tokenizer, make_examples, pad_batches):
+    from wagle_trainer.evaluation import generate_greedy, score_answers
+    from wagle_trainer.models.log_probs import token_log_probs
+
+    [batch] = pad_batches(make_examples(3), 3)
+    row = [{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}]
+    bart = build("BartForConditionalGeneration", **(ENCODER_DECODER | BART))
+    for call in (
+        lambda: token_log_probs(bart, batch),
+        lambda: score_answers(bart, row, ["row"], eos_token_id=None),
+        lambda: generate_greedy(bart, word_tokenizer, [[7, 8]], max_new_tokens=1),
+    ):
+        with pytest.raises(ValueError, match="is an encoder-decoder"):
+            call()
+    bert = build("BertLMHeadModel", **TINY, initializer_range=0.2)
+    with pytest.raises(ValueError, match="is not causal"):
+        score_answers(bert, row, ["row"], eos_token_id=None)
+
+
+def test_the_probe_runs_once_for_each_model(make_llama, monkeypatch):
+    from wagle_trainer.models import causality
+
+    calls = []
+    monkeypatch.setattr(causality, "check_causal", calls.append)
+    models = [make_llama(), make_llama()]
+    for model in (*models, *models):
+        causality.check_causal_once(model)
+    assert calls == models

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from wagle_trainer.attribution.attribution_callback import WeightAttributionCallback
@@ -19,7 +20,7 @@ from wagle_trainer.attribution.scored_parameters import select_parameters
 from wagle_trainer.attribution.scores import list_scores
 from wagle_trainer.engines.engine import planned_engine
 from wagle_trainer.masking import WeightMask
-from wagle_trainer.models.architecture import linear_weights, weight_matrices
+from wagle_trainer.models.architecture import linear_weights
 
 logger = logging.get_logger(__name__)
 
@@ -130,29 +131,34 @@ def modules_that_peft_adapts(model: nn.Module) -> set[str]:
     """Names of the Linear modules on which PEFT puts LoRA when it is given their names.
 
     In mixtures of experts such as DeepSeek-V3, PEFT takes `down_proj` of a dense or shared MLP for that of the routed
-    experts, adapts these in its place, and refuses `gate_proj` alone. Tried on a copy of the model without memory.
+    experts, adapts these in its place, and refuses `gate_proj` alone. In Mamba's blocks it refuses `out_proj`. Tried on
+    copies of the model without memory.
     """
     modules = set(linear_weights(model))
-    config = getattr(model, "config", None)
-    if config is None or not any(matrix.experts for matrix in weight_matrices(model).values()):
+    if not isinstance(model, PreTrainedModel) or _adapted_of_a_copy(model, modules) == modules:
         return modules
     found: set[str] = set()
     for leaf in {module.rpartition(".")[2] for module in modules}:
         named = {module for module in modules if module.rpartition(".")[2] == leaf}
-        with torch.device("meta"):
-            twin = type(model)(copy.deepcopy(config))
-        try:
-            inject_adapter_in_model(LoraConfig(target_modules=sorted(named), r=1), twin)
-        except ValueError:
-            continue
-        if _adapted(twin) == named:
+        if _adapted_of_a_copy(model, named) == named:
             found |= named
     if left_out := sorted(modules - found):
         logger.warning(
-            f"PEFT would put LoRA on the routed experts in place of {len(left_out)} modules such as {left_out[-1]}: they are "
-            "not among the modules to choose from."
+            f"PEFT puts no LoRA on {len(left_out)} modules such as {left_out[-1]}, or puts it on routed experts in their "
+            "place: they are not among the modules to choose from."
         )
     return found
+
+
+def _adapted_of_a_copy(model: PreTrainedModel, modules: set[str]) -> set[str]:
+    """The modules that carry LoRA once PEFT has been given these names; none where it refuses them."""
+    with torch.device("meta"):
+        twin = type(model)(copy.deepcopy(model.config))
+    try:
+        inject_adapter_in_model(LoraConfig(target_modules=sorted(modules), r=1), twin)
+    except ValueError:
+        return set()
+    return _adapted(twin)
 
 
 def check_adapted_modules(model: nn.Module, modules: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ def _name_unreadable_files() -> None:
     PEFT reads the file before it knows the method, so that no class of ours is asked; its errors are those of `json`,
     without a file name. Only files that PEFT cannot read either are concerned.
     """
-    read = PeftConfig.from_json_file.__func__  # type: ignore[attr-defined]
+    read = PeftConfig.from_json_file.__func__
 
     @wraps(read)
     def from_json_file(cls: type[PeftConfig], path_json_file: str, **kwargs: Any) -> dict[str, Any]:

@@ -285,8 +285,8 @@ class WeightAttributionCallback(TrainerCallback):
             across_processes=args.world_size > 1,
             progress=not args.disable_tqdm and args.process_index == 0,
         )
-        recorded = {f"{name}_digest": shareable(digests.get(name)) for name in ("forget", "retain")}
-        mask.info = replace(mask.info, **recorded)
+        forget, retain = (shareable(digests.get(name)) for name in ("forget", "retain"))
+        mask.info = replace(mask.info, forget_digest=forget, retain_digest=retain)
         return mask
 
     def _checkpoints(self, args: Any, state: Any) -> list[str]:

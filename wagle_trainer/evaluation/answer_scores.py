@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from wagle_trainer.evaluation.metrics import extraction_strength
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
+from wagle_trainer.models.causality import check_causal_once
 from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
 from wagle_trainer.models.modes import evaluation_mode
 
@@ -75,9 +76,10 @@ def score_answers(
         The scores, in the order of `examples`.
 
     Raises:
-        ValueError: an answer has no tokens.
+        ValueError: an answer has no tokens, or the model is not causal.
         FloatingPointError: a log-probability is infinite or not a number.
     """
+    check_causal_once(model)
     lengths = answer_lengths(examples, names, eos_token_id)
     device = next(model.parameters()).device
     forward = model if masked_token is None else _WithoutToken(model, masked_token)

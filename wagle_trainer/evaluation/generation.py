@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
-from wagle_trainer.models.architecture import stands_left_padding
+from wagle_trainer.models.architecture import refuse_encoder_decoder, stands_left_padding
 from wagle_trainer.models.log_probs import IGNORE_INDEX
 from wagle_trainer.models.modes import evaluation_mode, preserved_rng
 
@@ -49,6 +49,9 @@ def generate_greedy(
 
     Returns:
         The continuations, without the prompts, special tokens and surrounding white space, in the order of `prompts`.
+
+    Raises:
+        ValueError: the model is an encoder-decoder.
     """
     # What is unset here comes from the model's config, where values for sampling would only raise warnings.
     settings = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
@@ -138,6 +141,7 @@ def _continue(
     masked_token: int | None = None,
 ) -> list[str]:
     """One continuation of each prompt, decoded as the `settings` of a `GenerationConfig` say."""
+    refuse_encoder_decoder(model)
     stop = _stop_tokens(model, tokenizer)
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop[0] if stop else 0
     config = GenerationConfig(

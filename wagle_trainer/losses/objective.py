@@ -16,6 +16,7 @@ from wagle_trainer.losses.loss_inputs import LossInputs
 from wagle_trainer.losses.needs import NEEDS, SPLITS, resolve
 from wagle_trainer.losses.unlearning_loss import example_of
 from wagle_trainer.models.architecture import decoder_layer
+from wagle_trainer.models.reference_log_probs import required_head
 
 RETAIN_SETTINGS = (
     "retain_loss",
@@ -123,6 +124,11 @@ class Objective:
                 f"{setting} needs the full {part} of the model, but {engine.name} shards them. Use another "
                 f"{setting.partition('=')[0]}, or data parallelism."
             )
+
+    def check_head(self, model: nn.Module) -> None:
+        """Raise ValueError if a loss needs logits of the reference model, whose head the model does not name."""
+        for setting in self.references("logits").values():
+            required_head(model, setting)
 
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the layer of `model` whose hidden states are needed, by split.

@@ -87,6 +87,7 @@ class CompactUpdates:
         held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         if held.isdisjoint({weights.parameter for weights in self._weights.values()}):
             raise ValueError("The optimizer holds none of the selected parameters: it was made for another model.")
+        self._start: list[Tensor] = []  # the masters as the step of a closure began
         self._check = GradientCheck({weights.master: name for name, weights in self._weights.items()})
         self._skipped = list(self._frozen) if skip_frozen else []
         for frozen in self._skipped:
@@ -266,12 +267,14 @@ class CompactUpdates:
         if not closures:
             self._look_at_gradients()
             return None
+        self._start = [master.detach().clone() for master in self.masters()]
         replaced = [self._checked(value) if callable(value) else value for value in args[1:]]
         return (args[0], *replaced), {k: self._checked(v) if callable(v) else v for k, v in (kwargs or {}).items()}
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         self._write()
+        self._start = []
         self.zero_grad()
         self.steps += 1
 
@@ -280,8 +283,14 @@ class CompactUpdates:
 
         def checked() -> Any:
             self._write()
-            loss = closure()
-            self._look_at_gradients()
+            try:
+                loss = closure()
+                self._look_at_gradients()
+            except BaseException:
+                for master, value in zip(self.masters(), self._start, strict=True):
+                    master.detach().copy_(value)
+                self._write()
+                raise
             return loss
 
         return checked

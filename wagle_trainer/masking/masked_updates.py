@@ -83,6 +83,7 @@ class MaskedUpdates:
         self._skipped: list[Tensor] = []
         self._decay: list[float] = []
         self._before: dict[Tensor, Tensor] = {}
+        self._start: dict[Tensor, Tensor] = {}  # all weights as the step of a closure began
         self._self_decay = False
         with torch.no_grad():
             self._attach(model, optimizer)
@@ -170,6 +171,8 @@ class MaskedUpdates:
         closures = [value for value in (*args[1:], *(kwargs or {}).values()) if callable(value)]
         if not closures:
             self._look_at_gradients()
+        else:
+            self._start = {parameter: local_part(parameter).clone() for parameter in self._held()}
         if isinstance(self.optimizer, CompactAdamW):
             pass
         elif not closures and _zero_gradient_moves_nothing(self.optimizer):
@@ -186,7 +189,7 @@ class MaskedUpdates:
     def _after_step(self, *_: Any) -> None:
         self._restore_decay()
         self._restore(self._before)
-        self._before = {}
+        self._before, self._start = {}, {}
         self.steps += 1
 
     def _checked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -197,7 +200,8 @@ class MaskedUpdates:
                 loss = closure()
                 self._look_at_gradients()
             except BaseException:
-                self._restore(self._before)  # the optimizer may have moved weights since the step began
+                for parameter, value in self._start.items():  # the optimizer may have moved it since the step began
+                    local_part(parameter).detach().copy_(value)
                 raise
             return loss
 

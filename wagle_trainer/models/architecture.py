@@ -38,6 +38,21 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
 
 
+# Kind
+
+NEEDS_CAUSAL = "Losses and scores of target tokens need a causal language model (AutoModelForCausalLM)."
+
+
+def refuse_encoder_decoder(model: nn.Module) -> None:
+    """Raise ValueError for an encoder-decoder: its encoder reads the answer that its decoder is to predict."""
+    inner = unwrap(model)
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(inner).__name__} is an encoder-decoder: its encoder reads the whole text, answers included. "
+            f"{NEEDS_CAUSAL}"
+        )
+
+
 # Forward pass
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
 import torch
 from torch import Tensor, nn
 
 from wagle_trainer.engines.sharding import device_of
-from wagle_trainer.models.architecture import is_quantised, unwrap
+from wagle_trainer.models.architecture import NEEDS_CAUSAL, is_quantised, refuse_encoder_decoder, unwrap
 from wagle_trainer.models.log_probs import token_log_probs
 from wagle_trainer.models.modes import evaluation_mode, preserved_rng
 
@@ -29,23 +31,27 @@ def check_causal(model: nn.Module) -> None:
         ValueError: an encoder-decoder, a model for another task, or one whose predictions see later tokens.
     """
     inner = unwrap(model)
-    name, config = type(inner).__name__, getattr(inner, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{name} is an encoder-decoder: its encoder reads the whole text, answers included. {_INSTEAD}"
-        )
+    name = type(inner).__name__
+    refuse_encoder_decoder(inner)
     if any(task in name for task in _OTHER_TASKS):
-        raise ValueError(f"{name} does not predict the next token. {_INSTEAD}")
+        raise ValueError(f"{name} does not predict the next token. {NEEDS_CAUSAL}")
     difference = influence_of_last_token(model)
     dtype = next(model.parameters()).dtype
     if difference is not None and difference > TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16]):
         raise ValueError(
             f"{name} is not causal: a changed last token changes earlier log-probabilities by {difference:.2g}. For a "
-            f"BERT-like model, load it with is_decoder=True. {_INSTEAD}"
+            f"BERT-like model, load it with is_decoder=True. {NEEDS_CAUSAL}"
         )
 
 
-_INSTEAD = "Losses and scores of target tokens need a causal language model (AutoModelForCausalLM)."
+def check_causal_once(model: nn.Module) -> None:
+    """As `check_causal`, for what is called again and again with the same model; all processes call this together."""
+    if model not in _KNOWN:
+        check_causal(model)
+        _KNOWN.add(model)
+
+
+_KNOWN: WeakSet[nn.Module] = WeakSet()
 
 
 def influence_of_last_token(model: nn.Module) -> float | None:

@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wagle_trainer.models.architecture import forward_parameters, keeps_some_logits, takes_positions
+from wagle_trainer.models.architecture import (
+    forward_parameters,
+    keeps_some_logits,
+    refuse_encoder_decoder,
+    takes_positions,
+)
 
 IGNORE_INDEX = -100
 # How much padding one forward pass for two batches may add. A pass of its own, with its backward, reads all weights and
@@ -179,6 +184,9 @@ def token_log_probs(
         top1: also tell whether each label is the most likely token.
         keep_logits: also return the logits of the kept positions.
         layer: also return the hidden states that this layer of the model gives out.
+
+    Raises:
+        ValueError: the model is an encoder-decoder, whose encoder reads the answer.
     """
     with _outputs_of([] if layer is None else [layer], _shape(batch)) as outputs:
         logits, kept = _logits(model, batch)
@@ -265,6 +273,7 @@ def concatenate(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (batch, kept, vocabulary) of the positions that some example has a label after, and the positions."""
+    refuse_encoder_decoder(model)
     kept = label_mask(batch["labels"], batch.get("attention_mask")).any(0).nonzero().squeeze(-1)
     if kept.numel() == 0:  # nothing to score, but the caller may still need a differentiable zero
         kept = torch.zeros(1, dtype=torch.long, device=kept.device)

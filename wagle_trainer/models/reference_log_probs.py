@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
 from wagle_trainer.engines.sharding import empty_batch, synchronised
-from wagle_trainer.models.architecture import output_head
+from wagle_trainer.models.architecture import output_head, unwrap
 from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
 from wagle_trainer.models.modes import evaluation_mode
 from wagle_trainer.models.not_finite import cause_of_not_finite
@@ -93,6 +93,21 @@ class _ReferenceOutput:
         return torch.cat([self.hidden[row] for row in rows]).to(device)
 
 
+def required_head(model: nn.Module, setting: str) -> nn.Module:
+    """The head whose logits a setting needs.
+
+    Raises:
+        ValueError: the model names none.
+    """
+    head = output_head(model)
+    if head is None:
+        raise ValueError(
+            f"{setting} needs the output embeddings of the model, and {type(unwrap(model)).__name__} names none. Use another "
+            f"{setting.partition('=')[0]}."
+        )
+    return head
+
+
 class ReferenceLogits(_ReferenceOutput):
     """Reference logits of a set, for instance for the KL loss: final hidden states and a frozen copy of the head.
 
@@ -118,12 +133,7 @@ class ReferenceLogits(_ReferenceOutput):
         setting: str = "retain_loss='kl'",
     ):
         super().__init__(setting, len(batches.dataset))
-        head = output_head(model)
-        if head is None:
-            raise ValueError(
-                f"{setting} needs the output embeddings of the model, and {type(model).__name__} names none. Use another "
-                f"{setting.partition('=')[0]}."
-            )
+        head = required_head(model, setting)
         seen: list[Tensor] = []
         handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:

@@ -144,7 +144,7 @@ def write_report(
 
     content = as_json(results)
     page: dict[str, Any] = {
-        "title": title,
+        "title": redacted(title),
         "verdict": said._asdict() if said is not None else None,
         "patch": redacted(patch),
         "summary": [
