@@ -328,3 +328,24 @@ def test_fused_experts_have_the_interface_that_activations_read():
         assert hidden == "hidden_states", ours
         assert routed in ("top_k_index", "router_indices"), ours
     assert NemotronHExperts.forward.__wrapped__ is not None
+
+
+def test_uploads_leave_out_what_begins_with_an_underscore():
+    """The key of the digests in checkpoints lies in the output folder: it must not go with it."""
+    from wagle_trainer.utils.keyed_digests import KEY_NAME
+
+    assert KEY_NAME.startswith("_")
+    for method in (Trainer.push_to_hub, Trainer._push_from_checkpoint):
+        assert 'ignore_patterns=["_*"' in inspect.getsource(method), "fix wagle_trainer/utils/keyed_digests.py"
+
+
+def test_peft_reads_configurations_by_the_method_that_names_the_file(tmp_path):
+    """`_name_unreadable_files` in wagle_trainer/adapters/registration.py wraps it."""
+    from peft import PeftConfig, PeftModel
+
+    import wagle_trainer.adapters  # noqa: F401
+
+    (tmp_path / "adapter_config.json").write_text("{")
+    for read in (PeftConfig.from_pretrained, lambda path: PeftModel.from_pretrained(torch.nn.Linear(2, 2), path)):
+        with pytest.raises(ValueError, match=r"adapter_config\.json is not a readable adapter configuration"):
+            read(tmp_path)
