@@ -36,6 +36,9 @@ def test_rows_of_one_table(files, wagle, by_hand, tmp_path):
     assert list(found) == ["before"]
     assert without_model(found["before"]) == pytest.approx(without_model(expected))
     assert found["before"]["per_example"].keys() == expected["per_example"].keys()
+    texts = {"question", "answer", "generation"}
+    for name, columns in expected["per_example"].items():
+        assert found["before"]["per_example"][name].keys() == columns.keys() - texts
 
     reference = ["--reference", f"{output}:before"]
     code, out, _ = wagle("evaluate", files.other, *FEW, *reference, "--label", "after", "--output", output, "--json")

@@ -432,23 +432,27 @@ def _read_reference(
     results = reference if isinstance(reference, Mapping) else load_results(reference)
     try:
         per_example: dict[str, Columns] = results["per_example"]
-        questions = per_example["forget"]["question"]
-        _ = per_example["forget"]["log_truth_ratio"]
+        number = len(per_example["forget"]["log_truth_ratio"])
     except (KeyError, TypeError) as error:
         raise ValueError(
             "The reference must be what evaluate_tofu returned for a retrained model: it has no per-example values of "
             "the forget set."
         ) from error
-    if questions != [row["question"] for row in rows["forget"]]:
+    if not _same_questions(per_example["forget"], rows["forget"]):
         raise ValueError(
-            f"The reference was made on other forget questions ({len(questions)} of them, here "
+            f"The reference was made on other forget questions ({number} of them, here "
             f"{len(rows['forget'])}): evaluate the retrained model on the same forget set."
         )
     return {
-        name: columns
-        for name, columns in per_example.items()
-        if name in rows and columns["question"] == [row["question"] for row in rows[name]]
+        name: columns for name, columns in per_example.items() if name in rows and _same_questions(columns, rows[name])
     }
+
+
+def _same_questions(columns: Columns, rows: list[Row]) -> bool:
+    """Whether values per example are of these rows; results without texts tell only how many there were."""
+    if "question" not in columns:
+        return all(len(values) == len(rows) for values in columns.values())
+    return columns["question"] == [row["question"] for row in rows]
 
 
 def _scored_columns(name: str, rows: list[Row]) -> list[str]:
