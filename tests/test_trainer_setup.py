@@ -44,8 +44,8 @@ def test_chosen_answers_where_the_objective_needs_them(setup, make_set):
     assert (
         set(refused.sets["chosen"]["completion"]) == {" w1 w2"} or "w1 w2" in refused.sets["chosen"]["completion"][0]
     )
-    with pytest.raises(ValueError, match="dpo"):
-        setup({"loss_type": "dpo"})
+    with pytest.raises(ValueError, match="loss_type='altpo' needs other answers of your own"):
+        setup({"loss_type": "altpo"})
 
 
 def test_the_split_that_is_scored_follows_the_objective(setup, make_set):
