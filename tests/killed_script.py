@@ -19,7 +19,8 @@ from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.evaluation import EvaluationCallback
 from wagle_trainer.utils.complete_checkpoints import last_complete_checkpoint
 
-CLOCKS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "step_time")
+# Clocks, and Trainer's summary of the steps since the run was resumed.
+OF_ONE_PROCESS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
 
 
 def norm(model, tokenizer):
@@ -75,7 +76,10 @@ end = {
     "resumed": resumed,
     "steps": trainer.state.global_step,
     "weights": digest(trainer.model),
-    "log": [{key: value for key, value in entry.items() if key not in CLOCKS} for entry in trainer.state.log_history],
+    "log": [
+        {key: value for key, value in entry.items() if key not in OF_ONE_PROCESS}
+        for entry in trainer.state.log_history
+    ],
     "history": json.loads(Path(output_dir, "history.json").read_text()),
 }
 Path(output_dir, "end.json").write_text(json.dumps(end))

@@ -430,8 +430,10 @@ class WagleTrainer(SFTTrainer):
             logs.update(self._means.take(self.accelerator))
             if overrides(self.objective.forget, "retain_factor"):
                 logs["retain_factor"] = self.objective.forget.retain_factor()
-            if self.mask is not None and not self._density_is_logged:
-                self._density_is_logged = True  # a constant of the run
+            # A constant of the run: a resumed one has it in the log of its checkpoint.
+            is_logged = self._density_is_logged or any("density" in entry for entry in self.state.log_history)
+            self._density_is_logged = True
+            if self.mask is not None and not is_logged:
                 logs["density"] = self.mask.density
                 if self.mask.info.effective_density is not None:
                     logs["effective_density"] = self.mask.info.effective_density
