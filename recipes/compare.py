@@ -8,29 +8,17 @@ there is not run again: a stopped comparison goes on where it stopped, and seeds
 can be added later. `wagle compare` does the same for a model and data of your own.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from compare_runs import CompareArguments, Runs
-from recipe import CONFIGS
+from recipe import CONFIGS, task_named
 from tasks import task_class
 from trl import ModelConfig, TrlParser
 
 from wagle_trainer import WagleConfig
 from wagle_trainer.comparison.run_comparison import check_can_compare, run_comparison
-
-
-def _task_of(arguments: Sequence[str]) -> str:
-    """The task, which decides on the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--task")
-    parser.add_argument("--config")
-    found, _ = parser.parse_known_args(arguments)
-    in_file = yaml.safe_load(Path(found.config).read_text(encoding="utf-8")) if found.config else {}
-    return found.task or in_file.get("task", "tofu")
 
 
 def _default_config(task: str) -> Path:
@@ -41,8 +29,8 @@ def _default_config(task: str) -> Path:
 def main() -> None:
     arguments = sys.argv[1:]
     if "--config" not in arguments and "--model_name_or_path" not in arguments:
-        arguments = ["--config", str(_default_config(_task_of(arguments))), *arguments]
-    task = _task_of(arguments)
+        arguments = ["--config", str(_default_config(task_named(arguments))), *arguments]
+    task = task_named(arguments)
     parser = TrlParser((CompareArguments, task_class(task).arguments, WagleConfig, ModelConfig))
     compare, data, args, model_args = parser.parse_args_and_config(arguments)
     check_can_compare(args, model_args)

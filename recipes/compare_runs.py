@@ -8,6 +8,7 @@ from trl import ModelConfig
 from wagle_trainer import WagleConfig, comparison
 from wagle_trainer.comparison.learning_rate_rule import RETRAINED
 from wagle_trainer.comparison.runs import NO_MASK, Variant
+from wagle_trainer.data import QAFormat
 from wagle_trainer.evaluation import get_suite
 
 __all__ = ["NO_MASK", "RETRAINED", "CompareArguments", "Runs", "Variant"]
@@ -46,3 +47,12 @@ class Runs(comparison.Runs):
     def train_model(self, seed: int, retrained: bool) -> None:
         """Train a small Llama of the bundled example, unless it is there."""
         self.task.small_model(self.models, seed, retrained)
+
+    def check_settings(self) -> None:
+        """Refuse attacks that say nothing about the task, and to add to runs that were made with other settings."""
+        self.task.check_attacks(self.compare.attacks)
+        super().check_settings()
+
+    def attack_format(self, qa: QAFormat) -> QAFormat:
+        """See `Task`."""
+        return self.task.attack_format(qa)

@@ -25,8 +25,8 @@ import torch
 from datasets import Dataset
 from patch_size import search_rate
 from patch_size_runs import NO_MASK, Bench, Rows, environment, spread
-from patch_size_tasks import Task, load
 from small_llama import small_llama
+from tasks.subject import Subject, load
 from torch import Tensor
 from transformers import AutoTokenizer, PrinterCallback
 from transformers.utils import logging
@@ -209,7 +209,7 @@ class Planted:
         self.truth = WeightMask.from_pretrained(planted)
         self.model = load(str(planted))
         self.bench = Bench(
-            Task(self.model, tokenizer, self.sets, load(folder)),
+            Subject(self.model, tokenizer, self.sets, load(folder)),
             seed,
             steps=args.steps,
             batch_size=len(self.sets["forget"]),

@@ -1,7 +1,11 @@
 """How few weights are enough to forget, and does it matter which? Scores by densities by seeds, each at its best rate.
 
 python recipes/patch_size.py                                  # the bundled people, a small Llama, under 10 minutes
+python recipes/patch_size.py --task wmdp                      # or copyright, detox: their bundled examples
 python recipes/patch_size.py --task facts --model SMOLLM2_FOLDER --output_dir outputs/patch_size
+python recipes/patch_size.py --task tofu --model SMOLLM2_FOLDER --dataset_name TOFU_FOLDER --output_dir outputs/patch_size
+
+The tasks are those of the other recipes, with their arguments; "people" is tofu with the bundled people.
 
 Each run is one row of `results.json` in the output folder. What is there is not run again: a stopped study goes on where
 it stopped, and seeds, densities, scores, tasks and objectives can be added later.
@@ -25,7 +29,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,8 @@ import datasets
 import torch
 from patch_size_report import shortfall, write_report
 from patch_size_runs import NO_MASK, Bench, Rows, differences, environment, spread
-from patch_size_tasks import TASKS
+from recipe import CONFIGS, task_named
+from tasks import RecipeArguments, Task, list_tasks, task_class
 from transformers.utils import logging
 from trl import TrlParser
 
@@ -46,7 +51,9 @@ BLIND = (
     "random",
     "magnitude",
 )  # scores that look at no gradient need steps as large as a dense run's, times 1 / density
-CONFIGS = Path(__file__).parent / "configs"
+# Names that rows have for a task with its bundled example, and defaults of tasks that differ in this study.
+BUNDLED = {"tofu": "people"}
+DEFAULTS: dict[str, dict[str, Any]] = {"facts": {"relations": ["capital"]}, "tofu": {"style": "plain"}}
 
 
 @dataclass
@@ -54,10 +61,21 @@ class PatchSizeArguments:
     """What is compared."""
 
     output_dir: str = field(metadata={"help": "Folder of results.json, the figure and the table."})
-    task: str = field(default="people", metadata={"help": "What is forgotten.", "choices": list(TASKS)})
-    model: str | None = field(default=None, metadata={"help": "Model of the tasks facts and tofu: folder or hub id."})
+    task: str = field(
+        default="people",
+        metadata={
+            "help": "What is forgotten; people is tofu with the bundled people.",
+            "choices": [*list_tasks(), "people"],
+        },
+    )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "The model: folder or hub id; by default a small Llama for each seed. With TOFU's questions it is "
+            "taught them first."
+        },
+    )
     model_name: str | None = field(default=None, metadata={"help": "Its name in the rows; by default the folder's."})
-    data: str | None = field(default=None, metadata={"help": "TOFU's files, for the task tofu: folder or hub id."})
     objectives: list[str] = field(
         default_factory=lambda: ["npo"], metadata={"help": "Objectives, one after the other."}
     )
@@ -111,15 +129,31 @@ class PatchSizeArguments:
             raise ValueError(f"densities must lie between 0 and 1, got {self.densities}; all weights are run anyway.")
 
 
-class Study:
-    """The runs of one task."""
+def class_of(task: str) -> type[Task]:
+    """The task's class; that of tofu for "people"."""
+    return task_class("tofu" if task == "people" else task)
 
-    def __init__(self, args: PatchSizeArguments, rows: Rows):
+
+class Study:
+    """The runs of one task.
+
+    Args:
+        args: what is compared.
+        rows: of earlier runs.
+        data: the task's arguments; None for its bundled example.
+    """
+
+    def __init__(self, args: PatchSizeArguments, rows: Rows, data: RecipeArguments | None = None):
         self.args, self.rows = args, rows
         self.folder = Path(args.output_dir)
+        kind = class_of(args.task)
+        self.task = kind(data or kind.arguments(**DEFAULTS.get(kind.name, {})))
+        bundled = self.task.data.dataset_name == "fictional"
+        self.task_name = BUNDLED.get(kind.name, kind.name) if bundled else kind.name
         self.model_name = args.model_name or (Path(args.model).name if args.model else "small-llama")
         self._benches: dict[int, Bench] = {}
-        torch.set_num_threads(min(torch.get_num_threads(), 1 if args.task == "people" else torch.get_num_threads()))
+        if args.model is None:
+            torch.set_num_threads(1)  # so small a model gains nothing from more
         self._check_settings()
         self.environment = environment()
 
@@ -127,24 +161,25 @@ class Study:
         """Refuse to add to rows of the same task that were made with other settings."""
         names = ("examples", "steps", "batch_size", "beta", "relearning_rates", "relearning_steps", "forget_share")
         settings = {name: getattr(self.args, name) for name in names}
-        before = self.rows.content.setdefault("settings", {}).setdefault(
-            f"{self.model_name}, {self.args.task}", settings
-        )
-        changed = [
-            f"{name} was {before[name]} and is {value}" for name, value in settings.items() if before[name] != value
-        ]
+        changed = []
+        for kind, values in (("settings", settings), ("data", asdict(self.task.data))):
+            kept = self.rows.content.setdefault(kind, {}).setdefault(f"{self.model_name}, {self.task_name}", values)
+            changed += [
+                f"{name} was {kept[name]} and is {value}" for name, value in values.items() if kept[name] != value
+            ]
         if changed:
             raise ValueError(
                 f"{self.rows.path} holds rows with other settings: {'; '.join(changed)}. Give another --output_dir."
             )
 
     def bench(self, seed: int) -> Bench:
-        """Model and sets of a seed; those of the facts share one model, of the others one is kept."""
+        """Model and sets of a seed; those of a given model are kept, of trained ones the last."""
         if seed not in self._benches:
-            if self.args.task != "facts":
+            args, cache = self.args, self.folder / "models"
+            reference = self.task.reference_model(args.model, cache, seed, args.examples)
+            if reference != args.model:
                 self._benches.clear()
-            args = self.args
-            task = TASKS[args.task](args.model, seed, args.examples, self.folder / "models", args.data)
+            task = self.task.subject(reference, args.model, cache, seed, args.examples)
             self._benches[seed] = Bench(
                 task,
                 seed,
@@ -159,7 +194,7 @@ class Study:
 
     def reference(self, seed: int) -> dict[str, Any]:
         """The measurements of the reference model."""
-        key = {"model": self.model_name, "task": self.args.task, "seed": seed}
+        key = {"model": self.model_name, "task": self.task_name, "seed": seed}
         found = self.rows.reference(**key)
         if found is None:
             bench = self.bench(seed)
@@ -180,7 +215,7 @@ class Study:
         score, gamma = (NO_MASK, None) if label == NO_MASK else spread(label)
         key = {
             "model": self.model_name,
-            "task": self.args.task,
+            "task": self.task_name,
             "objective": objective,
             "score": score,
             "gamma": gamma,
@@ -214,7 +249,7 @@ class Study:
         rows = [
             row
             for row in self.rows.rows
-            if (row["model"], row["task"]) == (self.model_name, args.task)
+            if (row["model"], row["task"]) == (self.model_name, self.task_name)
             and row["objective"] in args.objectives
             and row["seed"] in args.seeds
             and (row["score"] == NO_MASK or row["density"] in args.densities)
@@ -304,12 +339,18 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    arguments = sys.argv[1:] or ["--config", str(CONFIGS / "patch_size_people.yaml")]
-    [args] = TrlParser((PatchSizeArguments,)).parse_args_and_config(arguments)
+    arguments = sys.argv[1:]
+    name = task_named(arguments, "people")
+    if "--config" not in arguments and "--model" not in arguments:
+        bundled = CONFIGS / f"patch_size_{BUNDLED.get(name, name)}.yaml"
+        arguments = ["--config", str(bundled), *arguments]
+    parser = TrlParser((PatchSizeArguments, class_of(name).arguments))
+    parser.set_defaults(**DEFAULTS.get(class_of(name).name, {}))
+    args, data = parser.parse_args_and_config(arguments)
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    study = Study(args, Rows(Path(args.output_dir) / "results.json"))
+    study = Study(args, Rows(Path(args.output_dir) / "results.json"), data)
     if args.rerun:
         print("\n".join(study.rerun(args.rerun)))
         return

@@ -17,7 +17,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from patch_size_tasks import Example, Task
+from tasks.subject import Example, Subject
 from transformers import PrinterCallback
 
 from wagle_trainer import WagleConfig, WagleTrainer, WeightMask, __version__
@@ -132,7 +132,7 @@ class Bench:
     """A task's model, whose weights are put back before each run, so that it is loaded once.
 
     Args:
-        task: model and sets.
+        task: the reference model and its sets.
         seed: of the order of the examples and of the random mask.
         steps, batch_size: optimizer steps and forget examples in each.
         relearning_rates, relearning_steps: of the attack, which counts with its worst rate.
@@ -142,7 +142,7 @@ class Bench:
 
     def __init__(
         self,
-        task: Task,
+        task: Subject,
         seed: int,
         *,
         steps: int,

@@ -1,11 +1,14 @@
 """What all recipes share: their arguments, the model, the variants to train, and the table at the end."""
 
+import argparse
 import copy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from peft import LoraConfig
 from tasks import Task, task_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,6 +55,16 @@ def parse_arguments(task_name: str, loss_type: str) -> tuple[Task, WagleConfig, 
 
 def _bundled_config(task_name: str, loss_type: str) -> str:
     return f"fictional_{loss_type}" if task_name == "tofu" else f"{task_name}_fictional_{loss_type}"
+
+
+def task_named(arguments: Sequence[str], default: str = "tofu") -> str:
+    """The task that arguments, or their `--config`, name; it decides which other arguments there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task")
+    parser.add_argument("--config")
+    found, _ = parser.parse_known_args(arguments)
+    in_file = yaml.safe_load(Path(found.config).read_text(encoding="utf-8")) if found.config else {}
+    return found.task or in_file.get("task", default)
 
 
 def load_model(path: str, model_args: ModelConfig, device: Any) -> Any:

@@ -91,6 +91,17 @@ def test_a_forget_metric_that_is_better_higher():
     assert pick(by_rate, 0.95, rule)[:2] == (1e-3, False)
 
 
+def test_a_perplexity_is_kept_where_it_is_low():
+    rule = SimpleNamespace(
+        suite=get_suite("copyright"), forget_metric="seen_ROUGE", utility_metric="general_perplexity", forget_goal=None
+    )
+    by_rate = {
+        1e-4: [{"seen_ROUGE": 0.2, "general_perplexity": 3.0}],
+        1e-3: [{"seen_ROUGE": 0.1, "general_perplexity": 5.0}],
+    }
+    assert pick(by_rate, 0.3, rule)[:2] == (1e-4, True)
+
+
 def test_goal():
     retrained = RETRAINED
     references = {"before": [result(0.9, 1), result(1.0, 1)], retrained: [result(0.1, 1), result(0.2, 1)]}

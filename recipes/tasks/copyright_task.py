@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
 from small_llama import ALMANAC, NOVEL, small_llama
 
 from tasks.task import RecipeArguments, Task, register_task
+from tasks.texts_as_questions import as_questions, text_format
 from wagle_trainer.data import QAFormat, load_muse, load_wmdp
 from wagle_trainer.data.books import continuations, passages, read_text
 from wagle_trainer.data.fictional import fictional_almanac, fictional_novel
@@ -40,6 +41,10 @@ class Copyright(Task):
     suite = "copyright"
     arguments = CopyrightArguments
     utility_metric = "general_perplexity"
+    refused_attacks: ClassVar = {
+        "jailbreak": "a passage is continued, and no question is asked that a request could stand before",
+        "paraphrase": "a passage in other words is another passage",
+    }
     data: CopyrightArguments
 
     def __init__(self, data: CopyrightArguments):
@@ -78,6 +83,16 @@ class Copyright(Task):
             continuation_tokens=self.data.continuation_tokens,
             **passes,
         )
+
+    def attack_sets(self, qa: QAFormat) -> Any:
+        """See `Task`: beginnings of passages, and how they go on."""
+        general = self._general(qa.tokenizer)["train"]
+        book = continuations(self._book(qa.tokenizer), qa.tokenizer, self.data.prompt_tokens)
+        return {"forget": as_questions(book), "retain": as_questions(general)}
+
+    def attack_format(self, qa: QAFormat) -> QAFormat:
+        """See `Task`."""
+        return text_format(qa)
 
     def _book(self, tokenizer: Any) -> Dataset:
         if self.muse:

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
 from small_llama import small_llama
 
 from tasks.task import RecipeArguments, Task, register_task
+from tasks.texts_as_questions import as_questions, text_format
 from wagle_trainer.data import QAFormat
 from wagle_trainer.data.fictional import speakers_rows
 from wagle_trainer.data.forget_and_retain import load_forget_and_retain, read_rows
@@ -49,6 +50,10 @@ class Detox(Task):
     suite = "detoxification"
     arguments = DetoxArguments
     utility_metric = "general_perplexity"
+    refused_attacks: ClassVar = {
+        "jailbreak": "a prompt is continued, and no question is asked that a request could stand before",
+        "paraphrase": "its prompts have one wording each",
+    }
     data: DetoxArguments
 
     def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
@@ -83,3 +88,12 @@ class Detox(Task):
             max_new_tokens=self.data.continuation_tokens,
             **passes,
         )
+
+    def attack_sets(self, qa: QAFormat) -> Any:
+        """See `Task`: prompts with the replies that are to be forgotten, and what is kept."""
+        forget, retain = self.training_sets(qa)
+        return {"forget": as_questions(forget), "retain": as_questions(retain)}
+
+    def attack_format(self, qa: QAFormat) -> QAFormat:
+        """See `Task`."""
+        return text_format(qa)

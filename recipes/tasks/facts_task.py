@@ -1,19 +1,21 @@
 """Public facts that a pretrained model knows."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tasks.subject import Example, load_shared
 from tasks.task import RecipeArguments, Task, register_task
 from wagle_trainer.data import QAFormat, load_facts
-from wagle_trainer.data.facts import all_facts
+from wagle_trainer.data.facts import all_facts, encode_cloze
 from wagle_trainer.data.sources import first_rows
-from wagle_trainer.evaluation import get_suite
+from wagle_trainer.evaluation import get_suite, list_attacks
 
 _CHOICES = 4
 
@@ -38,10 +40,15 @@ class Facts(Task):
     name = "facts"
     suite = "multiple_choice"
     arguments = FactsArguments
+    refused_attacks = dict.fromkeys(
+        list_attacks(), "facts are cloze texts, which recipes/patch_size.py --task facts attacks"
+    )
     data: FactsArguments
 
     def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
-        raise SystemExit("The task 'facts' needs a pretrained model: pass --model_name_or_path.")
+        raise SystemExit(
+            "The task 'facts' needs a pretrained model: pass --model_name_or_path (recipes/patch_size.py: --model)."
+        )
 
     def training_sets(self, qa: QAFormat) -> tuple[Any, Any]:
         splits = self._splits(qa)
@@ -63,20 +70,39 @@ class Facts(Task):
     def evaluate(self, model: Any, qa: QAFormat, sets: Any, reference: Any = None, **passes: Any) -> dict[str, Any]:
         return get_suite(self.suite).evaluate(model, qa.tokenizer, sets, ask_for="continuation", **passes)
 
+    def examples(self, qa: QAFormat, seed: int, size: int) -> dict[str, list[Example]]:
+        """See `Task`. The seed splits the facts that the model knows."""
+        data, tokenizer = self.data, qa.tokenizer
+        splits = _facts_of(load_shared, tokenizer.name_or_path, tuple(data.relations), data.known, size, seed)
+        sets = {
+            name: [encode_cloze(tokenizer, row["cloze"], row["cloze_answer"]) for row in rows]
+            for name, rows in splits.items()
+        }
+        paraphrased = [
+            encode_cloze(tokenizer, row["paraphrased_cloze"], row["cloze_answer"]) for row in splits["forget"]
+        ]
+        return sets | {"paraphrased": paraphrased}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The relations that the facts are of."""
+        return {"relations": list(self.data.relations)}
+
     def _splits(self, qa: QAFormat) -> Any:
         data = self.data
+        path, relations = qa.tokenizer.name_or_path, tuple(data.relations)
         return _facts_of(
-            qa.tokenizer.name_or_path, tuple(data.relations), data.known, data.forget_facts, data.facts_seed
+            AutoModelForCausalLM.from_pretrained, path, relations, data.known, data.forget_facts, data.facts_seed
         )
 
 
 @lru_cache(maxsize=1)
-def _facts_of(path: str, relations: tuple[str, ...], known: float, forget: int, seed: int) -> Any:
-    """The splits of what the model at `path` knows."""
-    from transformers import AutoTokenizer
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+def _facts_of(
+    load: Callable[[str], Any], path: str, relations: tuple[str, ...], known: float, forget: int, seed: int
+) -> Any:
+    """The splits of what the model that `load` reads from `path` knows."""
     sizes = {"forget": forget, "retain": 2 * forget, "unseen": 2 * forget}
+    model, tokenizer = load(path), AutoTokenizer.from_pretrained(path)
     return load_facts(model, tokenizer, known, relations=relations, seed=seed, **sizes)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from transformers import AutoTokenizer
+
+from tasks.subject import Example, Subject, load, load_shared
 from wagle_trainer.data import QAFormat
 from wagle_trainer.data.forget_and_retain import DataArguments, load_forget_and_retain
+from wagle_trainer.data.preparation import DatasetPreparation
 from wagle_trainer.evaluation import get_suite
 
 
@@ -65,12 +70,14 @@ class Task:
         data: the arguments.
         limit: rows of each evaluation set; None for all.
         headline: the columns of the table.
+        refused_attacks: attacks that say nothing about it -> why.
     """
 
     name: ClassVar[str]
     suite: ClassVar[str]
     arguments: ClassVar[type[RecipeArguments]] = RecipeArguments
     utility_metric: ClassVar[str | None] = None
+    refused_attacks: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, data: RecipeArguments):
         self.data = data
@@ -103,7 +110,78 @@ class Task:
 
     def attack_sets(self, qa: QAFormat) -> Mapping[str, Any]:
         """Rows with `question` and `answer` that attacks measure on ("forget") and relearn from ("retain")."""
-        raise ValueError(f"The task {self.name!r} has no questions and answers for attacks: leave out --attacks.")
+        raise NotImplementedError
+
+    def attack_format(self, qa: QAFormat) -> QAFormat:
+        """How the questions and answers of `attack_sets` become text."""
+        return qa
+
+    def check_attacks(self, attacks: Iterable[str]) -> None:
+        """Refuse attacks that say nothing about this task.
+
+        Raises:
+            ValueError: there is one; the message says why.
+        """
+        for attack in attacks:
+            if attack in self.refused_attacks:
+                reason = self.refused_attacks[attack]
+                raise ValueError(f"The attack {attack!r} cannot be run on the task {self.name!r}: {reason}.")
+
+    def reference_model(self, path: str | None, cache: Path, seed: int, size: int) -> str:
+        """Folder of the model that a study of single weights makes forget `size` examples.
+
+        Args:
+            path: of the given model; None for the small Llama of this seed.
+            cache: where models are kept that are trained for it.
+            seed: of the run.
+            size: number of forget examples.
+        """
+        return path or self.small_model(cache, seed)
+
+    def subject(self, reference: str, given: str | None, cache: Path, seed: int, size: int) -> Subject:
+        """The reference model with the sets that a study of single weights trains and measures on.
+
+        Args:
+            reference: what `reference_model` gave.
+            given, cache, seed, size: as for `reference_model`.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(reference)
+        sets = self.examples(self.data.qa_format(tokenizer, reference), seed, size)
+        retrained = self.data.retrained_model
+        if given is None and retrained is None:
+            retrained = self.small_model(cache, seed, retrained=True)
+        model = load_shared(reference) if reference == given else load(reference)
+        return Subject(model, tokenizer, sets, None if retrained is None else load(retrained), self.details)
+
+    def examples(self, qa: QAFormat, seed: int, size: int) -> dict[str, list[Example]]:
+        """Tokenized sets: `size` forget examples, and twice as many to retain and unseen ones.
+
+        The unseen ones are drawn from the retain set, so that the model knows them as well.
+
+        Raises:
+            ValueError: the task has fewer examples.
+        """
+        prepare = DatasetPreparation(qa.tokenizer, max_length=1024)
+        forget, known = (
+            prepare(rows, name) for rows, name in zip(self.training_sets(qa), ("forget", "retain"), strict=True)
+        )
+        if len(forget) < size or len(known) < 4 * size:
+            raise ValueError(
+                f"{size} examples to forget need as many, and four times as many others: the task {self.name!r} has "
+                f"{len(forget)} and {len(known)}. Take fewer --examples."
+            )
+        others = list(known)
+        random.Random(seed).shuffle(others)
+        return {
+            "forget": list(forget.select(range(size))),
+            "retain": others[: 2 * size],
+            "unseen": others[2 * size : 4 * size],
+        }
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What a study notes about its sets."""
+        return {}
 
 
 _tasks: dict[str, type[Task]] = {}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import concatenate_datasets
 from small_llama import small_llama
@@ -40,6 +40,7 @@ class Wmdp(Task):
     name = "wmdp"
     suite = "multiple_choice"
     arguments = WmdpArguments
+    refused_attacks: ClassVar = {"paraphrase": "its questions have one wording each"}
     data: WmdpArguments
 
     def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:

@@ -100,13 +100,13 @@ def test_labels(runs):
 @pytest.fixture
 def bench(recipes, runs, make_llama, make_word_tokenizer, make_examples, tmp_path):
     """A bench on a tiny model; the forget set is what the model says most likely, so that there is something to lose."""
-    tasks = importlib.import_module("patch_size_tasks")
+    tasks = importlib.import_module("tasks.subject")
 
     def make():
         examples = [{"input_ids": ids, "labels": labels} for ids, labels in make_examples(24, prompt=(2, 4))]
         sets = {"forget": examples[:8], "retain": examples[8:16], "unseen": examples[16:]}
         tokenizer = make_word_tokenizer()
-        task = tasks.Task(make_llama(), tokenizer, sets)
+        task = tasks.Subject(make_llama(), tokenizer, sets)
         tasks.teach(task.model, examples, seed=0, rate=1e-2, goal=0.9)
         return runs.Bench(
             task,
@@ -229,6 +229,36 @@ def test_rows_with_other_settings_are_not_added_to(patch_size, runs, tmp_path):
     study(seeds=[5], densities=[0.5])
     with pytest.raises(ValueError, match="steps was 12 and is 13. Give another --output_dir"):
         study(steps=13)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("people", "people"), ("tofu", "people"), ("wmdp", "wmdp"), ("copyright", "copyright"), ("detox", "detox")],
+)
+def test_tasks_are_those_of_the_recipes(patch_size, runs, tmp_path, monkeypatch, task, name):
+    """By their names alone, each with its configuration; a study is made of the small Llama of each seed."""
+    made = []
+
+    class Stopped(patch_size.Study):
+        def block(self, objective, labels, density):
+            made.append((self.task_name, self.model_name, self.args.model, self.task.data.dataset_name, labels))
+
+    monkeypatch.setattr(patch_size, "Study", Stopped)
+    monkeypatch.setattr(patch_size, "write_report", lambda *_: "")
+    monkeypatch.setattr(sys, "argv", ["patch_size.py", "--task", task, "--output_dir", str(tmp_path), "--seeds", "7"])
+    patch_size.main()
+    assert made[0] == (name, "small-llama", None, "fictional", ["none"])
+    assert made[-1][-1] == ["random", "gradient", "snip", "wagle:1e-6"]
+
+
+def test_facts_of_the_study_are_capitals_unless_told(patch_size, runs, tmp_path):
+    args = patch_size.PatchSizeArguments(output_dir=str(tmp_path), task="facts", model="m")
+    study = patch_size.Study(args, runs.Rows(tmp_path / "results.json"))
+    assert study.task.data.relations == ["capital"]
+    assert study.rows.content["settings"].keys() == study.rows.content["data"].keys() == {"m, facts"}
+    other = study.task.arguments(relations=["currency"])
+    with pytest.raises(ValueError, match=r"relations was \['capital'\] and is \['currency'\]"):
+        patch_size.Study(args, study.rows, other)
 
 
 # What follows from the rows

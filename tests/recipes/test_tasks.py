@@ -1,11 +1,28 @@
 """Arguments and tasks of the recipes."""
 
 import pytest
-from recipe import variants
-from tasks import RecipeArguments, task_class
+import torch
+from recipe import task_named, variants
+from tasks import RecipeArguments, facts_task, list_tasks, task_class
+from tasks.texts_as_questions import as_questions, text_format
+from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from wagle_trainer import WagleConfig
+from wagle_trainer.data import (
+    QAFormat,
+    fictional_split,
+    fictional_tokenizer,
+    load_facts,
+)
+from wagle_trainer.data import facts as facts_module
+from wagle_trainer.data.facts import encode_cloze
+from wagle_trainer.data.fictional import (
+    hazards_tokenizer,
+    novel_tokenizer,
+    speakers_tokenizer,
+)
+from wagle_trainer.evaluation import list_attacks, run_attacks
 
 
 @pytest.mark.parametrize(("given", "limit"), [("all", None), (None, None), ("7", 7), (7, 7)])
@@ -67,3 +84,223 @@ def test_controls_that_cannot_be():
         "after, no mask",
         "after, LoRA",
     ]
+
+
+def test_the_task_decides_on_the_arguments(tmp_path):
+    (tmp_path / "study.yaml").write_text("task: detox\n", encoding="utf-8")
+    config = ["--config", str(tmp_path / "study.yaml")]
+    assert task_named([]) == "tofu"
+    assert task_named([], "people") == "people"
+    assert task_named([*config, "--seeds", "0"]) == "detox"
+    assert task_named([*config, "--task", "wmdp"]) == "wmdp"
+
+
+# What studies and attacks take of a task
+
+TOKENIZERS = {
+    "tofu": fictional_tokenizer,
+    "wmdp": hazards_tokenizer,
+    "copyright": novel_tokenizer,
+    "detox": speakers_tokenizer,
+}
+SHORT = {"copyright": {"passage_tokens": 40, "passages": None, "prompt_tokens": 12}}
+
+
+def bundled(name):
+    """A task with its bundled example, and the format of its small Llama."""
+    kind = task_class(name)
+    return kind(kind.arguments(**SHORT.get(name, {}))), QAFormat.for_tokenizer(TOKENIZERS[name]())
+
+
+def words_of(tokenizer, examples, labels_alone=False):
+    return [
+        tokenizer.decode(
+            [i for i, label in zip(e["input_ids"], e["labels"], strict=True) if label >= 0 or not labels_alone]
+        )
+        for e in examples
+    ]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_sets_of_a_study(name):
+    task, qa = bundled(name)
+    sets = task.examples(qa, seed=0, size=5)
+    assert {key: len(sets[key]) for key in ("forget", "retain", "unseen")} == {"forget": 5, "retain": 10, "unseen": 10}
+    texts = {key: words_of(qa.tokenizer, examples) for key, examples in sets.items()}
+    assert not set(texts["retain"]) & set(texts["unseen"])
+    assert task.examples(qa, seed=0, size=5) == sets
+    other = task.examples(qa, seed=1, size=5)
+    assert other["forget"] == sets["forget"]
+    assert other["retain"] != sets["retain"]
+
+
+def test_what_a_study_of_insults_forgets_is_what_was_rejected():
+    task, qa = bundled("detox")
+    row = task.training_sets(qa)[0][0]
+    [forgotten] = words_of(qa.tokenizer, task.examples(qa, 0, 1)["forget"], labels_alone=True)
+    assert forgotten.removesuffix(qa.tokenizer.eos_token).split() == row["rejected"].split()
+
+
+def test_a_study_of_more_examples_than_there_are():
+    task, qa = bundled("copyright")
+    with pytest.raises(ValueError, match="the task 'copyright' has .* Take fewer --examples"):
+        task.examples(qa, 0, 90)
+
+
+def test_the_bundled_people_of_a_study():
+    """Results are kept by what these are: they must not change."""
+    task, qa = bundled("tofu")
+    sets = task.examples(qa, seed=3, size=4)
+    rows = list(fictional_split("forget10_perturbed"))[:4]
+    assert sets["forget"] == [qa.encode(row["question"], row["answer"]) for row in rows]
+    assert sets["paraphrased"] == [qa.encode(r["paraphrased_question"], r["paraphrased_answer"]) for r in rows]
+
+
+@pytest.mark.parametrize("name", ["copyright", "detox"])
+def test_attacks_on_texts(name, make_llama):
+    """Whatever is not refused takes the sets; the answer that attacks measure is the text that is forgotten."""
+    task, qa = bundled(name)
+    sets, form = task.attack_sets(qa), task.attack_format(qa)
+    row = sets["forget"][0]
+    [whole] = words_of(qa.tokenizer, [form.encode(row["question"], row["answer"])])
+    trained = task.training_sets(qa)[0][0]
+    text = trained["prompt"] + trained.get("rejected", trained.get("completion"))
+    assert (
+        whole.removesuffix(qa.tokenizer.eos_token).strip()
+        == qa.tokenizer.decode(qa.tokenizer(text)["input_ids"]).strip()
+    )
+    tokens = {key: getattr(qa.tokenizer, key) for key in ("eos_token_id", "pad_token_id")}
+    models = [make_llama(seed=seed, vocab_size=len(qa.tokenizer), **tokens) for seed in (0, 1)]
+    names = [attack for attack in list_attacks() if attack not in task.refused_attacks]
+    assert {"relearning", "relearning_unrelated", "quantization", "answer_prefix"} <= set(names)
+    task.check_attacks(names)
+    steps = {"steps": [1], "learning_rate": 1e-3}
+    options = {"relearning": steps, "relearning_unrelated": {**steps, "data": sets["retain"][:4]}}
+
+    def measure(model, tokenizer, rows):
+        return 0.9 if model is models[0] else 0.1  # attacks run only where something was forgotten
+
+    some = [*options, "quantization"]
+    found = run_attacks(
+        *models,
+        qa.tokenizer,
+        sets["forget"][:4],
+        some,
+        options=options,
+        measure=measure,
+        qa_format=form,
+        progress=False,
+    )
+    assert set(found) == set(some)
+
+
+@pytest.mark.parametrize(
+    ("name", "attack", "reason"),
+    [
+        ("copyright", "jailbreak", "a passage is continued"),
+        ("copyright", "paraphrase", "a passage in other words is another passage"),
+        ("detox", "jailbreak", "a prompt is continued"),
+        ("wmdp", "paraphrase", "one wording each"),
+        ("facts", "relearning", "recipes/patch_size.py --task facts"),
+    ],
+)
+def test_attacks_that_say_nothing_about_a_task(name, attack, reason):
+    kind = task_class(name)
+    with pytest.raises(ValueError, match=f"{attack!r} cannot be run on the task {name!r}: .*{reason}"):
+        kind(kind.arguments()).check_attacks(["quantization", attack] if name != "facts" else [attack])
+
+
+def test_texts_as_questions(word_tokenizer):
+    rows = [
+        {"prompt": "w1 w2", "completion": " w3"},
+        {"prompt": "w1", "chosen": " w5", "rejected": " w4 w6"},
+        {"text": "w1 w2 w3 w4 w5"},
+    ]
+    found = as_questions(rows)
+    assert [tuple(row.values()) for row in found] == [("w1 w2", " w3"), ("w1", " w4 w6"), ("w1 w2", " w3 w4 w5")]
+    form = text_format(QAFormat.for_tokenizer(word_tokenizer))
+    ids = form.encode(**found[0])["input_ids"]
+    assert ids == [*word_tokenizer("w1 w2 w3")["input_ids"], word_tokenizer.eos_token_id]
+    for row, reason in (
+        ({"messages": []}, "row 0 has messages"),
+        ({"prompt": [{"role": "user"}], "completion": []}, "row 0 has prompt, completion"),
+        ({"text": "w1"}, "row 0 has only one of them"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            as_questions([row])
+
+
+# Facts
+
+
+@pytest.fixture
+def facts(monkeypatch, make_llama, word_tokenizer, tmp_path):
+    """The task on a tiny model that is said to know every second fact, and its format."""
+    make_llama().save_pretrained(tmp_path)
+    word_tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(
+        facts_module,
+        "cloze_probabilities",
+        lambda model, tokenizer, rows, **_: [0.1 + 0.8 * (i % 2) for i in range(len(rows))],
+    )
+    facts_task._facts_of.cache_clear()
+    word_tokenizer.name_or_path = str(tmp_path)
+    kind = task_class("facts")
+    yield kind(kind.arguments(forget_facts=4)), QAFormat.for_tokenizer(word_tokenizer)
+    facts_task._facts_of.cache_clear()
+
+
+def test_facts_to_forget_are_known_and_others_than_those_to_keep(facts):
+    task, qa = facts
+    forget, retain = task.training_sets(qa)
+    assert (len(forget), len(retain)) == (4, 8)
+    splits = load_facts(None, None, relations=task.data.relations, forget=4, retain=8, unseen=8, seed=0)
+    assert forget["prompt"] == splits["forget"]["cloze"]
+    assert forget["completion"] == [f" {answer}" for answer in splits["forget"]["cloze_answer"]]
+    assert retain["prompt"] == splits["retain"]["cloze"]
+    measured = task.evaluation_sets(qa, None)
+    assert measured["forget"]["question"] == forget["prompt"]
+    assert measured["retain"]["question"] == splits["unseen"]["cloze"]
+    assert not set(measured["retain"]["question"]) & {*forget["prompt"], *retain["prompt"]}
+
+
+def test_choices_of_a_fact(facts):
+    task, qa = facts
+    splits = load_facts(None, None, relations=task.data.relations, forget=4, retain=8, unseen=8, seed=0)
+    for name, split in (("forget", "forget"), ("retain", "unseen")):
+        rows = task.evaluation_sets(qa, None)[name]
+        for row, fact in zip(rows, splits[split], strict=True):
+            assert row["choices"][row["answer"]] == fact["cloze_answer"]
+            assert len(set(row["choices"])) == len(row["choices"]) == 4
+    assert len(task.evaluation_sets(qa, 2)["forget"]) == 2
+
+
+def test_facts_are_measured(facts, tmp_path):
+    task, qa = facts
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    found = task.evaluate(model, qa, task.evaluation_sets(qa, None), progress=False)
+    assert found["settings"]["ask_for"] == "continuation"
+    assert found["settings"]["examples"] == {"forget": 4, "retain": 8}
+    assert 0 <= found["forget_accuracy"] <= 1
+
+
+def test_facts_of_a_study(facts):
+    """The seed of the study splits the facts, whatever `facts_seed` is."""
+    task, qa = facts
+    splits = load_facts(None, None, relations=task.data.relations, forget=3, retain=6, unseen=6, seed=5)
+    sets = task.examples(qa, seed=5, size=3)
+    for name, rows in splits.items():
+        assert sets[name] == [encode_cloze(qa.tokenizer, row["cloze"], row["cloze_answer"]) for row in rows]
+    row = splits["forget"][0]
+    assert sets["paraphrased"][0] == encode_cloze(qa.tokenizer, row["paraphrased_cloze"], row["cloze_answer"])
+    assert task.details == {"relations": task.data.relations}
+
+
+def test_facts_need_a_model(tmp_path):
+    kind = task_class("facts")
+    with pytest.raises(SystemExit, match="--model_name_or_path"):
+        kind(kind.arguments()).small_model(tmp_path)
+
+
+def test_every_task_has_a_test():
+    assert set(list_tasks()) == {*TOKENIZERS, "facts"}

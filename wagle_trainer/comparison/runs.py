@@ -278,7 +278,7 @@ class Runs:
                 sets["forget"],
                 missing,
                 options={attack: options[attack] for attack in missing if attack in options},
-                qa_format=qa,
+                qa_format=self.attack_format(qa),
                 batch_size=self.task.data.evaluation_batch_size,
                 seed=seed,
                 progress=False,
@@ -288,6 +288,10 @@ class Runs:
         for attack in missing:
             save_results(found.get(attack, {}), paths[attack])  # empty: by its measure, nothing was forgotten
         gc.collect()
+
+    def attack_format(self, qa: QAFormat) -> QAFormat:
+        """How the rows of the task's `attack_sets` become text."""
+        return qa
 
     def attack_retrained(self, seed: int) -> None:
         path = self.retrained(seed)
