@@ -9,7 +9,6 @@ can be added later. `wagle compare` does the same for a model and data of your o
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from compare_runs import CompareArguments, Runs
