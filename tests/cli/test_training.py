@@ -123,11 +123,9 @@ def test_refused_before_the_data(files, wagle, tmp_path):
     (tmp_path / "sets.csv").write_text("question,answer\nWhen?,\n")
     err = wagle("attribute", "--config", files.run, "--forget_file", tmp_path / "sets.csv")[2]
     assert "sets.csv: Column 'answer' must hold one string per row, but row 0 holds nothing. Fix" in err
-    (tmp_path / "sets.txt").write_text("")
-    sets = ["--forget_file", tmp_path / "sets.txt", "--retain_file", files.retain]
-    assert (
-        "known are .json, .jsonl, .csv, .parquet" in wagle("attribute", "--model_name_or_path", files.model, *sets)[2]
-    )
+    (tmp_path / "sets.xlsx").write_text("")
+    sets = ["--forget_file", tmp_path / "sets.xlsx", "--retain_file", files.retain]
+    assert "known are .json, .jsonl" in wagle("attribute", "--model_name_or_path", files.model, *sets)[2]
 
 
 def test_help_fits_two_screens(wagle):

@@ -37,7 +37,7 @@ def test_unknown_subset_and_hub_id(muse_folder):
 def test_on_the_hub_a_subset_is_a_configuration(monkeypatch):
     calls = []
 
-    def load_dataset(name, config, split):
+    def load_dataset(name, config, split, **_):
         calls.append((name, config, split))
         return datasets.Dataset.from_dict({"text": ["one"]})
 

@@ -50,7 +50,9 @@ def test_hub_id_names_the_split_as_configuration(monkeypatch):
     calls = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: calls.append((args, kwargs)))
     load_tofu("locuslab/TOFU", "forget10_perturbed")
-    assert calls == [(("locuslab/TOFU", "forget10_perturbed"), {"split": "train"})]
+    [(place, options)] = calls
+    assert place == ("locuslab/TOFU", "forget10_perturbed")
+    assert options["split"] == "train"
 
 
 @pytest.mark.parametrize("name", ["no-such-owner/no-such-dataset", "../no/such/folder"])

@@ -47,7 +47,7 @@ def test_what_is_missing_is_named(folder):
 def test_where_the_corpora_are_on_the_hub(monkeypatch, corpus, place):
     calls = []
 
-    def load_dataset(name, config, split):
+    def load_dataset(name, config, split, **_):
         calls.append((name, config, split))
         return datasets.Dataset.from_dict({"text": TEXTS})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset
@@ -46,8 +48,8 @@ def check_set(dataset: Any, name: str, text_field: str = "text", formatting_func
         raise ValueError(
             f"The {name} set has the columns {', '.join(sorted(dataset.column_names))}, which is no format that TRL "
             f"knows:\n{FORMATS}\n"
-            "For questions and answers, QAFormat.for_tokenizer(tokenizer).dataset(...) makes prompt-completion; the "
-            "command line does it for files with the columns question and answer."
+            "read_examples(file, question_column=..., answer_column=...).training_set(QAFormat.for_tokenizer(tokenizer)) makes "
+            "one of a file; for questions and answers, QAFormat.for_tokenizer(tokenizer).dataset(...) does."
         )
     if columns == ("input_ids",):
         _check_tokens(dataset.with_format(None), name)
@@ -95,8 +97,9 @@ def _check_texts(rows: Dataset, name: str, columns: tuple[str, ...], text_field:
                     f"Row {row} of the {name} set holds {kind} in the column {column!r}, not {' or '.join(wanted)}{example}. "
                     "Fix the row, or take it out."
                 )
-            text = value if kind == "text" else value[-1].get("content", value[-1].get("value"))
-            if column != "prompt" and isinstance(text, str) and not text.strip():
+            if column in ("messages", "conversations"):
+                _check_assistant(value, row, name, column)
+            if column != "prompt" and _says_nothing(value):
                 silent.append(row)
         if silent:
             warnings.warn(
@@ -104,6 +107,24 @@ def _check_texts(rows: Dataset, name: str, columns: tuple[str, ...], text_field:
                 f"({name_rows(silent)}): all there is to learn or to forget in them is to say nothing.",
                 stacklevel=3,
             )
+
+
+def _check_assistant(turns: list[dict[str, Any]], row: int, name: str, column: str) -> None:
+    speakers = [turn.get("role", turn.get("from")) for turn in turns]
+    if not any(speaker in ("assistant", "gpt") for speaker in speakers):
+        raise ValueError(
+            f"Row {row} of the {name} set has no turn of the assistant in the column {column!r}: its speakers are "
+            f"{', '.join(map(str, dict.fromkeys(speakers)))}. Fix the row, or take it out."
+        )
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether an answer is an empty text; a call of a tool has no text, but is no empty answer."""
+    if isinstance(value, str):
+        return not value.strip()
+    last = value[-1]
+    text = last.get("content", last.get("value"))
+    return isinstance(text, str) and not text.strip() and not last.get("tool_calls")
 
 
 def _kind(value: Any, column: str) -> str:
@@ -128,13 +149,72 @@ def name_rows(rows: Sequence[int]) -> str:
 
 
 def check_chat_template(dataset: Dataset, name: str, processing_class: Any) -> None:
-    """Raise ValueError if a conversational set meets a tokenizer without a chat template."""
-    if is_conversational(dataset) and getattr(processing_class, "chat_template", None) is None:
+    """Raise ValueError if a conversational set meets a tokenizer without a chat template, or one that refuses a row."""
+    if not is_conversational(dataset):
+        return
+    if getattr(processing_class, "chat_template", None) is None:
         raise ValueError(
             f"The {name} set is conversational, but the tokenizer has no chat template. Set tokenizer.chat_template "
             "(or chat_template_path), or pass text: for questions and answers, "
             'QAFormat.for_tokenizer(tokenizer, style="plain").dataset(...).'
         )
+    columns = columns_of_format(dataset.column_names) or ()
+    for row, example in enumerate(dataset.with_format(None)):
+        prompt = (
+            example.get("prompt")
+            if isinstance(example.get("prompt"), list) and "prompt" in dataset.column_names
+            else []
+        )
+        for column in columns:
+            if column != "prompt":
+                turns = prompt + example[column] if column in ("completion", "chosen", "rejected") else example[column]
+                _check_rendering(processing_class, turns, example, f"Row {row} of the {name} set")
+
+
+def _check_rendering(processing_class: Any, turns: list[Any], example: dict[str, Any], where: str) -> None:
+    tools = example.get("tools")
+    options = example.get("chat_template_kwargs") or {}
+    with naming_template(where):
+        text = processing_class.apply_chat_template(
+            [_in_chatml(turn) for turn in turns],
+            tokenize=False,
+            tools=json.loads(tools) if isinstance(tools, str) else tools,
+            **options,
+        )
+    parts = next((part for turn in turns for part in _parts(turn.get("content")) if str(part) in text), None)
+    if parts is not None:
+        raise ValueError(
+            f"{where} cannot be written with this template: it prints the parts of a content as Python does, such as {parts}. "
+            "Write the content as one text."
+        )
+
+
+def _in_chatml(turn: dict[str, Any]) -> dict[str, Any]:
+    """A message of "from" and "value" as TRL rewrites it."""
+    if "role" in turn:
+        return turn
+    role = {"human": "user", "gpt": "assistant"}.get(turn["from"].lower(), turn["from"].lower())
+    return {"role": role, "content": turn["value"]}
+
+
+def _parts(content: Any) -> list[Any]:
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+@contextmanager
+def naming_template(where: str) -> Iterator[None]:
+    """Turn whatever a chat template raises into a ValueError that names the row.
+
+    Templates are programs: their errors are of any type.
+    """
+    try:
+        yield
+    except Exception as error:
+        what = str(error) or type(error).__name__
+        raise ValueError(
+            f"{where} cannot be written with this template: {what}. Fix the row, take it out, or give the tokenizer another "
+            "chat template."
+        ) from error
 
 
 def check_eos_token(dataset: Dataset, name: str, processing_class: Any) -> None:

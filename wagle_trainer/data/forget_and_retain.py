@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from pathlib import Path
+import logging
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from wagle_trainer.data.sources import READERS, load_rows, read_file
+from wagle_trainer.data.overlap import overlapping_rows
+from wagle_trainer.data.reading import Examples, read_examples, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from wagle_trainer.data.qa_format import QAFormat
+
+logger = logging.getLogger(__name__)
+
+FILE_HELP = (
+    "a file (.json, .jsonl, .csv, .tsv, .parquet, .txt, compressed or not), a folder, or a Hub id, with PLACE:CONFIG:SPLIT if "
+    "need be; question and answer, prompt and completion, messages, ShareGPT, Alpaca, text and others are known by themselves"
+)
+READING_HELP = {
+    "question_column": "Column of the questions, in files whose columns are not known by themselves.",
+    "answer_column": "Column of the answers, likewise.",
+    "text_column": "Column of the passages, likewise.",
+    "group_column": "Column of what rows have in common, such as the person that they are about; 'group' is known.",
+    "encoding": "Of text files, such as cp1252; UTF-8 if not given.",
+}
 
 
 @dataclass
@@ -26,14 +41,17 @@ class DataArguments:
     )
     forget_split: str = field(default="forget10", metadata={"help": "forget01, forget05 or forget10."})
     forget_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "What to forget, in place of dataset_name: a .json, .jsonl, .csv or .parquet file (or a hub id) with the "
-            "columns question and answer, or in any TRL format: prompt and completion; prompt, chosen and rejected; "
-            "messages; text."
-        },
+        default=None, metadata={"help": f"What to forget, in place of dataset_name: {FILE_HELP}."}
     )
     retain_file: str | None = field(default=None, metadata={"help": "What to keep, in the same way."})
+    question_column: str | None = field(default=None, metadata={"help": READING_HELP["question_column"]})
+    answer_column: str | None = field(default=None, metadata={"help": READING_HELP["answer_column"]})
+    text_column: str | None = field(default=None, metadata={"help": READING_HELP["text_column"]})
+    group_column: str | None = field(default=None, metadata={"help": READING_HELP["group_column"]})
+    encoding: str | None = field(default=None, metadata={"help": READING_HELP["encoding"]})
+    drop_overlap: bool = field(
+        default=False, metadata={"help": "Take rows out of the retain set that are in the forget set, too."}
+    )
     style: str = field(
         default="auto",
         metadata={
@@ -124,32 +142,52 @@ def load_forget_and_retain(arguments: DataArguments, qa: QAFormat) -> tuple[Data
         splits = (arguments.forget_split, retain_split_for(arguments.forget_split))
         forget, retain = (qa.dataset(load_tofu(arguments.dataset_name, split)) for split in splits)
         return forget, retain
-    forget, retain = (_in_a_trl_format(str(file), qa) for file in files)
+    sets = {name: read_set_file(str(file), arguments) for name, file in zip(("forget", "retain"), files, strict=True)}
+    for examples in sets.values():
+        logger.info(examples.report(qa.tokenizer))
+    if arguments.drop_overlap:
+        sets["retain"] = without_overlap(sets["forget"], sets["retain"])
+    forget, retain = (examples.training_set(qa) for examples in sets.values())
     return forget, retain
 
 
+def read_set_file(file: str, options: Any) -> Examples:
+    """The examples of a file, read as the options say.
+
+    Args:
+        file: as for `read_examples`.
+        options: a `DataArguments` or a namespace with the attributes that `READING_HELP` names.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_examples`.
+    """
+    return read_examples(file, **{name: getattr(options, name) for name in READING_HELP})
+
+
+def without_overlap(forget: Examples, retain: Examples) -> Examples:
+    """The retain examples that are not in the forget set; a log line says how many were.
+
+    Raises:
+        ValueError: none is left.
+    """
+    both = overlapping_rows(forget.rows, retain.rows)
+    if not both:
+        return retain
+    if len(both) == len(retain):
+        raise ValueError(f"All rows of {retain.source} are in {forget.source}, too: there is nothing left to keep.")
+    logger.info(
+        f"{retain.source}: {len(both):,} of {len(retain):,} rows are in the forget set, too, and are left out."
+    )
+    taken = set(both)
+    rows = retain.rows.select([row for row in range(len(retain)) if row not in taken])
+    return replace(retain, rows=rows, notes=[*retain.notes, f"{len(both)} rows of the forget set left out"])
+
+
 def read_rows(file: str) -> Dataset:
-    """The rows of a .json, .jsonl, .csv or .parquet file, or of a hub dataset's split "train".
+    """All columns of a file, a folder or a hub dataset, in memory.
 
     Raises:
         FileNotFoundError: there is no such file or dataset.
         ValueError: a file of another kind, or one that cannot be read.
     """
-    path = Path(file).expanduser()
-    if path.suffix in READERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {file}.")
-        return read_file(path)
-    if path.is_file():
-        raise ValueError(f"{file} is of no known kind; known are {', '.join(READERS)}.")
-    return load_rows(file, "train")
-
-
-def _in_a_trl_format(file: str, qa: QAFormat) -> Dataset:
-    rows = read_rows(file)
-    if not {"question", "answer"} <= set(rows.column_names):
-        return rows
-    try:
-        return qa.dataset(rows)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    return read_table(file)

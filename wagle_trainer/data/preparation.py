@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,8 @@ from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
 
 from wagle_trainer.data.dataset_checks import columns_of_format, name_rows
+from wagle_trainer.data.no_cache import without_cache
+from wagle_trainer.data.padding import without_padding
 from wagle_trainer.models.log_probs import IGNORE_INDEX
 
 # What chat templates take besides the messages.
@@ -30,6 +33,8 @@ def prepare_by_its_own_format(
     the first row of the training set), and preference sets are taken too: what must be forgotten of a set whose name
     begins with "forget", the chosen answers of any other."""
     if isinstance(dataset, Dataset):
+        if "input_ids" in dataset.column_names:
+            dataset = without_padding(dataset, getattr(processing_class, "tokenizer", processing_class), name)
         if is_preference(dataset):
             dataset = as_prompt_completion(dataset, "rejected" if name.startswith("forget") else "chosen")
         dataset = in_one_format(dataset, args.dataset_text_field, formatting_func)
@@ -37,7 +42,8 @@ def prepare_by_its_own_format(
     trainer.completion_only_loss = args.completion_only_loss
     if args.completion_only_loss is None:
         trainer.completion_only_loss = {"prompt", "completion"} <= set(get_dataset_column_names(dataset))
-    return SFTTrainer._prepare_dataset(trainer, dataset, processing_class, args, packing, formatting_func, name)
+    with without_cache() if name.startswith("forget") else nullcontext():
+        return SFTTrainer._prepare_dataset(trainer, dataset, processing_class, args, packing, formatting_func, name)
 
 
 def in_one_format(dataset: Dataset, text_field: str, formatting_func: Any = None) -> Dataset:
@@ -189,7 +195,8 @@ def is_preference(dataset: Dataset) -> bool:
 
 def as_prompt_completion(dataset: Dataset, answer: str) -> Dataset:
     """The "chosen" or the "rejected" answers of a preference set, as prompt-completion."""
-    dataset = dataset.map(maybe_extract_prompt, desc="Extracting prompts")
+    with without_cache():
+        dataset = dataset.map(maybe_extract_prompt, desc="Extracting prompts")
     return _select(dataset, ["prompt", answer]).rename_column(answer, "completion")
 
 
@@ -214,4 +221,5 @@ def with_refusals(dataset: Dataset, refusal: Any) -> Dataset:
             return {"completion": answer[: len(answer) - len(answer.lstrip())] + text}
         return {"completion": [{"role": "assistant", "content": text}]}
 
-    return _select(dataset, ["prompt", "completion"]).map(replace, with_indices=True, desc="Adding refusals")
+    with without_cache():
+        return _select(dataset, ["prompt", "completion"]).map(replace, with_indices=True, desc="Adding refusals")

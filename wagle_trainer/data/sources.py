@@ -1,59 +1,15 @@
-"""One table of rows, from a local file or from the hub, with errors that say which one is missing or cannot be read."""
+"""Rows of known sets, from a local folder or from the hub, with errors that say which file or column is missing."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wagle_trainer.data.reading.files import READERS, data_files, load_from_hub, read_file
+
 if TYPE_CHECKING:
     from datasets import Dataset
-
-# ending -> what reads it
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-def read_file(path: Path) -> Dataset:
-    """The rows of a .json (lines, or one list of objects), .jsonl, .csv or .parquet file.
-
-    Raises:
-        ValueError: it is empty, or not what its ending says.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        rows = (
-            _read_csv(path)
-            if path.suffix == ".csv"
-            else load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-        )
-    except (DatasetGenerationError, ValueError, StopIteration) as error:
-        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-            raise ValueError(f"{path} has no rows.") from error
-        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        raise ValueError(f"{path} could not be read as {path.suffix[1:]}: {reason}") from error
-    if len(rows) == 0:
-        raise ValueError(f"{path} has no rows.")
-    return rows
-
-
-def _read_csv(path: Path) -> Dataset:
-    """Cells are text, as they stand: an answer may be 0171 or None. Only a cell with nothing in it is missing."""
-    from datasets import Dataset
-
-    csv.field_size_limit(2**31 - 1)  # a cell may hold a book
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"line {reader.line_num} has not as many cells as the first line. Put quotes around cells with commas."
-                )
-            rows.append({name: cell or None for name, cell in row.items()})
-    return Dataset.from_list(rows)
 
 
 def load_rows(
@@ -70,8 +26,8 @@ def load_rows(
 
     Args:
         name_or_path: a folder, or a hub id.
-        file: in a folder, the file to read, relative to it and without its ending (`.json`, `.jsonl`, `.csv`, `.parquet`);
-            also found as the hub stores it: `<file>-00000-of-00001.parquet`, or a folder `<file>` with a file
+        file: in a folder, the file to read, relative to it and without its ending (one of `READERS`); also found as the
+            hub stores it: `<file>-00000-of-00001.parquet`, or a folder `<file>` with a file
             `<split>-00000-of-00001.parquet`.
         config: on the hub, the configuration ("subset"); None for the only one.
         split: on the hub, the split.
@@ -84,16 +40,18 @@ def load_rows(
         ValueError: the hub dataset has no such configuration or split, the file cannot be read, the rows lack a column, or
             there are none.
     """
-    from datasets import concatenate_datasets, load_dataset
+    from datasets import concatenate_datasets
 
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         found = next((paths for name in (file, *also) if (paths := _files_of(folder / name, split))), None)
         if found is None:
             wanted = folder / file
-            there = sorted({_name_of(path) for path in wanted.parent.glob("*") if _is_data(path)})
+            parent = wanted.parent
+            folders = [child.name for child in parent.glob("*") if child.is_dir() and data_files(child)]
+            there = sorted({*data_files(parent), *folders})
             raise FileNotFoundError(
-                f"No split {wanted.name!r} in {wanted.parent} (looked for {file}{', '.join(READERS)}"
+                f"No split {wanted.name!r} in {parent} (looked for {file}{', '.join(READERS)}"
                 f"{''.join(f', or {name} in the same way' for name in also)}). "
                 f"Splits found: {', '.join(there) or 'none'}."
             )
@@ -102,7 +60,7 @@ def load_rows(
     else:
         source = repr(name_or_path) if config is None else f"{name_or_path!r}, configuration {config!r},"
         try:
-            rows = load_dataset(name_or_path, config, split=split)
+            rows = load_from_hub(name_or_path, config, split)
         except (ConnectionError, FileNotFoundError) as error:
             raise FileNotFoundError(
                 f"{name_or_path!r} is neither a folder nor a dataset that the hub gives access to ({error}). "
@@ -114,18 +72,7 @@ def load_rows(
 
 def _files_of(file: Path, split: str) -> list[Path]:
     """The file or files that `file` stands for: with an ending, or in the parts that the hub stores it in."""
-    whole = [path for ending in READERS if (path := file.parent / f"{file.name}{ending}").is_file()]
-    in_folder = [path for ending in READERS if (path := file / f"{split}{ending}").is_file()]
-    shards = [sorted(file.parent.glob(f"{file.name}-*-of-*.parquet")), sorted(file.glob(f"{split}-*-of-*.parquet"))]
-    return next((found for found in (whole[:1], shards[0], in_folder[:1], shards[1]) if found), [])
-
-
-def _is_data(path: Path) -> bool:
-    return path.suffix in READERS or (path.is_dir() and any(child.suffix in READERS for child in path.iterdir()))
-
-
-def _name_of(path: Path) -> str:
-    return path.name if path.is_dir() else path.stem.split("-00", 1)[0]
+    return data_files(file.parent).get(file.name) or data_files(file).get(split) or []
 
 
 def _check_columns(rows: Dataset, columns: Sequence[str], source: str) -> None:

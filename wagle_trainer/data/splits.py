@@ -10,6 +10,7 @@ from torch import nn
 from transformers.utils import logging
 
 from wagle_trainer.data.dataset_checks import check_chat_template, check_eos_token, check_set, is_conversational
+from wagle_trainer.data.overlap import warn_of_overlap
 from wagle_trainer.data.preparation import as_prompt_completion, is_preference, with_refusals
 from wagle_trainer.data.refusals import REFUSALS, refusal_for
 
@@ -64,6 +65,8 @@ def check_sets(
                 f"assistant_only_loss=True, but the {name} set is not conversational: its columns are "
                 f"{', '.join(dataset.column_names)}. Give both sets as messages, or set assistant_only_loss=False."
             )
+    if formatting_func is None and forget is not None and retain is not None:
+        warn_of_overlap(forget, retain)
     for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}).items():
         if isinstance(dataset, Dataset):
             check_set(dataset, f"{name} evaluation", args.dataset_text_field, formatting_func)
