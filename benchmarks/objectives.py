@@ -26,7 +26,7 @@ from wagle_trainer.evaluation.answer_scores import score_answers
 from wagle_trainer.losses import get_loss, list_losses
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))
-from small_llama import small_llama
+from wagle_trainer.models.small_llama import small_llama
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # What has no default, or one for models of 7B weights.

@@ -25,7 +25,6 @@ import torch
 from datasets import Dataset
 from patch_size import search_rate
 from patch_size_runs import NO_MASK, Bench, Rows, environment, spread
-from small_llama import small_llama
 from tasks.subject import Subject, load
 from torch import Tensor
 from transformers import AutoTokenizer, PrinterCallback
@@ -40,6 +39,7 @@ from wagle_trainer.evaluation.metrics.localization import (
     localization_auc,
     localization_precision,
 )
+from wagle_trainer.models.small_llama import small_llama
 
 # How the facts are planted: which weights may learn them (patterns, or any; of these the share with the smallest values, or
 # all), and how large the steps are.

@@ -67,6 +67,9 @@ class WagleConfig(SFTConfig):
             whole model, in checkpoints, too. See `wagle_trainer.adapters`.
         adapter_masters (`bool`, defaults to `False`): With `save_adapter` and a model in 16 bits, save the float32 master
             values; they are rounded where the adapter is applied.
+        summary_rows (`int`, defaults to 32): Before and after training, measure how likely the answers of so many rows of
+            the forget and of the retain set are, print it, and warn where nothing was forgotten; 0 turns it off. On one
+            process or with data parallelism.
         save_full_model (`bool`, defaults to `False`): With `save_adapter`, save the whole model as well; the adapter is
             then in the subfolder `adapter`.
         preset (`str`, *optional*): Settings of a publication, for each field that you leave at its default:
@@ -146,6 +149,13 @@ class WagleConfig(SFTConfig):
             "is applied."
         },
     )
+    summary_rows: int = field(
+        default=32,
+        metadata={
+            "help": "Rows of the forget and of the retain set whose answer probabilities are printed at the end, before and "
+            "after; 0 turns it off."
+        },
+    )
     save_full_model: bool = field(
         default=False,
         metadata={"help": "With save_adapter, save the whole model as well; the adapter goes to a subfolder."},
@@ -188,6 +198,8 @@ class WagleConfig(SFTConfig):
         self.attribution_config()
         if self.lora_modules is not None and self.lora_modules < 1:
             raise ValueError(f"lora_modules must be at least 1, got {self.lora_modules}.")
+        if self.summary_rows < 0:
+            raise ValueError(f"summary_rows must be 0 or more, got {self.summary_rows}.")
         for name in ("packing", "padding_free"):
             if getattr(self, name):
                 raise ValueError(

@@ -30,6 +30,7 @@ from wagle_trainer.adapters.adapter_checkpoints import (
     check_adapter_can_be_saved,
 )
 from wagle_trainer.adapters.lora import check_adapted_modules, check_same_modules
+from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
 from wagle_trainer.data.pair_loader import pair_loader
 from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler, num_counted
 from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format, target_counts
@@ -48,9 +49,11 @@ from wagle_trainer.models.causality import check_causal
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
 from wagle_trainer.models.modes import without_dropout
 from wagle_trainer.models.not_finite import cause_of_not_finite
+from wagle_trainer.models.reference_log_probs import mean_answer_probability
 from wagle_trainer.models.routers import router_losses
+from wagle_trainer.reporting.forgetting_sentences import forgetting_sentences
 from wagle_trainer.reporting.model_card import PAPER, ModelFacts, rewrite_model_card
-from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, References, StepEnd
+from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, ForgettingSummary, References, StepEnd
 from wagle_trainer.trainer_setup import UnlearningSetup
 from wagle_trainer.utils.complete_checkpoints import (
     begin_checkpoint,
@@ -103,6 +106,7 @@ class WagleTrainer(SFTTrainer):
 
     Attributes:
         lora_modules: names of the modules that a score chose for LoRA, highest share first; None otherwise.
+        forgetting: after training, "before" and "after" -> split -> mean answer probability of its first `summary_rows`.
     """
 
     _tag_names = ["trl", "wagle", "unlearning"]  # noqa: RUF012 (as TRL declares it)
@@ -153,6 +157,9 @@ class WagleTrainer(SFTTrainer):
         self._set_up_pairs(setup)
         self._set_up_objective(setup)
         self._set_up_mask(setup)
+        self.forgetting: dict[str, dict[str, float]] = {}
+        if self.args.summary_rows and current_engine().holds_full_weights:
+            self.add_callback(ForgettingSummary(self._answer_probabilities, self._tell_forgetting))
 
     def _set_up_pairs(self, setup: UnlearningSetup) -> None:
         """Install the forget-retain pairs in place of TRL's training set."""
@@ -495,6 +502,34 @@ class WagleTrainer(SFTTrainer):
         model = current_engine().forward_model(self.model, self.model_wrapped)
         self.references.compute_log_probs(model, self.accelerator)
 
+    def _answer_probabilities(self) -> dict[str, float]:
+        """Mean answer probability (geometric mean over tokens) of the first rows of the forget and the retain set."""
+        found = {}
+        for split in ("forget", "retain"):
+            rows: Any = self.train_dataset.splits[split]
+            rows = rows.select(range(min(len(rows), self.args.summary_rows)))
+            batches = LengthSortedBatches(rows, self.args.per_device_train_batch_size, self.data_collator.collator)
+            model = current_engine().forward_model(self.model, self.model_wrapped)
+            try:
+                with self.accelerator.autocast():
+                    found[split] = mean_answer_probability(model, batches, self.args.device)
+            except FloatingPointError:  # the run itself says more of it
+                return {}
+        return found
+
+    def _tell_forgetting(self, before: dict[str, float], after: dict[str, float]) -> None:
+        """Keep and print how likely the answers were and are; warn where nothing was forgotten."""
+        self.forgetting = {"before": before, "after": after}
+        if self.is_world_process_zero() and before and after:
+            base = self.model.config.name_or_path if hasattr(self.model, "config") else ""
+            for sentence in forgetting_sentences(before, after, base, self.args.output_dir):
+                print(sentence, flush=True)
+            if before["forget"] - after["forget"] < 0.05 * before["forget"]:
+                logger.warning(
+                    "Next to nothing was forgotten: raise learning_rate or density, or train for more steps. A small patch "
+                    "needs larger steps than training all weights does."
+                )
+
     def _save_checkpoint(self, model, trial):
         # The references first, so that a checkpoint that is complete has them.
         if self.args.should_save:
@@ -519,14 +554,14 @@ class WagleTrainer(SFTTrainer):
             folder = Path(output_dir or self.args.output_dir)
             adapter_folder = folder / BESIDE_MODEL if self.args.save_full_model else folder
             masters = self.master_weights() if self.args.adapter_masters else None
-            self._adapter.save(adapter_folder, self.model, self._training_facts(), masters)
+            self._adapter.save(adapter_folder, self.model, self.training_facts(), masters)
             if self.args.save_full_model:
                 super()._save(output_dir, state_dict)
             else:
                 self.processing_class.save_pretrained(folder)
                 torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
-    def _training_facts(self) -> dict[str, Any]:
+    def training_facts(self) -> dict[str, Any]:
         """How the weights were trained, for people who get them: no text of any set, nor what tells it."""
         sets = {
             split: {"examples": len(dataset), "digest": shareable(self.train_dataset.fingerprints[split])}

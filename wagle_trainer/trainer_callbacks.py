@@ -43,3 +43,25 @@ class StepEnd(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.function()
+
+
+class ForgettingSummary(TrainerCallback):
+    """Measure forget and retain answers before the first step and after the last one, and tell of it.
+
+    Args:
+        measure: split -> mean answer probability of the model as it is now.
+        tell: called at the end with both measurements; the first one is empty where a run was resumed.
+    """
+
+    def __init__(
+        self, measure: Callable[[], dict[str, float]], tell: Callable[[dict[str, float], dict[str, float]], None]
+    ):
+        self.measure, self.tell = measure, tell
+        self.before: dict[str, float] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.before = self.measure()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.tell(self.before, self.measure())

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset
-from small_llama import small_llama
 
 from tasks.task import RecipeArguments, Task, register_task
 from tasks.texts_as_questions import as_questions, text_format
@@ -15,6 +14,7 @@ from wagle_trainer.data.forget_and_retain import load_forget_and_retain, read_ro
 from wagle_trainer.data.insults import insult_share
 from wagle_trainer.data.sources import first_rows
 from wagle_trainer.evaluation import get_suite
+from wagle_trainer.models.small_llama import small_llama
 
 
 @dataclass

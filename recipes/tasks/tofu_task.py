@@ -4,13 +4,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-from small_llama import small_llama
 from transformers import AutoTokenizer
 
 from tasks.subject import Example, load, teach
 from tasks.task import Task, register_task
 from wagle_trainer.data import QAFormat, fictional_split, load_tofu, retain_split_for
 from wagle_trainer.evaluation import get_suite
+from wagle_trainer.models.small_llama import small_llama
 
 
 @register_task

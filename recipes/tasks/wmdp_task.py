@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import concatenate_datasets
-from small_llama import small_llama
 
 from tasks.task import RecipeArguments, Task, register_task
 from wagle_trainer.data import QAFormat, load_wmdp
 from wagle_trainer.evaluation import get_suite
+from wagle_trainer.models.small_llama import small_llama
 
 
 @dataclass

@@ -104,7 +104,7 @@ def test_references_that_are_none(content, message, files, wagle, tmp_path):
 def test_an_adapter_without_a_tokenizer_has_that_of_its_base(files, tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    from wagle_trainer.cli.models import load_model
+    from wagle_trainer.models.loading import load_model
 
     base = AutoModelForCausalLM.from_pretrained(files.model)
     get_peft_model(base, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(tmp_path)

@@ -20,6 +20,8 @@ from wagle_trainer._version import __version__
 from wagle_trainer.cli.parsing import make_parser
 
 GROUPS = {
+    "demo": "see the whole in two minutes: a small model forgets four invented people",
+    "forget": "make a model forget what is in a file: from the file to a patch and a verdict",
     "unlearn": "train a model to forget",
     "attribute": "score the weights of a model and save the mask, without training",
     "mask": "inspect and combine saved masks",

@@ -101,7 +101,7 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
 
 def _merge(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.adapters import SparseAdapter, merge
-    from wagle_trainer.cli.models import load_model
+    from wagle_trainer.models.loading import load_model
 
     adapter = SparseAdapter.from_pretrained(options.adapter)
     model, tokenizer = load_model(options.base)
@@ -112,7 +112,7 @@ def _merge(options: argparse.Namespace) -> dict[str, Any]:
 
 def _compose(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.adapters import compose
-    from wagle_trainer.cli.models import load_model
+    from wagle_trainer.models.loading import load_model
 
     base = None if options.base is None else load_model(options.base)[0]
     return _save(compose(options.adapters, options.combine, base), options.output)

@@ -78,8 +78,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
-    from wagle_trainer.cli.models import load_model
     from wagle_trainer.evaluation import add_results, list_attacks, load_results, run_attacks
+    from wagle_trainer.models.loading import load_model
 
     # Whatever can be refused is, before a model is loaded.
     chosen = _by_attack(pairs(options.options))

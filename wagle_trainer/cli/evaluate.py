@@ -78,10 +78,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
-    from wagle_trainer.cli.models import load_model
     from wagle_trainer.evaluation import add_results, load_results, results_table
     from wagle_trainer.evaluation.results import without_texts
     from wagle_trainer.evaluation.suites import get_suite
+    from wagle_trainer.models.loading import load_model
 
     # Whatever can be refused is, before a model is loaded.
     suite = get_suite(options.suite)

@@ -11,11 +11,11 @@ import yaml
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from wagle_trainer.cli.help import add_both_helps, grouped_help
-from wagle_trainer.cli.models import naming
 from wagle_trainer.cli.parsing import JSON_HELP
 from wagle_trainer.cli.run_config import RunParser
 from wagle_trainer.config import WagleConfig
 from wagle_trainer.data.forget_and_retain import DataArguments, load_forget_and_retain
+from wagle_trainer.models.loading import naming
 
 # Of the recipes' YAML files: what they do before and after training. Here `wagle evaluate` does it.
 OF_THE_RECIPES = ("controls", "retrained_model", "evaluation_samples", "evaluation_batch_size")

@@ -55,6 +55,28 @@ def reference_log_probs(
     return values
 
 
+def mean_answer_probability(model: nn.Module, batches: LengthSortedBatches, device: torch.device) -> float:
+    """Mean over the examples of the answer's probability under `model`: geometric mean over its tokens, in [0, 1].
+
+    Args:
+        model: a causal language model; left in the mode it was in.
+        batches: all of the set.
+        device: where the model computes.
+
+    Raises:
+        FloatingPointError: a value is not finite.
+    """
+    total = number = 0.0
+    with evaluation_mode(model):
+        for batch in batches:
+            result = token_log_probs(model, {key: tensor.to(device) for key, tensor in batch.items()})
+            values = result.mean().exp()
+            if not bool(torch.isfinite(values).all()):
+                raise FloatingPointError(f"An answer's probability is not finite: {cause_of_not_finite(model)}.")
+            total, number = total + values.sum().item(), number + len(values)
+    return total / max(number, 1.0)
+
+
 def align(values: Tensor, mask: Tensor) -> Tensor:
     """Lay rows of `reference_log_probs` out as the batch with this `mask`: the inverse of what it does."""
     place = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -152,7 +152,7 @@ def evaluate_custom(
     qa = qa_format if qa_format is not None else QAFormat.for_tokenizer(tokenizer, style=style)
     examples = {
         name: [
-            _example(qa, row, f"Row {index} of the {name} set", prompt_tokens, continuation_tokens)
+            encode_row(qa, row, f"Row {index} of the {name} set", prompt_tokens, continuation_tokens)
             for index, row in enumerate(rows[name])
         ]
         for name in rows
@@ -216,7 +216,7 @@ def _read(datasets: Mapping[str, Iterable[Row]]) -> dict[str, list[Row]]:
 
 
 @dataclass
-class _Example:
+class EncodedRow:
     """One row as text and as tokens.
 
     Attributes:
@@ -231,14 +231,27 @@ class _Example:
     encoded: dict[str, list[int]]
 
 
-def _example(qa: QAFormat, row: Row, where: str, prompt_tokens: int, continuation_tokens: int) -> _Example:
+def encode_row(
+    qa: QAFormat, row: Row, where: str, prompt_tokens: int = 50, continuation_tokens: int = 100
+) -> EncodedRow:
+    """One row of any kind that `evaluate_custom` takes, as text and as tokens.
+
+    Args:
+        qa: how questions and answers become text.
+        row: see `evaluate_custom`.
+        where: what to call it in errors, such as "Row 3 of the forget set".
+        prompt_tokens, continuation_tokens: of a passage, see `evaluate_custom`.
+
+    Raises:
+        ValueError: it is of no known kind, or the chat template refuses it.
+    """
     kind = next((kind for kind in _KINDS if all(row.get(column) for column in kind)), None)
     if kind is None:
         wanted = "; ".join(" and ".join(kind) for kind in _KINDS)
         raise ValueError(f"{where} has none of: {wanted}. It has {', '.join(map(str, row))}; is one of them empty?")
     if kind == ("question", "answer"):
         question, answer = str(row["question"]), str(row["answer"])
-        return _Example(question, answer, qa.prompt_ids(question), qa.encode(question, answer))
+        return EncodedRow(question, answer, qa.prompt_ids(question), qa.encode(question, answer))
     if kind == ("text",):
         return _passage(qa.tokenizer, str(row["text"]), where, prompt_tokens, continuation_tokens)
     if kind == ("messages",):
@@ -249,25 +262,25 @@ def _example(qa: QAFormat, row: Row, where: str, prompt_tokens: int, continuatio
     if isinstance(row["prompt"], str):
         prompt = text_ids(qa.tokenizer, row["prompt"])
         ids = [*text_ids(qa.tokenizer, row["prompt"] + row["completion"]), qa.tokenizer.eos_token_id]
-        return _Example(row["prompt"], row["completion"].strip(), prompt, continuation(ids, len(prompt)))
+        return EncodedRow(row["prompt"], row["completion"].strip(), prompt, continuation(ids, len(prompt)))
     return _conversation(qa, list(row["prompt"]), row["completion"][-1], where)
 
 
-def _passage(tokenizer: Any, text: str, where: str, prompt_tokens: int, continuation_tokens: int) -> _Example:
+def _passage(tokenizer: Any, text: str, where: str, prompt_tokens: int, continuation_tokens: int) -> EncodedRow:
     ids = text_ids(tokenizer, text)
     start = prompt_tokens if len(ids) >= 2 * prompt_tokens else len(ids) // 2
     if start < 1 or start == len(ids):
         raise ValueError(f"{where} is a passage of {len(ids)} tokens: it takes at least two.")
     ids = ids[: start + continuation_tokens]
     prompt, answer = (tokenizer.decode(part, skip_special_tokens=True).strip() for part in (ids[:start], ids[start:]))
-    return _Example(prompt, answer, ids[:start], continuation(ids, start))
+    return EncodedRow(prompt, answer, ids[:start], continuation(ids, start))
 
 
-def _conversation(qa: QAFormat, turns: list[Any], answer: Any, where: str) -> _Example:
+def _conversation(qa: QAFormat, turns: list[Any], answer: Any, where: str) -> EncodedRow:
     said = str(answer["content"])
     question = "\n".join(str(turn["content"]) for turn in turns)
     if qa.style == "plain":
-        return _Example(question, said, qa.prompt_ids(question), qa.encode(question, said))
+        return EncodedRow(question, said, qa.prompt_ids(question), qa.encode(question, said))
     options = getattr(qa, "chat_template_kwargs", None) or {}
     try:
         prompt, ids = (
@@ -281,4 +294,4 @@ def _conversation(qa: QAFormat, turns: list[Any], answer: Any, where: str) -> _E
     except Exception as error:  # templates raise errors of their own kinds
         raise ValueError(f"{where} cannot be written with this chat template: {error}") from error
     same = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
-    return _Example(question, said, prompt, continuation(ids, same))
+    return EncodedRow(question, said, prompt, continuation(ids, same))

@@ -1,4 +1,4 @@
-"""Loading models and tokenizers that the command line names, with errors that say which one it is about."""
+"""Loading models and tokenizers by name, with errors that say which one it is about."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from wagle_trainer.data import QAFormat, fictional_split, fictional_tokenizer, load_wmdp
@@ -85,7 +85,7 @@ LESSONS = {
 }
 
 
-def small_llama(split: str, cache: Path, seed: int = 0, task: str = "tofu") -> str:
+def small_llama(split: str, cache: Path, seed: int = 0, task: str = "tofu", *, progress: bool = True) -> str:
     """Folder of a Llama of 0.8 M weights that was trained on one split until it knows it.
 
     Trained once, then read from `cache`.
@@ -95,16 +95,17 @@ def small_llama(split: str, cache: Path, seed: int = 0, task: str = "tofu") -> s
         cache: where the models are kept.
         seed: of the initial weights and the order.
         task: whose bundled example it learns.
+        progress: show a progress bar while it is trained.
     """
     folder = cache / f"small-llama-{'' if task == 'tofu' else f'{task}-'}{split}-{seed}"
     if not (folder / "config.json").exists():
         with PartialState().main_process_first():
             if not (folder / "config.json").exists():
-                _train(LESSONS[task], split, folder, seed)
+                _train(LESSONS[task], split, folder, seed, progress)
     return str(folder)
 
 
-def _train(lesson: Lesson, split: str, folder: Path, seed: int) -> None:
+def _train(lesson: Lesson, split: str, folder: Path, seed: int, progress: bool) -> None:
     tokenizer = lesson.tokenizer()
     set_seed(seed)
     model = LlamaForCausalLM(
@@ -135,6 +136,7 @@ def _train(lesson: Lesson, split: str, folder: Path, seed: int) -> None:
             dataloader_pin_memory=False,
             gradient_checkpointing=False,
             logging_strategy="no",
+            disable_tqdm=not progress,
             save_strategy="no",
             report_to="none",
             seed=seed,
@@ -142,6 +144,8 @@ def _train(lesson: Lesson, split: str, folder: Path, seed: int) -> None:
         train_dataset=lesson.examples(split, tokenizer),
         processing_class=tokenizer,
     )
+    if not progress:
+        trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.save_model()
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,148 @@
+"""From a file to a verdict, on a small Llama; what a killed run has done is not done again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from wagle_trainer.adapters import SparseAdapter, merge, verify
+from wagle_trainer.forgetting import forget, plan
+from wagle_trainer.forgetting import run as run_module
+
+FILES = (
+    "report.html",
+    "results.json",
+    "config.yaml",
+    "retain_train.jsonl",
+    "retain_unseen.jsonl",
+    "adapter/README.md",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(people, quick, tmp_path_factory):
+    """(folder, verdict) of a run with a retain file."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    return folder, forget(people.path, people.forget, folder, retain_file=people.retain, progress=False, **quick)
+
+
+def test_forgotten_within_the_floor(finished, people):
+    folder, verdict = finished
+    assert verdict.forgotten, verdict
+    assert verdict.forget["gone"] >= 8 and verdict.forget["answers"] == 10
+    assert verdict.retain["after"] > 0.6 * verdict.retain["before"]
+    assert set(verdict.attacks) == {"relearning", "jailbreak", "quantization"}
+    assert all((folder / name).is_file() for name in FILES)
+    assert json.loads((folder / "verdict.json").read_text())["forgotten"] is True
+    train, unseen = (len((folder / f"retain_{name}.jsonl").read_text().splitlines()) for name in ("train", "unseen"))
+    assert train == unseen == len(people.others) // 2
+
+
+def test_the_patch_is_what_was_measured(finished, people):
+    """Base and patch together give the numbers of the verdict, and the base alone is untouched."""
+    folder, verdict = finished
+    assert verify(folder / "adapter", people.path)["valid"]
+    base = AutoModelForCausalLM.from_pretrained(people.path)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    patched = merge(base, folder / "adapter")
+    changed = sum(
+        int((before[name] != tensor).sum()) for name, tensor in patched.state_dict().items() if "head" not in name
+    )
+    assert 0 < changed <= verdict.patch["weights"] == SparseAdapter.from_pretrained(folder / "adapter").num_values
+    from wagle_trainer.evaluation.attacks import forget_knowledge
+
+    known = forget_knowledge(patched, people.tokenizer, people.rows, only=("probability",))["probability"]
+    assert known == pytest.approx(verdict.forget["after"], abs=1e-4)
+
+
+def test_a_complete_run_returns_its_verdict(finished, people, quick, monkeypatch):
+    folder, verdict = finished
+    monkeypatch.setattr(run_module, "evaluate_custom", None)
+    monkeypatch.setattr(run_module, "masks_by_density", None)
+    again = forget(people.path, people.forget, folder, retain_file=people.retain, progress=False, **quick)
+    assert again.as_dict() == verdict.as_dict()
+
+
+def test_a_folder_of_another_request_is_refused(finished, people, quick):
+    folder, _ = finished
+    with pytest.raises(ValueError, match=r"holds another request, which differs in: forget_goal \(0.3 there\)"):
+        forget(
+            people.path,
+            people.forget,
+            folder,
+            retain_file=people.retain,
+            progress=False,
+            **quick | {"forget_goal": 0.2},
+        )
+
+
+class Killed(BaseException):
+    """As Ctrl-C, which no `except Exception` catches."""
+
+
+def kill(*args, **kwargs):
+    raise Killed
+
+
+def test_a_killed_run_goes_on(people, quick, tmp_path, monkeypatch):
+    """Killed in its second try and in its attacks, it ends with the verdict of a run that was not."""
+    rates = (1e-4, *quick["learning_rates"])
+    arguments = {"retain_file": people.retain, "progress": False, **quick, "learning_rates": rates}
+    expected = forget(people.path, people.forget, tmp_path / "whole", **arguments)
+    assert len(expected.tries) >= 2
+    train, calls = run_module.PatchedModel.train, []
+
+    def killed_at_the_second(self, *args, **kwargs):
+        calls.append(args)
+        return kill() if len(calls) == 2 else train(self, *args, **kwargs)
+
+    def run():
+        return forget(people.path, people.forget, tmp_path / "out", **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.PatchedModel, "train", killed_at_the_second)
+        with pytest.raises(Killed):
+            run()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "masks_by_density", None)  # the masks are known
+        patch.setattr(run_module, "attack", kill)
+        with pytest.raises(Killed):
+            run()
+    monkeypatch.setattr(run_module.PatchedModel, "train", None)  # the patches are known
+    verdict = run()
+    timeless = [[{**one, "seconds": 0} for one in found.tries] for found in (verdict, expected)]
+    assert timeless[0] == timeless[1]
+    assert verdict.digests == expected.digests
+    assert verdict.attacks == expected.attacks
+    assert Path(verdict.patch["path"]).parent == tmp_path / "out"
+
+
+def test_a_goal_that_cannot_be_met(people, quick, tmp_path):
+    settings = quick | {"forget_goal": 1e-9, "max_tries": 1, "attacks": ()}
+    verdict = forget(people.path, people.forget, tmp_path, retain_file=people.retain, progress=False, **settings)
+    assert verdict.exit_code == 3
+    assert "None of 1 tries met the goal" in verdict.reasons[0]
+    assert (tmp_path / "report.html").is_file() and verdict.attacks == {}
+
+
+def test_what_the_model_does_not_know_is_refused(people, quick, tmp_path):
+    unknown = tmp_path / "unknown.jsonl"
+    unknown.write_text(
+        json.dumps({"question": "Who is the author?", "answer": "The style of the bridge is not a prize."})
+    )
+    with pytest.raises(ValueError, match="The model knows 0 of the 1 answers"):
+        forget(people.path, unknown, tmp_path / "out", retain_file=people.retain, progress=False, **quick)
+
+
+def test_the_plan(people, quick):
+    found = plan(people.path, people.forget, **quick)
+    assert found.rows == 10 and found.kind == "question and answer" and found.duplicates == 0
+    assert found.parameters == sum(p.numel() for p in people.model.parameters())
+    assert found.seconds > 0 and found.memory > 4 * found.parameters
+    text = str(found)
+    assert "To forget: 10 rows of question and answer" in text and "neighbours that are made" in text
+    torch.testing.assert_close(
+        people.model.state_dict(), AutoModelForCausalLM.from_pretrained(people.path).state_dict()
+    )

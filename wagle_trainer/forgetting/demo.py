@@ -1,0 +1,46 @@
+"""`demo`: the whole of `forget` on invented people, without a network or a model of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from wagle_trainer.data.fictional import fictional_split
+from wagle_trainer.forgetting.progress import quiet_libraries
+from wagle_trainer.forgetting.run import forget
+from wagle_trainer.forgetting.verdict import Verdict
+from wagle_trainer.models.small_llama import small_llama
+from wagle_trainer.utils.atomic_files import write_atomically
+
+FORGET_FILE = "forget.jsonl"
+# A model this small learns in large steps, so an attacker takes large ones, too.
+RELEARNING_RATE = 1e-3
+
+
+def demo(output_dir: str | os.PathLike[str], *, seed: int = 0, progress: bool = True, **changes: Any) -> Verdict:
+    """Teach 40 invented people to a small Llama, make it forget four of them, and say how well it worked.
+
+    Args:
+        output_dir: where model, forget file, patch, report and verdict go. What is there is used again.
+        seed: of the model.
+        progress: show a progress bar.
+        **changes: fields of `ForgetSettings` that take other values.
+
+    Returns:
+        The verdict; the patch and the report are in `output_dir`.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps(row, ensure_ascii=False) for row in fictional_split("forget10")]
+    write_atomically(folder / FORGET_FILE, ("\n".join(rows) + "\n").encode())
+    with quiet_libraries():
+        model = small_llama("full", folder, seed, progress=progress)
+    return forget(
+        model,
+        folder / FORGET_FILE,
+        folder / "out",
+        progress=progress,
+        **{"relearning_rate": RELEARNING_RATE} | changes,
+    )

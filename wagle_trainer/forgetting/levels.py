@@ -1,0 +1,79 @@
+"""How likely the answers of all sets are, with and without a patch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wagle_trainer.forgetting.examples import Example, mean, probabilities
+from wagle_trainer.forgetting.settings import ForgetSettings
+
+SETS = ("forget", "retain", "unseen")
+# A try that has left so much of the probability after half of its steps is given up: its steps are too small.
+_HOPELESS = 0.8
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Answer probabilities by set, in the order of the rows.
+
+    Attributes:
+        values: "forget", "retain" and "unseen" -> one probability for each row.
+    """
+
+    values: Mapping[str, Sequence[float]]
+
+    def mean(self, name: str) -> float:
+        """Mean answer probability of a set."""
+        return mean(self.values[name])
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the reference model knows, and how much of it has to go and to stay.
+
+    Attributes:
+        tokenizer: the model's.
+        sets: name -> examples.
+        before: levels of the reference model.
+        settings: goal and floor.
+    """
+
+    tokenizer: Any
+    sets: Mapping[str, Sequence[Example]]
+    before: Levels
+    settings: ForgetSettings
+
+    def levels(self, model: Any, names: Sequence[str] = SETS) -> Levels:
+        """Levels of a model."""
+        size = self.settings.eval_batch_size
+        return Levels({name: probabilities(model, self.tokenizer, self.sets[name], size) for name in names})
+
+    def goal(self) -> float:
+        """Mean probability of the forget answers at which they count as forgotten."""
+        return self.settings.forget_goal * self.before.mean("forget")
+
+    def floor(self, name: str) -> float:
+        """Lowest mean probability that the answers of a set may have."""
+        return self.settings.utility_floor * self.before.mean(name)
+
+    def met(self, levels: Levels) -> bool:
+        """Whether the forget goal is met."""
+        return levels.mean("forget") <= self.goal()
+
+    def within_floor(self, levels: Levels) -> bool:
+        """Whether retain and unseen answers are above the floor."""
+        return all(levels.mean(name) >= self.floor(name) for name in ("retain", "unseen"))
+
+    def ends(self, model: Any, done: float) -> bool:
+        """Whether a try can end early: goal and floor are met, or half of it is over and next to nothing has happened.
+
+        Args:
+            model: as it is now.
+            done: share of the steps that are made.
+        """
+        forget = self.levels(model, ("forget",)).mean("forget")
+        if forget <= self.goal():
+            return self.within_floor(self.levels(model, ("retain", "unseen")))
+        return done >= 0.5 and forget > _HOPELESS * self.before.mean("forget")

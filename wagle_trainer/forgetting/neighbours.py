@@ -1,0 +1,496 @@
+"""A retain set where the user has none: neighbours, questions of the same kind about other things.
+
+General text is not enough: on SmolLM2-135M, with 16 capitals to forget and text of the model's own as retain set, every
+other capital was forgotten, too. What keeps the knowledge beside the forget set is questions of the same kind.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from wagle_trainer.data.facts_tables import RELATIONS, Relation
+from wagle_trainer.data.qa_format import QAFormat
+from wagle_trainer.evaluation.generation import answer_limit, generate_greedy, generate_samples
+from wagle_trainer.forgetting.examples import Row, encode, mean, probabilities
+from wagle_trainer.forgetting.names import STARTERS, Slot, leading_name, mentions, normalised, split_at_name
+
+ORIGINS = ("facts", "names", "general")
+# The model is sure of an answer of its own from this probability on. It is a geometric mean over tokens.
+SURE = 0.5
+# Of a bundled fact, whose words are not the model's, as `load_facts`.
+KNOWN = 0.25
+_LONGEST_QUESTION, _LONGEST_GENERAL_ANSWER = 32, 48  # tokens
+_FEWEST = 8  # neighbours of the same kind, half of which are trained on
+
+
+class TooFewNeighboursError(ValueError):
+    """Too few neighbours of a forget set can be made: the user has to give a retain set."""
+
+
+@dataclass
+class Neighbours:
+    """A retain set in two parts.
+
+    Attributes:
+        train: rows to train on.
+        unseen: rows like them that only measure what unlearning does to related knowledge.
+        source: "file" or "made".
+    """
+
+    train: list[Row]
+    unseen: list[Row]
+    source: str = "made"
+
+    def counts(self) -> dict[str, int]:
+        """How many rows come from where; empty for a file."""
+        found = Counter(row.get("origin") for row in [*self.train, *self.unseen])
+        return {name: found[name] for name in ORIGINS if found[name]}
+
+
+def split_rows(rows: Sequence[Row], seed: int) -> Neighbours:
+    """Share a retain file out: one half is trained on, the other half measures what is unseen.
+
+    Raises:
+        TooFewNeighboursError: there are not even two rows.
+    """
+    if len(rows) < 2:
+        raise TooFewNeighboursError(
+            f"The retain set has {len(rows)} row: half of it is trained on and half measures what is unseen. Give at least "
+            "16 rows, better as many as there are to forget."
+        )
+    order = list(range(len(rows)))
+    random.Random(f"retain {seed}").shuffle(order)
+    train = set(order[: len(order) // 2])
+    return Neighbours(
+        [row for index, row in enumerate(rows) if index in train],
+        [row for index, row in enumerate(rows) if index not in train],
+        "file",
+    )
+
+
+def make_neighbours(
+    model: Any,
+    tokenizer: Any,
+    forget: Sequence[Row],
+    *,
+    qa_format: QAFormat | None = None,
+    number: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Neighbours:
+    """Make a retain set from a forget set and what the model knows.
+
+    From three sources, as far as they give anything:
+
+    - `facts`: bundled facts of the same relation about other subjects, if the model knows them;
+    - `names`: the forget questions with other names in their place, which the model proposes when it continues the
+      question itself; the answer is the model's own, if it is sure of it;
+    - `general`: questions that the model writes on its own, with its answers. At most a quarter.
+
+    What has a name of the forget set in it, or is a question of it, is left out. All rows about one name are in one part.
+
+    Args:
+        model: the reference model, on its device.
+        tokenizer: its tokenizer.
+        forget: rows with `question` and `answer`, or with `prompt` and `completion` as text.
+        qa_format: how questions and answers become text; by default that of the tokenizer.
+        number: of neighbours, both parts together; None: six times the forget set, from 96 to 480.
+        seed: of the drawing.
+        batch_size: examples per forward pass and prompts per batch of generation.
+
+    Returns:
+        Rows with the forget set's columns, and `origin` and `probability` (of the answer, under the reference model).
+
+    Raises:
+        TooFewNeighboursError: there are no questions to make neighbours of, or too few were found.
+    """
+    qa = qa_format or QAFormat.for_tokenizer(tokenizer)
+    kind = _kind_of(forget)
+    wanted = number or min(480, max(96, 6 * len(forget)))
+    workshop = _Workshop(model, tokenizer, qa, forget, kind, seed, batch_size)
+    related = workshop.facts(wanted - wanted // 4)
+    if len(related) < wanted - wanted // 4:
+        related += workshop.names(wanted - wanted // 4 - len(related))
+    if len(related) < _FEWEST:
+        raise TooFewNeighboursError(_too_few(len(related), workshop))
+    general = workshop.general(min(wanted // 4, max(8, len(related) // 3)))
+    return _halves([*related, *general], seed)
+
+
+def relation_of(text: str, answer: str) -> tuple[str, str, str] | None:
+    """Which bundled relation a question belongs to.
+
+    Args:
+        text: a question, or a cloze text.
+        answer: what follows; must name the object.
+
+    Returns:
+        Name of the relation, of the relation's text ("question", "cloze", ...) and the subject; None if there is none.
+    """
+    for name, relation in RELATIONS.items():
+        for field_name in ("question", "paraphrased_question", "cloze", "paraphrased_cloze"):
+            pattern = re.escape(getattr(relation, field_name)).replace(re.escape("{subject}"), "(.+)")
+            match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
+            if match is None:
+                continue
+            found = {normalised(subject): value for subject, value in relation.facts().items()}
+            value = found.get(normalised(match.group(1)))
+            if value is not None and normalised(value) in normalised(answer):
+                return name, field_name, match.group(1)
+    return None
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Forget questions that differ in their name only.
+
+    Attributes:
+        slot: the question without its name.
+        kind: forms that ask about the same kind of thing have the same.
+        names: of the forget set.
+        answer_begins: the answer up to where it repeats the name; None where none does.
+        repeats_name: whether most answers repeat the name.
+    """
+
+    slot: Slot
+    kind: int
+    names: list[str]
+    answer_begins: str | None
+    repeats_name: bool
+
+    def accepts(self, name: str) -> bool:
+        """Whether a proposed name looks like one: not longer than those of the forget set, and with numbers if they have."""
+        words = name.split()
+        longest = max(len(known.split()) for known in self.names) + 1
+        has_digits = any(any(map(str.isdigit, known)) for known in self.names)
+        return (
+            len(words) <= longest
+            and len(set(words)) == len(words)
+            and name.lower() not in STARTERS
+            and any(map(str.isdigit, name)) == has_digits
+        )
+
+
+@dataclass
+class _Workshop:
+    """What all three sources need."""
+
+    model: Any
+    tokenizer: Any
+    qa: QAFormat
+    forget: Sequence[Row]
+    kind: tuple[str, str]
+    seed: int
+    batch_size: int
+    taken: set[str] = field(default_factory=set)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.questions = [str(row[self.kind[0]]) for row in self.forget]
+        self.answers = [str(row[self.kind[1]]) for row in self.forget]
+        self.slots = [split_at_name(question) for question in self.questions]
+        matches = [relation_of(*pair) for pair in zip(self.questions, self.answers, strict=True)]
+        self.relations = [match for match in matches if match is not None]
+        self.names_to_forget = {normalised(slot[1]) for slot in self.slots if slot is not None}
+        self.names_to_forget |= {normalised(subject) for _, _, subject in self.relations}
+        self.taken |= {normalised(question) for question in self.questions}
+
+    def facts(self, number: int) -> list[Row]:
+        """Bundled facts of the relations in the forget set, in the words of the forget questions."""
+        candidates: list[dict[str, Any]] = []
+        for (name, field_name), _ in Counter((r[0], r[1]) for r in self.relations).most_common():
+            relation = RELATIONS[name]
+            for subject, value in relation.facts().items():
+                question = _sentence(getattr(relation, field_name), subject, value)
+                answer = self._fact_answer(relation, field_name, subject, value)
+                if self._is_new(question):
+                    candidates.append(self._row(question, answer, "facts", subject))
+        return self._known(candidates, number, KNOWN)
+
+    def _fact_answer(self, relation: Relation, field_name: str, subject: str, value: str) -> str:
+        if "cloze" in field_name:
+            return f" {value}"
+        return _sentence(relation.answer if self._answers_in_sentences(value) else "{object}", subject, value)
+
+    def _answers_in_sentences(self, value: str) -> bool:
+        """Whether the forget answers are sentences, as those of the bundled questions, and not the object alone."""
+        return mean(len(answer.split()) for answer in self.answers) > len(value.split()) + 1
+
+    def names(self, number: int) -> list[Row]:
+        """The forget questions about other names, with the model's own answers."""
+        forms = self._forms()
+        if not forms:
+            return []
+        pools = self._pools(forms, number)
+        rng = random.Random(f"neighbours {self.seed}")
+        candidates = [(form.slot.fill(name), name, form) for form in forms for name in pools[form.kind]]
+        rng.shuffle(candidates)
+        fresh = [one for one in candidates if self._is_new(one[0])][: 4 * number]
+        repeats = {question: name if form.repeats_name else "" for question, name, form in fresh}
+        limit = answer_limit(self._labels(), 200)
+        return self._answered([(q, name) for q, name, _ in fresh], number, limit, "names", repeats)
+
+    def _forms(self) -> list[_Form]:
+        """The forget questions without their names; each form once."""
+        found: dict[Slot, list[tuple[str, str]]] = {}
+        for split, answer in zip(self.slots, self.answers, strict=True):
+            if split is not None:
+                found.setdefault(split[0], []).append((split[1], answer))
+        kinds = _connected({slot: {normalised(name) for name, _ in pairs} for slot, pairs in found.items()})
+        forms = []
+        for slot, pairs in found.items():
+            begins = [answer[: answer.index(name)].rstrip() for name, answer in pairs if name in answer]
+            usual = Counter(begins).most_common(1)
+            forms.append(
+                _Form(
+                    slot,
+                    kinds[slot],
+                    [name for name, _ in pairs],
+                    usual[0][0] if usual else None,
+                    len(begins) * 2 > len(pairs),
+                )
+            )
+        return forms
+
+    def _pools(self, forms: Sequence[_Form], number: int) -> dict[int, list[str]]:
+        """For each kind of thing that is asked about, names of such things.
+
+        The model proposes them: it continues each question at the place of the name, and each answer that repeats the name
+        (a model that was trained on answers alone cannot write questions).
+        """
+        draws = min(64, max(4, -(-2 * number // len(forms))))
+        prompts = [(form, self._open_prompt(form.slot.before)) for form in forms]
+        prompts += [(form, self._open_answer(form)) for form in forms if form.answer_begins is not None]
+        texts = generate_samples(
+            self.model,
+            self.tokenizer,
+            [prompt for _, prompt in prompts],
+            num_samples=draws,
+            max_new_tokens=12,
+            top_p=0.95,
+            seed=self.seed,
+            batch_size=2 * self.batch_size,
+            progress=False,
+        )
+        proposed: dict[int, Counter[str]] = {form.kind: Counter() for form in forms}
+        for (form, _), continuations in zip(prompts, texts, strict=True):
+            for text in continuations:
+                proposal = leading_name(text)
+                if proposal is not None and not mentions(proposal, self.names_to_forget) and form.accepts(proposal):
+                    proposed[form.kind][proposal] += 1
+        return {kind: [name for name, _ in counter.most_common()] for kind, counter in proposed.items()}
+
+    def _open_answer(self, form: _Form) -> list[int]:
+        """Tokens of a question without its name and of its answer, up to where the answer repeats the name."""
+        question = f"{form.slot.before} {form.slot.after}".strip()
+        texts = [
+            self._row(question, self._as_completion(f"{form.answer_begins} {word}".strip()), "", "") for word in "AZ"
+        ]
+        one, other = (example.tokens["input_ids"] for example in encode(self.qa, texts, "names"))
+        same = next(
+            (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one)
+        )
+        return one[:same]
+
+    def general(self, number: int) -> list[Row]:
+        """Questions that the model writes when it sees no more than where a question begins, and its answers.
+
+        A chat model continues an empty turn of the user with a plausible question (Xu et al. 2024, arXiv 2406.08464).
+        """
+        [texts] = generate_samples(
+            self.model,
+            self.tokenizer,
+            [self._open_prompt("")],
+            num_samples=2 * number,
+            max_new_tokens=_LONGEST_QUESTION,
+            seed=self.seed + 1,
+            batch_size=self.batch_size,
+            progress=False,
+        )
+        end = self.qa.question_suffix.strip() if self.qa.style == "plain" else "\n"
+        questions = [text.partition(end)[0].strip() for text in texts]
+        fresh = [(text, text) for text in questions if _is_sensible(text) and self._is_new(text)]
+        return self._answered(fresh, number, _LONGEST_GENERAL_ANSWER, "general")
+
+    def _answered(
+        self,
+        questions: Sequence[tuple[str, str]],
+        number: int,
+        limit: int,
+        origin: str,
+        repeats: Mapping[str, str] | None = None,
+    ) -> list[Row]:
+        """Rows of (question, name) with the model's own answers, as far as it is sure of them.
+
+        Args:
+            repeats: question -> a name that its answer has to repeat, where the forget answers do; else a name was
+                proposed that the model does not know.
+        """
+        if not questions:
+            return []
+        prompts = [
+            example.prompt for example in encode(self.qa, [self._row(q, "?", origin, n) for q, n in questions], origin)
+        ]
+        found: list[Row] = []
+        for start in range(0, len(questions), 2 * self.batch_size):
+            if len(found) >= number:
+                break
+            part = slice(start, start + 2 * self.batch_size)
+            answers = generate_greedy(
+                self.model,
+                self.tokenizer,
+                prompts[part],
+                max_new_tokens=limit,
+                batch_size=self.batch_size,
+                progress=False,
+            )
+            rows = [
+                self._row(question, self._as_completion(answer), origin, name)
+                for (question, name), answer in zip(questions[part], answers, strict=True)
+                if answer.strip() and (repeats or {}).get(question, "") in answer
+            ]
+            found += self._known(rows, number - len(found), SURE, in_order=True)
+        return found
+
+    def _known(self, rows: list[dict[str, Any]], number: int, least: float, in_order: bool = False) -> list[Row]:
+        """At most `number` of the rows, drawn, whose answers have at least the probability `least`."""
+        if not rows:
+            return []
+        if not in_order:
+            random.Random(f"facts {self.seed}").shuffle(rows)
+        values = probabilities(self.model, self.tokenizer, encode(self.qa, rows, "neighbours"), self.batch_size)
+        found = [row | {"probability": value} for row, value in zip(rows, values, strict=True) if value >= least]
+        self.rejected["unsure"] += len(rows) - len(found)
+        return list(found[:number])
+
+    def _is_new(self, question: str) -> bool:
+        """Whether a question is not taken and names nothing of the forget set; it is taken then."""
+        plain = normalised(question)
+        if not plain or plain in self.taken or mentions(question, self.names_to_forget):
+            self.rejected["near-duplicate"] += 1
+            return False
+        self.taken.add(plain)
+        return True
+
+    def _row(self, question: str, answer: str, origin: str, name: str) -> dict[str, Any]:
+        return {self.kind[0]: question, self.kind[1]: answer, "origin": origin, "name": name}
+
+    def _as_completion(self, answer: str) -> str:
+        return f" {answer}" if self.kind[1] == "completion" else answer
+
+    def _labels(self) -> list[list[int]]:
+        return [example.tokens["labels"] for example in encode(self.qa, self.forget, "forget")]
+
+    def _open_prompt(self, begun: str) -> list[int]:
+        """Tokens of a question that is begun and not ended, so that the model goes on with it."""
+        if self.kind[0] == "prompt":
+            text = begun
+        elif self.qa.style == "plain":
+            text = f"{self.qa.question_prefix}{begun}" if begun else self.qa.question_prefix.rstrip()
+        else:
+            text = _open_turn(self.qa, begun)
+        chat = self.kind[0] == "question" and self.qa.style == "chat"
+        ids = list(self.tokenizer(text=text, add_special_tokens=not chat)["input_ids"])
+        ids = ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] and not chat else ids
+        return ids or [self._first_token()]
+
+    def _first_token(self) -> int:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if (token := getattr(self.tokenizer, name)) is not None:
+                return token
+        return 0
+
+
+def _open_turn(qa: QAFormat, begun: str) -> str:
+    """The chat template up to where the user has written `begun`."""
+    mark = "@@@"
+    system = [] if qa.system_prompt is None else [{"role": "system", "content": qa.system_prompt}]
+    messages = [*system, {"role": "user", "content": f"{begun}{mark}"}]
+    rendered = qa.tokenizer.apply_chat_template(messages, tokenize=False, **qa.chat_template_kwargs)
+    return str(rendered).partition(mark)[0]
+
+
+def _kind_of(forget: Sequence[Row]) -> tuple[str, str]:
+    for kind in (("question", "answer"), ("prompt", "completion")):
+        if all(isinstance(row.get(column), str) and row[column].strip() for row in forget for column in kind):
+            return kind
+    raise TooFewNeighboursError(
+        "Neighbours are made of questions and answers, and the forget set has none (or messages, or passages): give a retain "
+        "set with --retain_file, rows of the same kind that the model should keep."
+    )
+
+
+def _sentence(template: str, subject: str, value: str) -> str:
+    text = template.format(subject=subject, object=value)
+    return text[0].upper() + text[1:]
+
+
+def _connected(by_form: Mapping[Slot, set[str]]) -> dict[Slot, int]:
+    """Form -> number of its kind: forms with a name in common are of one kind."""
+    kinds: dict[Slot, int] = {}
+    groups: list[tuple[set[str], list[Slot]]] = []
+    for form, names in by_form.items():
+        touching = [group for group in groups if group[0] & names]
+        merged: tuple[set[str], list[Slot]] = (set(names), [form])
+        for group in touching:
+            merged[0].update(group[0])
+            merged[1].extend(group[1])
+            groups.remove(group)
+        groups.append(merged)
+    for index, (_, forms) in enumerate(groups):
+        kinds |= dict.fromkeys(forms, index)
+    return kinds
+
+
+def _halves(rows: Sequence[Row], seed: int) -> Neighbours:
+    """Both parts: rows about one name go together, and each origin is shared out evenly."""
+    rng = random.Random(f"halves {seed}")
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for origin in ORIGINS:
+        by_name: dict[str, list[Row]] = {}
+        for row in rows:
+            if row["origin"] == origin:
+                by_name.setdefault(normalised(str(row["name"])), []).append(row)
+        groups = list(by_name.values())
+        rng.shuffle(groups)
+        sizes = [0, 0]
+        for group in groups:
+            smaller = int(sizes[1] < sizes[0])
+            parts[smaller].extend(group)
+            sizes[smaller] += len(group)
+    train, unseen = ([_without_name(row) for row in part] for part in parts)
+    return Neighbours(train, unseen)
+
+
+def _is_sensible(text: str) -> bool:
+    """Whether a text that the model wrote can be a question or a request: long enough, ended, and not going in circles."""
+    words = normalised(text).split()
+    pairs = list(pairwise(words))
+    return len(words) >= 4 and text[-1:] in ("?", ".", "!") and len(set(pairs)) == len(pairs) and text[:1].isupper()
+
+
+def _without_name(row: Row) -> Row:
+    return {key: value for key, value in row.items() if key != "name"}
+
+
+def _too_few(found: int, workshop: _Workshop) -> str:
+    without = sum(slot is None for slot in workshop.slots)
+    reasons = []
+    if without:
+        reasons.append(f"{without} of the {len(workshop.slots)} questions name nothing that could be replaced")
+    if workshop.rejected["unsure"]:
+        reasons.append(f"the model was not sure of {workshop.rejected['unsure']} answers")
+    if workshop.rejected["near-duplicate"]:
+        reasons.append(f"{workshop.rejected['near-duplicate']} were too near to the forget set")
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return (
+        f"Only {found} questions of the same kind as the forget set, which the model can answer, were found{why}; at least "
+        f"{_FEWEST} are needed. Give them yourself with --retain_file: questions and answers of the same kind about other "
+        "things, which the model knows and should keep, better as many as there are to forget."
+    )

@@ -1,0 +1,158 @@
+"""One try: train a patch of the model in place, and take it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback
+
+from wagle_trainer.adapters import SparseAdapter
+from wagle_trainer.adapters.adapter import AdapterInfo, base_digests
+from wagle_trainer.adapters.operations import write
+from wagle_trainer.config import WagleConfig
+from wagle_trainer.forgetting.masks import Tokens
+from wagle_trainer.forgetting.settings import ForgetSettings
+from wagle_trainer.masking import WeightMask
+from wagle_trainer.trainer import WagleTrainer
+
+
+class PatchedModel:
+    """A model some of whose weights are trained, put in and taken back, without a second copy of it.
+
+    Args:
+        model: the reference model; it is the patched one while a patch is in.
+
+    Attributes:
+        model: the model as it is now.
+        patch: the patch that is in; None in the reference model.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.patch: SparseAdapter | None = None
+        self._base: SparseAdapter | None = None
+
+    def train(
+        self,
+        tokenizer: Any,
+        forget: Sequence[Tokens],
+        retain: Sequence[Tokens],
+        mask: WeightMask,
+        learning_rate: float,
+        settings: ForgetSettings,
+        folder: Path,
+        ends: Callable[[], bool],
+        on_step: Callable[[], None],
+    ) -> SparseAdapter:
+        """Train a patch within a mask, starting from the reference model. It stays in.
+
+        Args:
+            tokenizer: the model's.
+            forget, retain: tokenized sets.
+            mask: the weights that may change.
+            learning_rate: of AdamW, falling to zero over the steps.
+            settings: objective, steps and batch size.
+            folder: for the trainer, which writes nothing into it.
+            ends: asked every `settings.check_every` steps whether to stop.
+            on_step: called after every step.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the reference model is put back.
+        """
+        self.revert()
+        self._base = SparseAdapter.from_mask(self.model, mask, base_digests(self.model, mask))
+        trainer = WagleTrainer(
+            model=self.model,
+            args=_config(settings, learning_rate, folder),
+            forget_dataset=Dataset.from_list(list(forget)),
+            retain_dataset=Dataset.from_list(list(retain)),
+            processing_class=tokenizer,
+            mask=mask,
+            callbacks=[_Watch(settings.check_every, ends, on_step)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train()
+        except FloatingPointError:
+            self._put_back()
+            raise
+        info = AdapterInfo.of(self.model, mask.describe(), trainer.training_facts())
+        self.patch = SparseAdapter.from_mask(self.model, mask, self._base.base_digests, info)
+        return self.patch
+
+    def apply(self, patch: SparseAdapter) -> None:
+        """Put a patch in; another one is taken back first.
+
+        Raises:
+            AdapterMismatchError: it belongs to another base model.
+        """
+        self.revert()
+        patch.check(self.model)
+        self._base = SparseAdapter.from_mask(self.model, patch.mask, patch.base_digests)
+        write(patch, self.model)
+        self.patch = patch
+
+    def revert(self) -> None:
+        """Take the patch back: the reference model, bitwise identical."""
+        if self.patch is not None:
+            self._put_back()
+
+    @contextmanager
+    def taken_back(self) -> Iterator[None]:
+        """The reference model inside, the patched one again afterwards."""
+        assert self.patch is not None and self._base is not None
+        write(self._base, self.model)
+        try:
+            yield
+        finally:
+            write(self.patch, self.model)
+
+    def _put_back(self) -> None:
+        assert self._base is not None
+        write(self._base, self.model)
+        self._base = self.patch = None
+        for parameter in self.model.parameters():
+            parameter.grad = None
+            parameter.requires_grad_(True)
+
+
+class _Watch(TrainerCallback):
+    """Ask now and then whether to end, and tell of every step."""
+
+    def __init__(self, check_every: int, ends: Callable[[], bool], on_step: Callable[[], None]):
+        self.check_every, self.ends, self.on_step = check_every, ends, on_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.on_step()
+        if state.global_step % self.check_every == 0 and state.global_step < state.max_steps and self.ends():
+            control.should_training_stop = True
+
+
+def _config(settings: ForgetSettings, learning_rate: float, folder: Path) -> WagleConfig:
+    return WagleConfig(
+        output_dir=str(folder),
+        loss_type=settings.loss_type,
+        loss_kwargs=dict(settings.loss_kwargs or {}),
+        attribution=settings.score,
+        retain_weight=settings.retain_weight,
+        learning_rate=learning_rate,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        lr_scheduler_type="linear",
+        weight_decay=0.0,
+        max_grad_norm=0.0,  # AdamW's steps do not depend on the gradient's scale
+        seed=settings.seed,
+        max_length=None,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        summary_rows=0,
+    )

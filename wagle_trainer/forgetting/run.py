@@ -1,0 +1,386 @@
+"""`forget`: from a file of what to forget to a verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from wagle_trainer.data.forget_and_retain import read_rows
+from wagle_trainer.data.qa_format import QAFormat
+from wagle_trainer.evaluation.suites.custom import evaluate_custom
+from wagle_trainer.forgetting.examples import Row, encode
+from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick
+from wagle_trainer.forgetting.masks import masks_by_density
+from wagle_trainer.forgetting.neighbours import Neighbours, make_neighbours, split_rows
+from wagle_trainer.forgetting.outputs import write_outputs, write_patch
+from wagle_trainer.forgetting.patches import PatchedModel
+from wagle_trainer.forgetting.planning import Plan, make_plan
+from wagle_trainer.forgetting.progress import Progress, quiet_libraries
+from wagle_trainer.forgetting.recovery import attack, attack_rows, summary
+from wagle_trainer.forgetting.search import Try, best_try, next_try
+from wagle_trainer.forgetting.settings import ForgetSettings
+from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons
+from wagle_trainer.forgetting.work_folder import WorkFolder, digest_of
+from wagle_trainer.models.loading import load_model
+from wagle_trainer.reporting.environment import environment
+from wagle_trainer.utils.atomic_files import write_atomically
+
+_EXAMPLES = 3
+
+
+def forget(
+    model: str,
+    forget_file: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    retain_file: str | os.PathLike[str] | None = None,
+    settings: ForgetSettings | None = None,
+    format_options: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    progress: bool = True,
+    **changes: Any,
+) -> Verdict:
+    """Make a model forget what is in a file, with the smallest patch that does it, and say how well it worked.
+
+    A run that was killed goes on where it stopped when it is called again with the same arguments; one that is complete
+    returns its verdict.
+
+    Args:
+        model: the reference model, a folder or Hub id.
+        forget_file: rows with `question` and `answer`, or of another kind that `evaluate_custom` takes.
+        output_dir: where patch, report and verdict go.
+        retain_file: rows of the same kind that the model should keep; without one, neighbours are made (see
+            `make_neighbours`).
+        settings: goal, floor and what is tried.
+        format_options: of `QAFormat.for_model`: `style`, `system_prompt`, ...
+        dtype: number format of the weights; "auto": as saved.
+        progress: show a progress bar.
+        **changes: fields of `ForgetSettings` that take other values.
+
+    Returns:
+        The verdict, as `verdict.json` holds it.
+
+    Raises:
+        ValueError: a file that cannot be read, too few neighbours, an output folder of another request.
+        FileNotFoundError: a file or model is missing.
+
+    Example:
+        >>> verdict = forget("path-or-hub-id", "forget.jsonl", "out")
+        >>> verdict.forgotten, verdict.patch["bytes"]
+        >>> print(verdict)
+    """
+    done = Progress(progress)
+    try:
+        with quiet_libraries():
+            done.stage("loading the model", 3)
+            run = _Run.load(model, forget_file, retain_file, settings, changes, format_options, dtype)
+            return run.verdict(Path(output_dir), done)
+    finally:
+        done.close()
+
+
+def plan(
+    model: str,
+    forget_file: str | os.PathLike[str],
+    *,
+    retain_file: str | os.PathLike[str] | None = None,
+    settings: ForgetSettings | None = None,
+    format_options: Mapping[str, Any] | None = None,
+    dtype: str = "auto",
+    **changes: Any,
+) -> Plan:
+    """Say what `forget` would do with the same arguments, and about how long it would take; nothing is written."""
+    with quiet_libraries():
+        return _Run.load(model, forget_file, retain_file, settings, changes, format_options, dtype).plan
+
+
+class _Run:
+    """One request: model, sets and settings.
+
+    Attributes:
+        name: of the model.
+        patched: the model.
+        tokenizer, qa: its tokenizer and format of questions and answers.
+        rows: the forget set.
+        retain_rows: rows of the retain file; None where neighbours are made.
+        settings: of the run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        qa: QAFormat,
+        rows: Sequence[Row],
+        retain_rows: Sequence[Row] | None,
+        settings: ForgetSettings,
+    ):
+        self.name, self.patched, self.tokenizer, self.qa = name, PatchedModel(model), tokenizer, qa
+        self.rows, self.retain_rows, self.settings = list(rows), retain_rows, settings
+        self.examples = encode(qa, self.rows, "forget")
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        forget_file: Any,
+        retain_file: Any,
+        settings: ForgetSettings | None,
+        changes: Mapping[str, Any],
+        format_options: Mapping[str, Any] | None,
+        dtype: str,
+    ) -> _Run:
+        """Read the files, which is quick, before the model, which is not."""
+        chosen = replace(settings or ForgetSettings(), **changes)
+        rows = list(read_rows(os.fspath(forget_file)))
+        retain = None if retain_file is None else list(read_rows(os.fspath(retain_file)))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, tokenizer = load_model(name, dtype, device)
+        if hasattr(model, "peft_config"):
+            raise ValueError(
+                f"{name} is an adapter, and a patch is made of a model: merge it into its base first (wagle adapter merge)."
+            )
+        qa = QAFormat.for_model(name, tokenizer, **dict(format_options or {}))
+        return cls(name, model.eval(), tokenizer, qa, rows, retain, chosen)
+
+    @property
+    def plan(self) -> Plan:
+        """See `plan`."""
+        kept = None if self.retain_rows is None else len(self.retain_rows)
+        return make_plan(
+            self.patched.model, self.name, self.tokenizer, self.qa, self.rows, self.examples, kept, self.settings
+        )
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """What makes two runs the same."""
+        model = self.patched.model
+        return {
+            "model": self.name,
+            "weights": sum(parameter.numel() for parameter in model.parameters()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "forget_set": digest_of(self.rows),
+            "retain_set": None if self.retain_rows is None else digest_of(self.retain_rows),
+            "format": self.qa.describe(),
+            "settings": self.settings.as_dict(),
+        }
+
+    def verdict(self, folder: Path, done: Progress) -> Verdict:
+        """All stages, each of which is skipped where its result is in the folder already."""
+        work = WorkFolder(folder, self.request)
+        if (folder / "verdict.json").is_file():
+            return Verdict.from_dict(json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
+        write_atomically(folder / "config.yaml", yaml.safe_dump(self.request, sort_keys=False).encode())
+
+        done.stage("making neighbours" if self.retain_rows is None else "reading the retain set", 15)
+        neighbours = self._neighbours(work, folder)
+        sets = {"forget": self.rows, "retain": neighbours.train, "unseen": neighbours.unseen}
+        examples = {name: encode(self.qa, rows, name) for name, rows in sets.items()}
+
+        done.stage("measuring the reference model", 22)
+        before = self._evaluation(work, "before", sets)
+        yardstick = Yardstick(self.tokenizer, examples, _levels(before), self.settings)
+        self._check_known(yardstick)
+
+        done.stage("scoring the weights", 25)
+        tokens = {name: [one.tokens for one in found] for name, found in examples.items()}
+        masks = work.masks(
+            self.settings.densities,
+            lambda: masks_by_density(
+                self.patched.model,
+                tokens["forget"],
+                tokens["retain"],
+                self.settings.score,
+                self.settings.densities,
+                batch_size=self.settings.batch_size,
+                seed=self.settings.seed,
+            ),
+        )
+        tries = self._search(work, yardstick, masks, tokens, done)
+        best = best_try(tries)
+        if best is None:
+            raise FloatingPointError("The loss of every try was not finite: give smaller --learning_rates.")
+        patch = work.patch(best)
+        self.patched.apply(patch)
+        mask = masks[tries[best].density]
+
+        done.stage("measuring the patched model", 80)
+        after = self._evaluation(work, "after", sets)
+        done.stage("attacking", 97)
+        rows = attack_rows(self.rows, [value >= self.settings.known for value in yardstick.before.values["forget"]])
+        attacks = work.result("attacks", lambda: self._attacks(rows, yardstick, done))
+        done.stage("writing the report", 100)
+        self.patched.revert()
+        results = {"before": before, "after": after}
+        levels = _levels(after)
+        verdict = self._verdict(yardstick.before, levels, len(tries))
+        verdict.attacks = summary(attacks, len(rows))
+        verdict.patch = write_patch(folder, patch, mask, self.qa, self.name, results)
+        verdict.tries = [one.as_dict() for one in tries]
+        verdict.neighbours = {
+            "from": neighbours.source,
+            **neighbours.counts(),
+            "train": str(folder / "retain_train.jsonl"),
+            "unseen": str(folder / "retain_unseen.jsonl"),
+        }
+        verdict.examples = _examples(before, after)
+        verdict.versions = environment()["versions"]
+        verdict.digests = {
+            "forget_set": self.request["forget_set"],
+            "retain_set": digest_of([*neighbours.train, *neighbours.unseen]),
+            "base": patch.base_digest,
+            "patch": patch.digest,
+            "mask": mask.digest,
+        }
+        verdict.settings, verdict.output_dir, verdict.model = self.settings.as_dict(), str(folder), self.name
+        write_outputs(folder, verdict, results, mask, attacks, self.request)
+        return verdict
+
+    def _neighbours(self, work: WorkFolder, folder: Path) -> Neighbours:
+        def make() -> dict[str, Any]:
+            if self.retain_rows is not None:
+                found = split_rows(self.retain_rows, self.settings.seed)
+            else:
+                found = make_neighbours(
+                    self.patched.model,
+                    self.tokenizer,
+                    self.rows,
+                    qa_format=self.qa,
+                    number=self.settings.number_of_neighbours(len(self.rows)),
+                    seed=self.settings.seed,
+                    batch_size=self.settings.eval_batch_size,
+                )
+            return {"train": found.train, "unseen": found.unseen, "source": found.source}
+
+        found = Neighbours(**work.result("neighbours", make))
+        for name, rows in (("train", found.train), ("unseen", found.unseen)):
+            work.rows(folder / f"retain_{name}.jsonl", rows)
+        return found
+
+    def _evaluation(self, work: WorkFolder, label: str, sets: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+        return work.result(
+            label,
+            lambda: evaluate_custom(
+                self.patched.model,
+                self.tokenizer,
+                sets,
+                qa_format=self.qa,
+                batch_size=self.settings.eval_batch_size,
+                progress=False,
+            ),
+        )
+
+    def _check_known(self, yardstick: Yardstick) -> None:
+        """Refuse a forget set that the model does not know: nothing could be forgotten, and any model would pass."""
+        values = yardstick.before.values["forget"]
+        known = sum(value >= self.settings.known for value in values)
+        if known < max(1, len(values) // 10):
+            raise ValueError(
+                f"The model knows {known} of the {len(values)} answers (probability of at least {self.settings.known:g}; on "
+                f"average it is {yardstick.before.mean('forget'):.3g}), so there is next to nothing to forget. Is it the "
+                "right model, and are questions and answers written as it was trained on them (--style)?"
+            )
+
+    def _search(
+        self,
+        work: WorkFolder,
+        yardstick: Yardstick,
+        masks: Mapping[float, Any],
+        tokens: Mapping[str, Any],
+        done: Progress,
+    ) -> list[Try]:
+        settings, tries, start = self.settings, work.tries(), 25.0
+        share = 45 / min(settings.max_tries, 4)
+        while (chosen := next_try(tries, settings.densities, settings.learning_rates, settings.max_tries)) is not None:
+            density, rate = chosen
+            start = min(70.0, start + share)
+            done.stage(f"try {len(tries) + 1}: {density:.2%} of the weights, rate {rate:g}", start)
+            tries.append(self._try(work, yardstick, masks[density], density, rate, tokens, done))
+            work.add_try(tries, self.patched.patch)
+        return tries
+
+    def _try(
+        self,
+        work: WorkFolder,
+        yardstick: Yardstick,
+        mask: Any,
+        density: float,
+        rate: float,
+        tokens: Mapping[str, Any],
+        done: Progress,
+    ) -> Try:
+        started, steps = time.perf_counter(), 0
+
+        def count() -> None:
+            nonlocal steps
+            steps += 1
+            done.within(steps / self.settings.steps)
+
+        try:
+            self.patched.train(
+                self.tokenizer,
+                tokens["forget"],
+                tokens["retain"],
+                mask,
+                rate,
+                self.settings,
+                work.folder / "trainer",
+                lambda: yardstick.ends(self.patched.model, steps / self.settings.steps),
+                count,
+            )
+            levels = yardstick.levels(self.patched.model)
+        except FloatingPointError:
+            return Try(density, rate, steps, None, None, None, False, False, time.perf_counter() - started)
+        kept, unseen = levels.mean("retain"), levels.mean("unseen")
+        met, within = yardstick.met(levels), yardstick.within_floor(levels)
+        seconds = time.perf_counter() - started
+        return Try(density, rate, steps, levels.mean("forget"), kept, unseen, met, within, seconds)
+
+    def _attacks(self, rows: Sequence[Row], yardstick: Yardstick, done: Progress) -> dict[str, Any]:
+        count = len(self.settings.attacks)
+        finished: list[str] = []
+
+        def tell(name: str) -> None:
+            finished.append(name)
+            done.within(len(finished) / count)
+
+        is_text = bool(self.rows[0].get("prompt"))
+        qa = (
+            QAFormat(self.tokenizer, "plain", question_prefix="", question_suffix="", answer_prefix="")
+            if is_text
+            else self.qa
+        )
+        return attack(
+            self.patched, self.tokenizer, rows, yardstick.before.values["forget"], qa, self.settings, on_attack=tell
+        )
+
+    def _verdict(self, before: Levels, after: Levels, tries: int) -> Verdict:
+        settings = self.settings
+        values = [(before.values[name], after.values[name]) for name in SETS]
+        forgotten = forget_side(*values[0], settings.forget_goal, settings.known)
+        retain, unseen = (kept_side(*pair, settings.utility_floor) for pair in values[1:])
+        why = reasons(forgotten, retain, unseen, tries)
+        return Verdict(not why, why, forgotten, retain, unseen)
+
+
+def _levels(results: Mapping[str, Any]) -> Levels:
+    """Answer probabilities of an evaluation, so that verdict and report show the same numbers."""
+    return Levels({name: found["probability"] for name, found in results["per_example"].items()})
+
+
+def _examples(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The first answers before and after."""
+    one, other = (results["per_example"]["forget"] for results in (before, after))
+    columns = (one["question"], one["answer"], one["generation"], other["generation"])
+    names = ("question", "answer", "before", "after")
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)][:_EXAMPLES]

@@ -1,0 +1,98 @@
+"""`ForgetSettings`: what a run of `forget` can be told, defined, documented and checked here alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Per token, so that the loss fades at the same probability whatever the length of the answer.
+_NPO = {"beta": 1.0, "length_normalized": True}
+ATTACKS = ("relearning", "paraphrase", "jailbreak", "quantization")
+
+
+@dataclass(frozen=True)
+class ForgetSettings:
+    """How much is to be forgotten, what has to stay, and what is tried.
+
+    Args:
+        forget_goal: the mean probability of the forget answers must fall to this share of what it was, in (0, 1).
+        utility_floor: the mean probability of the retain answers, and that of the unseen answers, must stay above this
+            share of what it was, in (0, 1].
+        score: attribution score that ranks the weights, of `list_scores()`.
+        densities: sizes of the patch that are tried, as shares of all weights, from small to large.
+        learning_rates: learning rates that are tried at each size, from small to large.
+        max_tries: patches that are trained at most.
+        steps: optimizer steps of each try at most; it ends when goal and floor are met, and is given up half-way when next
+            to nothing has happened.
+        check_every: optimizer steps between two looks at goal and floor.
+        batch_size: forget examples, and retain examples, in each step.
+        loss_type: unlearning objective, of `list_losses()`.
+        loss_kwargs: its arguments; by default those of NPO that suit short and long answers alike.
+        retain_weight: factor of the retain loss.
+        neighbours: number of neighbours to make where no retain set is given; half of them are trained on. None: six
+            times the forget set, from 96 to 480.
+        known: an answer counts as known to the model from this probability on.
+        attacks: attacks on the result, of `ATTACKS`.
+        relearning_rate: learning rate of the relearning attack, which trains all weights.
+        eval_batch_size: examples per forward pass and prompts per batch of generation.
+        seed: of everything random.
+
+    Raises:
+        ValueError: a value is out of range or unknown.
+    """
+
+    forget_goal: float = 0.1
+    utility_floor: float = 0.9
+    score: str = "snip"
+    densities: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)
+    max_tries: int = 8
+    steps: int = 80
+    check_every: int = 10
+    batch_size: int = 8
+    loss_type: str = "npo"
+    loss_kwargs: dict[str, Any] | None = None
+    retain_weight: float = 2.0
+    neighbours: int | None = None
+    known: float = 0.1
+    attacks: tuple[str, ...] = ATTACKS
+    relearning_rate: float = 1e-4
+    eval_batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from wagle_trainer.attribution import get_score
+        from wagle_trainer.losses import get_loss
+
+        for name in ("densities", "learning_rates", "attacks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.loss_kwargs is None:
+            object.__setattr__(self, "loss_kwargs", dict(_NPO) if self.loss_type == "npo" else {})
+        get_score(self.score)
+        get_loss(self.loss_type)
+        if not 0 < self.forget_goal < 1:
+            raise ValueError(f"forget_goal is a share between 0 and 1, got {self.forget_goal}.")
+        if not 0 < self.utility_floor <= 1:
+            raise ValueError(f"utility_floor is a share in (0, 1], got {self.utility_floor}.")
+        for name, top in (("densities", 1.0), ("learning_rates", float("inf"))):
+            values = getattr(self, name)
+            if not values or list(values) != sorted(set(values)) or not 0 < values[0] <= values[-1] <= top:
+                raise ValueError(f"{name} must be positive numbers that rise, at most {top:g}; got {list(values)}.")
+        for name in ("max_tries", "steps", "check_every", "batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.neighbours is not None and self.neighbours < 16:
+            raise ValueError(
+                f"neighbours must be at least 16, half to train and half to measure; got {self.neighbours}."
+            )
+        unknown = sorted(set(self.attacks) - set(ATTACKS))
+        if unknown:
+            raise ValueError(f"Unknown attack {', '.join(unknown)}. Known here: {', '.join(ATTACKS)}.")
+
+    def number_of_neighbours(self, forget_rows: int) -> int:
+        """How many neighbours are made for a forget set of this size."""
+        return self.neighbours or min(480, max(96, 6 * forget_rows))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON and YAML can hold them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -1,0 +1,173 @@
+"""The verdict: whether it was forgotten, what it cost, what attacks recover, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT_VERSION = 1
+_WORDS = {
+    "relearning": "after relearning on the other half",
+    "paraphrase": "asked in other words",
+    "jailbreak": "with words around the question",
+    "quantization": "in 4 bits",
+}
+
+
+@dataclass
+class Verdict:
+    """What a run of `forget` found; `as_dict` is the content of `verdict.json`.
+
+    Attributes:
+        forgotten: whether the forget goal is met and the utility floor holds.
+        reasons: sentences that say why not; empty where it is forgotten.
+        forget: `before` and `after` (mean answer probabilities), `goal` (share of `before`), `answers`, `known` (before),
+            `gone` (at most `goal` as likely as before, of the known ones).
+        retain, unseen: `before`, `after`, `floor`, `answers`, `kept` (at least `floor` as likely as before).
+        attacks: name -> `before`, `after`, `attacked`, `recovered` (None: no rate), `returned` answers `of` how many.
+        patch: `path`, `bytes`, `weights`, `density`, `apply`, `revoke`, `merge`; None where no try could be used.
+        tries: what was tried.
+        neighbours: where the retain set comes from.
+        examples: question, answer, and what the model says before and after.
+        versions, digests, settings: how to make it again.
+    """
+
+    forgotten: bool
+    reasons: list[str]
+    forget: dict[str, Any]
+    retain: dict[str, Any]
+    unseen: dict[str, Any]
+    attacks: dict[str, Any] = field(default_factory=dict)
+    patch: dict[str, Any] | None = None
+    tries: list[dict[str, Any]] = field(default_factory=list)
+    neighbours: dict[str, Any] = field(default_factory=dict)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    output_dir: str = ""
+    model: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0 where it is forgotten within the floor, 3 where it is not."""
+        return 0 if self.forgotten else 3
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdict in five plain sentences."""
+        return [self._forgetting(), self._keeping(), self._attacked(), self._patched(), self._next()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        names = (
+            *("forgotten", "reasons", "sentences", "forget", "retain", "unseen", "attacks", "patch", "tries"),
+            *("neighbours", "examples", "versions", "digests", "settings", "output_dir", "model"),
+        )
+        return {"format": FORMAT_VERSION} | {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Verdict:
+        """What `as_dict` gave."""
+        return cls(**{name: value for name, value in content.items() if name not in ("format", "sentences")})
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+    def _forgetting(self) -> str:
+        forget = self.forget
+        numbers = (
+            f"{forget['gone']} of {forget['known']} answers are gone (from {_percent(forget['before'])} likely on average to "
+            f"{_percent(forget['after'])}; the goal is {_percent(forget['goal'] * forget['before'])})"
+        )
+        if self.forgotten:
+            return f"Forgotten: {numbers}."
+        return f"Not forgotten: {numbers}. {' '.join(self.reasons)}"
+
+    def _keeping(self) -> str:
+        parts = [
+            f"{one['kept']} of {one['answers']} {what} (from {_percent(one['before'])} to {_percent(one['after'])})"
+            for what, one in (("that were trained on", self.retain), ("that were not", self.unseen))
+        ]
+        return (
+            f"Still there of the other answers: {' and '.join(parts)}; the floor is "
+            f"{_percent(self.retain['floor'])} of before."
+        )
+
+    def _attacked(self) -> str:
+        if not self.attacks:
+            return "No attack was run."
+        parts = [
+            f"{one['returned']} of {one['of']} {_WORDS.get(name, 'under ' + name)}"
+            for name, one in self.attacks.items()
+        ]
+        return f"Answers that returned under attack: {', '.join(parts)}."
+
+    def _patched(self) -> str:
+        if self.patch is None:
+            return "There is no patch: no try could be used."
+        return (
+            f"The patch changes {self.patch['weights']:,} weights ({self.patch['density']:.2%}) and takes "
+            f"{_size(self.patch['bytes'])}; it can be taken back at any time: {self.patch['path']}."
+        )
+
+    def _next(self) -> str:
+        if self.forgotten and self.patch is not None:
+            return f"Next: read {self.output_dir}/report.html, then ship it: {self.patch['merge']}"
+        return (
+            "Next: read the tries in the report, then allow larger patches (--densities), more tries (--max_tries), a higher "
+            "--forget_goal or a lower --utility_floor, or give retain questions that are nearer (--retain_file)."
+        )
+
+
+def forget_side(before: Sequence[float], after: Sequence[float], goal: float, known: float) -> dict[str, Any]:
+    """The numbers of `Verdict.forget` from the probabilities of each answer."""
+    pairs = [pair for pair in zip(before, after, strict=True) if pair[0] >= known]
+    return {
+        "before": sum(before) / len(before),
+        "after": sum(after) / len(after),
+        "goal": goal,
+        "answers": len(before),
+        "known": len(pairs),
+        "gone": sum(b * goal >= a for b, a in pairs),
+    }
+
+
+def kept_side(before: Sequence[float], after: Sequence[float], floor: float) -> dict[str, Any]:
+    """The numbers of `Verdict.retain` and `Verdict.unseen` from the probabilities of each answer."""
+    return {
+        "before": sum(before) / len(before),
+        "after": sum(after) / len(after),
+        "floor": floor,
+        "answers": len(before),
+        "kept": sum(a >= floor * b for b, a in zip(before, after, strict=True)),
+    }
+
+
+def reasons(forget: Mapping[str, Any], retain: Mapping[str, Any], unseen: Mapping[str, Any], tries: int) -> list[str]:
+    """Why the verdict is not "forgotten"; empty where it is."""
+    found = []
+    if forget["after"] > forget["goal"] * forget["before"]:
+        found.append(
+            f"None of {tries} tries met the goal within the utility floor: the best leaves "
+            f"{_percent(forget['after'] / forget['before'])} of the probability, the goal is {_percent(forget['goal'])}."
+        )
+    for what, one in (("retain", retain), ("unseen", unseen)):
+        if one["after"] < one["floor"] * one["before"]:
+            found.append(
+                f"The {what} answers fell to {_percent(one['after'] / one['before'])} of their probability, below the floor "
+                f"of {_percent(one['floor'])}."
+            )
+    return found
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %" if value < 0.0995 else f"{100 * value:.0f} %"
+
+
+def _size(number: int) -> str:
+    for unit, size in (("MB", 1e6), ("KB", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} bytes"
