@@ -24,6 +24,7 @@ class Progress:
             disable=not show,
             bar_format="{desc:<44.44} {percentage:3.0f}% |{bar:24}| {elapsed}",
             leave=False,
+            mininterval=0.5 if sys.stderr.isatty() else 15,  # seconds; a log file needs fewer lines
         )
         self._to = 0.0
 
