@@ -31,6 +31,8 @@ GROUPS = {
     "adapter": "inspect, check, merge, combine and make sparse adapters",
 }
 EXAMPLES = """
+  wagle demo
+  wagle forget MODEL --forget_file forget.jsonl --output_dir out
   wagle unlearn --model_name_or_path MODEL --dataset_name locuslab/TOFU --density 0.05 --output_dir out
   wagle evaluate MODEL --dataset_name locuslab/TOFU --label before --output results.json
   wagle evaluate out --dataset_name locuslab/TOFU --label after --output results.json

@@ -35,15 +35,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry_run", action="store_true", help="say what was understood and how long it takes, and stop"
     )
-    add_search_options(parser)
+    parser.advanced(add_search_options(parser))
     add_format_options(parser)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=_run, show=show_verdict)
     return parser.parse_args(arguments)
 
 
-def add_search_options(parser: argparse.ArgumentParser) -> None:
-    """Goal, floor and what is tried; without a default here, that of `ForgetSettings`."""
+def add_search_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Add goal, floor and what is tried; without a default here, that of `ForgetSettings`.
+
+    Returns:
+        Those that few users need.
+    """
     parser.add_argument(
         "--forget_goal", type=float, help="share of their probability that the answers may keep (default: 0.1)"
     )
@@ -52,39 +56,57 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="share of their probability that the other answers must keep (default: 0.9)",
     )
-    parser.add_argument("--score", help="attribution score that chooses the weights (default: snip)")
     parser.add_argument(
         "--densities", type=float, nargs="+", metavar="SHARE", help="patch sizes to try (default: 0.001 0.01 0.1)"
     )
-    parser.add_argument(
-        "--learning_rates", type=float, nargs="+", metavar="RATE", help="to try (default: 0.001 0.003 0.01 0.02 0.04)"
-    )
     parser.add_argument("--max_tries", type=int, help="patches that are trained at most (default: 8)")
-    parser.add_argument("--steps", type=int, help="optimizer steps of each try at most (default: 80)")
-    parser.add_argument("--batch_size", type=int, help="forget examples in each step (default: 8)")
-    parser.add_argument(
-        "--neighbours", type=int, help="how many to make (default: 6 for each row to forget, 96 to 480)"
-    )
     parser.add_argument(
         "--attacks",
         nargs="*",
         metavar="NAME",
         help="out of relearning, paraphrase, jailbreak, quantization (default: all; none after --attacks: none)",
     )
-    parser.add_argument("--relearning_rate", type=float, help="learning rate of that attack (default: 0.0001)")
-    parser.add_argument("--eval_batch_size", type=int, help="examples per forward pass (default: 32)")
-    parser.add_argument("--seed", type=int, help="of everything random (default: 0)")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        help="number format of the weights (default: auto, as saved)",
-    )
+    return [
+        parser.add_argument("--score", help="attribution score that chooses the weights (default: snip)"),
+        parser.add_argument(
+            "--learning_rates",
+            type=float,
+            nargs="+",
+            metavar="RATE",
+            help="to try (default: 0.001 0.003 0.01 0.02 0.04)",
+        ),
+        parser.add_argument("--steps", type=int, help="optimizer steps of each try at most (default: 80)"),
+        parser.add_argument("--check_every", type=int, help="steps between two looks at goal and floor (default: 10)"),
+        parser.add_argument("--batch_size", type=int, help="forget examples in each step (default: 8)"),
+        parser.add_argument("--loss_type", help="unlearning objective (default: npo)"),
+        parser.add_argument("--retain_weight", type=float, help="factor of the retain loss (default: 2)"),
+        parser.add_argument(
+            "--neighbours", type=int, help="how many to make (default: 6 for each row to forget, 96 to 480)"
+        ),
+        parser.add_argument("--relearning_rate", type=float, help="learning rate of that attack (default: 0.0001)"),
+        parser.add_argument("--eval_batch_size", type=int, help="examples per forward pass (default: 32)"),
+        parser.add_argument("--seed", type=int, help="of everything random (default: 0)"),
+        parser.add_argument(
+            "--dtype",
+            default="auto",
+            choices=["auto", "float32", "bfloat16", "float16"],
+            help="number format of the weights (default: auto, as saved)",
+        ),
+    ]
 
 
 SEARCH_OPTIONS = (
     *("forget_goal", "utility_floor", "score", "densities", "learning_rates", "max_tries", "steps", "batch_size"),
-    *("neighbours", "attacks", "relearning_rate", "eval_batch_size", "seed"),
+    *(
+        "check_every",
+        "loss_type",
+        "retain_weight",
+        "neighbours",
+        "attacks",
+        "relearning_rate",
+        "eval_batch_size",
+        "seed",
+    ),
 )
 
 

@@ -70,6 +70,7 @@ def write_outputs(
     config: Mapping[str, Any],
 ) -> None:
     """Write `report.html` and, last of all, `verdict.json`: where it is, the run is complete."""
+    found = verdict.as_dict()
     write_report(
         results,
         folder,
@@ -78,7 +79,7 @@ def write_outputs(
         config=config,
         title="What was forgotten, and what it cost",
         suite="custom",
-        notes=verdict.sentences,
+        verdict=found,
     )
-    content = json.dumps(verdict.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    content = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / "verdict.json", f"{content}\n".encode())
