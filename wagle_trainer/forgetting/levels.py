@@ -29,6 +29,12 @@ class Levels:
         return mean(self.values[name])
 
 
+def levels_of(model: Any, tokenizer: Any, sets: Mapping[str, Sequence[Example]], settings: ForgetSettings) -> Levels:
+    """Levels of a model on some sets."""
+    size = settings.eval_batch_size
+    return Levels({name: probabilities(model, tokenizer, examples, size) for name, examples in sets.items()})
+
+
 @dataclass(frozen=True)
 class Yardstick:
     """What the reference model knows, and how much of it has to go and to stay.
@@ -47,8 +53,7 @@ class Yardstick:
 
     def levels(self, model: Any, names: Sequence[str] = SETS) -> Levels:
         """Levels of a model."""
-        size = self.settings.eval_batch_size
-        return Levels({name: probabilities(model, self.tokenizer, self.sets[name], size) for name in names})
+        return levels_of(model, self.tokenizer, {name: self.sets[name] for name in names}, self.settings)
 
     def goal(self) -> float:
         """Mean probability of the forget answers at which they count as forgotten."""
@@ -66,14 +71,18 @@ class Yardstick:
         """Whether retain and unseen answers are above the floor."""
         return all(levels.mean(name) >= self.floor(name) for name in ("retain", "unseen"))
 
-    def ends(self, model: Any, done: float) -> bool:
+    def ends(self, model: Any, done: float) -> tuple[bool, Levels | None]:
         """Whether a try can end early: goal and floor are met, or half of it is over and next to nothing has happened.
 
         Args:
             model: as it is now.
             done: share of the steps that are made.
+
+        Returns:
+            That, and the levels of all sets where they were measured.
         """
-        forget = self.levels(model, ("forget",)).mean("forget")
-        if forget <= self.goal():
-            return self.within_floor(self.levels(model, ("retain", "unseen")))
-        return done >= 0.5 and forget > _HOPELESS * self.before.mean("forget")
+        forget = self.levels(model, ("forget",))
+        if self.met(forget):
+            others = self.levels(model, ("retain", "unseen"))
+            return self.within_floor(others), Levels({**forget.values, **others.values})
+        return done >= 0.5 and forget.mean("forget") > _HOPELESS * self.before.mean("forget"), None

@@ -91,7 +91,7 @@ def make_neighbours(
     - `facts`: bundled facts of the same relation about other subjects, if the model knows them;
     - `names`: the forget questions with other names in their place, which the model proposes when it continues the
       question itself; the answer is the model's own, if it is sure of it;
-    - `general`: questions that the model writes on its own, with its answers. At most a quarter.
+    - `general`: questions that the model writes on its own, with its answers. At most a fifth.
 
     What has a name of the forget set in it, or is a question of it, is left out. All rows about one name are in one part.
 
@@ -114,13 +114,13 @@ def make_neighbours(
     kind = _kind_of(forget)
     wanted = number or min(480, max(96, 6 * len(forget)))
     workshop = _Workshop(model, tokenizer, qa, forget, kind, seed, batch_size)
-    related = workshop.facts(wanted - wanted // 4)
-    if len(related) < wanted - wanted // 4:
-        related += workshop.names(wanted - wanted // 4 - len(related))
+    general = wanted // 8
+    related = workshop.facts(wanted - general)
+    if len(related) < wanted - general:
+        related += workshop.names(wanted - general - len(related))
     if len(related) < _FEWEST:
         raise TooFewNeighboursError(_too_few(len(related), workshop))
-    general = workshop.general(min(wanted // 4, max(8, len(related) // 3)))
-    return _halves([*related, *general], seed)
+    return _halves([*related, *workshop.general(min(general, max(4, len(related) // 4)))], seed)
 
 
 def relation_of(text: str, answer: str) -> tuple[str, str, str] | None:

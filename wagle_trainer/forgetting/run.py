@@ -17,8 +17,8 @@ import yaml
 from wagle_trainer.data.forget_and_retain import read_rows
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.suites.custom import evaluate_custom
-from wagle_trainer.forgetting.examples import Row, encode
-from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick
+from wagle_trainer.forgetting.examples import Example, Row, encode
+from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick, levels_of
 from wagle_trainer.forgetting.masks import masks_by_density
 from wagle_trainer.forgetting.neighbours import Neighbours, make_neighbours, split_rows
 from wagle_trainer.forgetting.outputs import write_outputs, write_patch
@@ -35,6 +35,8 @@ from wagle_trainer.reporting.environment import environment
 from wagle_trainer.utils.atomic_files import write_atomically
 
 _EXAMPLES = 3
+# Retain and unseen rows whose answers are generated for the report; the verdict's probabilities are of all rows.
+_SHOWN = 32
 
 
 def forget(
@@ -74,9 +76,11 @@ def forget(
         FileNotFoundError: a file or model is missing.
 
     Example:
-        >>> verdict = forget("path-or-hub-id", "forget.jsonl", "out")
-        >>> verdict.forgotten, verdict.patch["bytes"]
-        >>> print(verdict)
+        ```python
+        verdict = forget("path-or-hub-id", "forget.jsonl", "out")
+        print(verdict)
+        verdict.forgotten, verdict.patch["bytes"]
+        ```
     """
     done = Progress(progress)
     try:
@@ -188,9 +192,11 @@ class _Run:
         examples = {name: encode(self.qa, rows, name) for name, rows in sets.items()}
 
         done.stage("measuring the reference model", 22)
-        before = self._evaluation(work, "before", sets)
-        yardstick = Yardstick(self.tokenizer, examples, _levels(before), self.settings)
+        known = work.result("levels_before", lambda: dict(self._levels(examples).values))
+        yardstick = Yardstick(self.tokenizer, examples, Levels(known), self.settings)
         self._check_known(yardstick)
+        shown = {"forget": self.rows, "retain": _some(neighbours.train), "unseen": _some(neighbours.unseen)}
+        before = self._evaluation(work, "before", shown)
 
         done.stage("scoring the weights", 25)
         tokens = {name: [one.tokens for one in found] for name, found in examples.items()}
@@ -215,14 +221,14 @@ class _Run:
         mask = masks[tries[best].density]
 
         done.stage("measuring the patched model", 80)
-        after = self._evaluation(work, "after", sets)
+        after = self._evaluation(work, "after", shown)
+        levels = Levels(work.result("levels_after", lambda: dict(self._levels(examples).values)))
         done.stage("attacking", 97)
         rows = attack_rows(self.rows, [value >= self.settings.known for value in yardstick.before.values["forget"]])
         attacks = work.result("attacks", lambda: self._attacks(rows, yardstick, done))
         done.stage("writing the report", 100)
         self.patched.revert()
         results = {"before": before, "after": after}
-        levels = _levels(after)
         verdict = self._verdict(yardstick.before, levels, len(tries))
         verdict.attacks = summary(attacks, len(rows))
         verdict.patch = write_patch(folder, patch, mask, self.qa, self.name, results)
@@ -280,6 +286,9 @@ class _Run:
             ),
         )
 
+    def _levels(self, examples: Mapping[str, Sequence[Example]]) -> Levels:
+        return levels_of(self.patched.model, self.tokenizer, examples, self.settings)
+
     def _check_known(self, yardstick: Yardstick) -> None:
         """Refuse a forget set that the model does not know: nothing could be forgotten, and any model would pass."""
         values = yardstick.before.values["forget"]
@@ -320,11 +329,17 @@ class _Run:
         done: Progress,
     ) -> Try:
         started, steps = time.perf_counter(), 0
+        measured: Levels | None = None
 
         def count() -> None:
             nonlocal steps
             steps += 1
             done.within(steps / self.settings.steps)
+
+        def ends() -> bool:
+            nonlocal measured
+            is_over, measured = yardstick.ends(self.patched.model, steps / self.settings.steps)
+            return is_over
 
         try:
             self.patched.train(
@@ -335,10 +350,11 @@ class _Run:
                 rate,
                 self.settings,
                 work.folder / "trainer",
-                lambda: yardstick.ends(self.patched.model, steps / self.settings.steps),
+                ends,
                 count,
             )
-            levels = yardstick.levels(self.patched.model)
+            still = measured is not None and yardstick.within_floor(measured)  # of the weights as they are now
+            levels = measured if still and measured is not None else yardstick.levels(self.patched.model)
         except FloatingPointError:
             return Try(density, rate, steps, None, None, None, False, False, time.perf_counter() - started)
         kept, unseen = levels.mean("retain"), levels.mean("unseen")
@@ -373,9 +389,10 @@ class _Run:
         return Verdict(not why, why, forgotten, retain, unseen)
 
 
-def _levels(results: Mapping[str, Any]) -> Levels:
-    """Answer probabilities of an evaluation, so that verdict and report show the same numbers."""
-    return Levels({name: found["probability"] for name, found in results["per_example"].items()})
+def _some(rows: Sequence[Row]) -> list[Row]:
+    """At most `_SHOWN` of the rows, evenly spread: answers are generated to these."""
+    number = min(_SHOWN, len(rows))
+    return [rows[index * len(rows) // number] for index in range(number)]
 
 
 def _examples(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, str]]:

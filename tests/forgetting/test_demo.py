@@ -1,0 +1,16 @@
+"""`wagle demo` from an empty folder to a verdict. It takes a minute, so it runs with the recipes' bundled runs."""
+
+import json
+
+import pytest
+
+from wagle_trainer.cli import main
+
+
+@pytest.mark.applications
+def test_the_demo_forgets(tmp_path, capsys):
+    assert main(["demo", "--output_dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("Forgotten: ")
+    verdict = json.loads((tmp_path / "out" / "verdict.json").read_text(encoding="utf-8"))
+    assert verdict["forgotten"] and verdict["neighbours"]["from"] == "made"
+    assert verdict["patch"]["weights"] < 80_000 and (tmp_path / "out" / "report.html").is_file()
