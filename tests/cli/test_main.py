@@ -3,7 +3,7 @@
 import pytest
 
 from wagle_trainer import __version__
-from wagle_trainer.cli import GROUPS, main
+from wagle_trainer.cli import GROUPS, RUN_ALONE, main
 
 COMMANDS = {
     "mask": ["info", "overlap", "and", "or", "minus", "not"],
@@ -30,7 +30,7 @@ def test_help_has_examples_that_begin_with_the_command(command, wagle):
     assert code == 0
     examples = out[out.index("example") :]
     assert f"\n  {' '.join(['wagle', *command])} " in examples
-    if len(command) < 2:
+    if len(command) < 2 and not {*command} & {*RUN_ALONE}:
         assert wagle(*command)[1] == out  # who gives no arguments sees help
 
 

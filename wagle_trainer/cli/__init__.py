@@ -30,6 +30,8 @@ GROUPS = {
     "report": "make a page of results, mask, training history and attacks",
     "adapter": "inspect, check, merge, combine and make sparse adapters",
 }
+# Commands that need no arguments; others show their help where there are none.
+RUN_ALONE = ("demo",)
 EXAMPLES = """
   wagle demo
   wagle forget MODEL --forget_file forget.jsonl --output_dir out
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=text, add_help=False)
     group = parser.parse_args(given[:1] or ["--help"]).group
     try:
-        options = import_module(f"{__name__}.{group}").parse(given[1:] or ["--help"])
+        options = import_module(f"{__name__}.{group}").parse(given[1:] or ([] if group in RUN_ALONE else ["--help"]))
         with _logs(), contextlib.redirect_stdout(sys.stderr):  # trainers print their logs
             result = options.run(options)
         text = json.dumps(result, indent=2, allow_nan=False) if options.json else options.show(result)

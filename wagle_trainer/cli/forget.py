@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from wagle_trainer.cli.parsing import JSON_HELP, add_format_options, make_parser
-from wagle_trainer.data.forget_and_retain import FORMAT_OPTIONS
 
 DESCRIPTION = """Make a model forget what is in a file, with the smallest patch that does it, and say how well it worked.
 
@@ -116,6 +115,7 @@ def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from wagle_trainer.data.forget_and_retain import FORMAT_OPTIONS
     from wagle_trainer.forgetting import ForgetSettings, forget, plan
 
     arguments = {

@@ -284,7 +284,7 @@ class _Workshop:
                 proposal = leading_name(text)
                 if proposal is not None and not mentions(proposal, self.names_to_forget) and form.accepts(proposal):
                     proposed[form.kind][proposal] += 1
-        return {kind: [name for name, _ in counter.most_common()] for kind, counter in proposed.items()}
+        return {kind: _whole_names(counter) for kind, counter in proposed.items()}
 
     def _open_answer(self, form: _Form) -> list[int]:
         """Tokens of a question without its name and of its answer, up to where the answer repeats the name."""
@@ -466,6 +466,16 @@ def _halves(rows: Sequence[Row], seed: int) -> Neighbours:
             sizes[smaller] += len(group)
     train, unseen = ([_without_name(row) for row in part] for part in parts)
     return Neighbours(train, unseen)
+
+
+def _whole_names(proposed: Counter[str]) -> list[str]:
+    """Names, most often proposed first; one that is a part of another one is left out."""
+    plain = {name: normalised(name) for name in proposed}
+    return [
+        name
+        for name, _ in proposed.most_common()
+        if not any(other != plain[name] and mentions(other, {plain[name]}) for other in plain.values())
+    ]
 
 
 def _is_sensible(text: str) -> bool:
