@@ -75,7 +75,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> list[argparse.Action]
             help="to try (default: 0.001 0.003 0.01 0.02 0.04)",
         ),
         parser.add_argument("--steps", type=int, help="optimizer steps of each try at most (default: 80)"),
-        parser.add_argument("--check_every", type=int, help="steps between two looks at goal and floor (default: 10)"),
+        parser.add_argument("--check_every", type=int, help="steps between two looks at goal and floor (default: 5)"),
         parser.add_argument("--batch_size", type=int, help="forget examples in each step (default: 8)"),
         parser.add_argument("--loss_type", help="unlearning objective (default: npo)"),
         parser.add_argument("--retain_weight", type=float, help="factor of the retain loss (default: 2)"),

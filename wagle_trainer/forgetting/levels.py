@@ -10,8 +10,8 @@ from wagle_trainer.forgetting.examples import Example, mean, probabilities
 from wagle_trainer.forgetting.settings import ForgetSettings
 
 SETS = ("forget", "retain", "unseen")
-# A try that has left so much of the probability after half of its steps is given up: its steps are too small.
-_HOPELESS = 0.8
+# A try that has left so much of the probability after a quarter of its steps is given up: its steps are too small.
+_HOPELESS, _EARLY = 0.9, 0.25
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Yardstick:
         return all(levels.mean(name) >= self.floor(name) for name in ("retain", "unseen"))
 
     def ends(self, model: Any, done: float) -> tuple[bool, Levels | None]:
-        """Whether a try can end early: goal and floor are met, or half of it is over and next to nothing has happened.
+        """Whether a try can end early: goal and floor are met, or a quarter of it is over and next to nothing has happened.
 
         Args:
             model: as it is now.
@@ -85,4 +85,4 @@ class Yardstick:
         if self.met(forget):
             others = self.levels(model, ("retain", "unseen"))
             return self.within_floor(others), Levels({**forget.values, **others.values})
-        return done >= 0.5 and forget.mean("forget") > _HOPELESS * self.before.mean("forget"), None
+        return done >= _EARLY and forget.mean("forget") > _HOPELESS * self.before.mean("forget"), None

@@ -23,6 +23,8 @@ from wagle_trainer.forgetting.names import STARTERS, Slot, leading_name, mention
 ORIGINS = ("facts", "names", "general")
 # The model is sure of an answer of its own from this probability on. It is a geometric mean over tokens.
 SURE = 0.5
+# It need not be as sure of long answers to questions that it wrote itself.
+SURE_OF_GENERAL = 0.3
 # Of a bundled fact, whose words are not the model's, as `load_facts`.
 KNOWN = 0.25
 _LONGEST_QUESTION, _LONGEST_GENERAL_ANSWER = 32, 48  # tokens
@@ -314,9 +316,9 @@ class _Workshop:
             progress=False,
         )
         end = self.qa.question_suffix.strip() if self.qa.style == "plain" else "\n"
-        questions = [text.partition(end)[0].strip() for text in texts]
+        questions = [_first_sentences(text.partition(end)[0]) for text in texts]
         fresh = [(text, text) for text in questions if _is_sensible(text) and self._is_new(text)]
-        return self._answered(fresh, number, _LONGEST_GENERAL_ANSWER, "general")
+        return self._answered(fresh, number, _LONGEST_GENERAL_ANSWER, "general", least=SURE_OF_GENERAL)
 
     def _answered(
         self,
@@ -325,12 +327,14 @@ class _Workshop:
         limit: int,
         origin: str,
         repeats: Mapping[str, str] | None = None,
+        least: float = SURE,
     ) -> list[Row]:
         """Rows of (question, name) with the model's own answers, as far as it is sure of them.
 
         Args:
             repeats: question -> a name that its answer has to repeat, where the forget answers do; else a name was
                 proposed that the model does not know.
+            least: probability of an answer that the model is sure of.
         """
         if not questions:
             return []
@@ -355,7 +359,7 @@ class _Workshop:
                 for (question, name), answer in zip(questions[part], answers, strict=True)
                 if answer.strip() and (repeats or {}).get(question, "") in answer
             ]
-            found += self._known(rows, number - len(found), SURE, in_order=True)
+            found += self._known(rows, number - len(found), least, in_order=True)
         return found
 
     def _known(self, rows: list[dict[str, Any]], number: int, least: float, in_order: bool = False) -> list[Row]:
@@ -476,6 +480,11 @@ def _whole_names(proposed: Counter[str]) -> list[str]:
         for name, _ in proposed.most_common()
         if not any(other != plain[name] and mentions(other, {plain[name]}) for other in plain.values())
     ]
+
+
+def _first_sentences(text: str) -> str:
+    """A text that was cut off, up to the end of its last whole sentence; empty if there is none."""
+    return text[: max(text.rfind(mark) for mark in "?!.") + 1].strip()
 
 
 def _is_sensible(text: str) -> bool:

@@ -22,8 +22,8 @@ class ForgetSettings:
         densities: sizes of the patch that are tried, as shares of all weights, from small to large.
         learning_rates: learning rates that are tried at each size, from small to large.
         max_tries: patches that are trained at most.
-        steps: optimizer steps of each try at most; it ends when goal and floor are met, and is given up half-way when next
-            to nothing has happened.
+        steps: optimizer steps of each try at most; it ends when goal and floor are met, and is given up after a
+            quarter of them when next to nothing has happened.
         check_every: optimizer steps between two looks at goal and floor.
         batch_size: forget examples, and retain examples, in each step.
         loss_type: unlearning objective, of `list_losses()`.
@@ -48,7 +48,7 @@ class ForgetSettings:
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)
     max_tries: int = 8
     steps: int = 80
-    check_every: int = 10
+    check_every: int = 5
     batch_size: int = 8
     loss_type: str = "npo"
     loss_kwargs: dict[str, Any] | None = None
