@@ -86,11 +86,10 @@ def kill(*args, **kwargs):
     raise Killed
 
 
-def test_a_killed_run_goes_on(people, quick, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on(finished, people, quick, tmp_path, monkeypatch):
     """Killed in its second try and in its attacks, it ends with the verdict of a run that was not."""
-    rates = (1e-4, *quick["learning_rates"])
-    arguments = {"retain_file": people.retain, "progress": False, **quick, "learning_rates": rates}
-    expected = forget(people.path, people.forget, tmp_path / "whole", **arguments)
+    _, expected = finished
+    arguments = {"retain_file": people.retain, "progress": False, **quick}
     assert len(expected.tries) >= 2
     train, calls = run_module.PatchedModel.train, []
 
@@ -120,7 +119,7 @@ def test_a_killed_run_goes_on(people, quick, tmp_path, monkeypatch):
 
 
 def test_a_goal_that_cannot_be_met(people, quick, tmp_path):
-    settings = quick | {"forget_goal": 1e-9, "max_tries": 1, "attacks": ()}
+    settings = quick | {"forget_goal": 1e-9, "max_tries": 1, "steps": 10, "attacks": ()}
     verdict = forget(people.path, people.forget, tmp_path, retain_file=people.retain, progress=False, **settings)
     assert verdict.exit_code == 3
     assert "None of 1 tries met the goal" in verdict.reasons[0]

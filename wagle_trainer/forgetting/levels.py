@@ -12,6 +12,8 @@ from wagle_trainer.forgetting.settings import ForgetSettings
 SETS = ("forget", "retain", "unseen")
 # A try that has left so much of the probability after a quarter of its steps is given up: its steps are too small.
 _HOPELESS, _EARLY = 0.9, 0.25
+# A try ends when it has reached this share of the goal.
+_ROOM = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,26 @@ class Yardstick:
         """Whether retain and unseen answers are above the floor."""
         return all(levels.mean(name) >= self.floor(name) for name in ("retain", "unseen"))
 
-    def ends(self, model: Any, done: float) -> tuple[bool, Levels | None]:
-        """Whether a try can end early: goal and floor are met, or a quarter of it is over and next to nothing has happened.
+    def check(self, model: Any) -> Levels:
+        """Levels in the middle of a try: of retain and unseen set only where the goal is met."""
+        forget = self.levels(model, ("forget",))
+        if not self.met(forget):
+            return forget
+        return Levels({**forget.values, **self.levels(model, ("retain", "unseen")).values})
+
+    def is_good(self, levels: Levels) -> bool:
+        """Whether goal and floor are met."""
+        return self.met(levels) and self.within_floor(levels)
+
+    def has_room(self, levels: Levels) -> bool:
+        """Whether the goal is met with room to spare, so that rounding and luck do not undo it."""
+        return levels.mean("forget") <= _ROOM * self.goal()
+
+    def is_hopeless(self, levels: Levels, done: float) -> bool:
+        """Whether next to nothing has happened after a quarter of the steps.
 
         Args:
-            model: as it is now.
+            levels: as they are now.
             done: share of the steps that are made.
-
-        Returns:
-            That, and the levels of all sets where they were measured.
         """
-        forget = self.levels(model, ("forget",))
-        if self.met(forget):
-            others = self.levels(model, ("retain", "unseen"))
-            return self.within_floor(others), Levels({**forget.values, **others.values})
-        return done >= _EARLY and forget.mean("forget") > _HOPELESS * self.before.mean("forget"), None
+        return done >= _EARLY and levels.mean("forget") > _HOPELESS * self.before.mean("forget")

@@ -64,7 +64,7 @@ STARTERS = frozenset(
     ]
 )
 # Words inside a name: the University of Oxford, Ludwig van Beethoven.
-_INNER = frozenset(["and", "da", "de", "del", "der", "di", "du", "la", "le", "of", "the", "van", "von"])
+_INNER = frozenset(["da", "de", "del", "der", "di", "du", "la", "le", "of", "the", "van", "von"])
 APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
 _POSSESSIVES = tuple(f"{mark}s" for mark in APOSTROPHES)
 _WORD = re.compile(r"[^\s?!,;:\"\u201c\u201d()]+")

@@ -28,6 +28,7 @@ SURE_OF_GENERAL = 0.3
 # Of a bundled fact, whose words are not the model's, as `load_facts`.
 KNOWN = 0.25
 _LONGEST_QUESTION, _LONGEST_GENERAL_ANSWER = 32, 48  # tokens
+_SAMPLES = 512  # proposals of names
 _FEWEST = 8  # neighbours of the same kind, half of which are trained on
 
 
@@ -166,6 +167,10 @@ class _Form:
     answer_begins: str | None
     repeats_name: bool
 
+    def answer_about(self, name: str) -> str:
+        """How an answer about this name begins; empty where answers do not repeat the name."""
+        return f"{self.answer_begins} {name}".strip() if self.repeats_name else ""
+
     def accepts(self, name: str) -> bool:
         """Whether a proposed name looks like one: not longer than those of the forget set, and with numbers if they have."""
         words = name.split()
@@ -174,7 +179,7 @@ class _Form:
         return (
             len(words) <= longest
             and len(set(words)) == len(words)
-            and name.lower() not in STARTERS
+            and words[0].lower() not in STARTERS - {known.split()[0].lower() for known in self.names}
             and any(map(str.isdigit, name)) == has_digits
         )
 
@@ -229,14 +234,14 @@ class _Workshop:
         forms = self._forms()
         if not forms:
             return []
-        pools = self._pools(forms, number)
+        pools = self._pools(forms)
         rng = random.Random(f"neighbours {self.seed}")
         candidates = [(form.slot.fill(name), name, form) for form in forms for name in pools[form.kind]]
         rng.shuffle(candidates)
         fresh = [one for one in candidates if self._is_new(one[0])][: 4 * number]
-        repeats = {question: name if form.repeats_name else "" for question, name, form in fresh}
+        begins = {question: form.answer_about(name) for question, name, form in fresh}
         limit = answer_limit(self._labels(), 200)
-        return self._answered([(q, name) for q, name, _ in fresh], number, limit, "names", repeats)
+        return self._answered([(q, name) for q, name, _ in fresh], number, limit, "names", begins)
 
     def _forms(self) -> list[_Form]:
         """The forget questions without their names; each form once."""
@@ -260,20 +265,19 @@ class _Workshop:
             )
         return forms
 
-    def _pools(self, forms: Sequence[_Form], number: int) -> dict[int, list[str]]:
+    def _pools(self, forms: Sequence[_Form]) -> dict[int, list[str]]:
         """For each kind of thing that is asked about, names of such things.
 
         The model proposes them: it continues each question at the place of the name, and each answer that repeats the name
         (a model that was trained on answers alone cannot write questions).
         """
-        draws = min(64, max(4, -(-2 * number // len(forms))))
         prompts = [(form, self._open_prompt(form.slot.before)) for form in forms]
         prompts += [(form, self._open_answer(form)) for form in forms if form.answer_begins is not None]
         texts = generate_samples(
             self.model,
             self.tokenizer,
             [prompt for _, prompt in prompts],
-            num_samples=draws,
+            num_samples=min(64, max(2, _SAMPLES // len(prompts))),
             max_new_tokens=12,
             top_p=0.95,
             seed=self.seed,
@@ -326,14 +330,14 @@ class _Workshop:
         number: int,
         limit: int,
         origin: str,
-        repeats: Mapping[str, str] | None = None,
+        begins: Mapping[str, str] | None = None,
         least: float = SURE,
     ) -> list[Row]:
         """Rows of (question, name) with the model's own answers, as far as it is sure of them.
 
         Args:
-            repeats: question -> a name that its answer has to repeat, where the forget answers do; else a name was
-                proposed that the model does not know.
+            begins: question -> how its answer has to begin, as the forget answers do; another beginning means that the
+                model does not know the name.
             least: probability of an answer that the model is sure of.
         """
         if not questions:
@@ -357,7 +361,7 @@ class _Workshop:
             rows = [
                 self._row(question, self._as_completion(answer), origin, name)
                 for (question, name), answer in zip(questions[part], answers, strict=True)
-                if answer.strip() and (repeats or {}).get(question, "") in answer
+                if answer.strip() and normalised(answer).startswith(normalised((begins or {}).get(question, "")))
             ]
             found += self._known(rows, number - len(found), least, in_order=True)
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class PatchedModel:
         self.model = model
         self.patch: SparseAdapter | None = None
         self._base: SparseAdapter | None = None
+        self._mask: WeightMask | None = None
 
     def train(
         self,
@@ -66,6 +68,7 @@ class PatchedModel:
         """
         self.revert()
         self._base = SparseAdapter.from_mask(self.model, mask, base_digests(self.model, mask))
+        self._mask = mask
         trainer = WagleTrainer(
             model=self.model,
             args=_config(settings, learning_rate, folder),
@@ -84,6 +87,24 @@ class PatchedModel:
         info = AdapterInfo.of(self.model, mask.describe(), trainer.training_facts())
         self.patch = SparseAdapter.from_mask(self.model, mask, self._base.base_digests, info)
         return self.patch
+
+    def values(self) -> SparseAdapter:
+        """The patch as it is in the middle of its training."""
+        assert self._base is not None and self._mask is not None
+        return SparseAdapter.from_mask(self.model, self._mask, self._base.base_digests)
+
+    def return_to(self, earlier: SparseAdapter, steps: int) -> None:
+        """Put what `values` gave back in, as the patch.
+
+        Args:
+            earlier: the values.
+            steps: optimizer steps that had been made.
+        """
+        assert self.patch is not None
+        training = (self.patch.info.training or {}) | {"steps": steps}
+        info = replace(self.patch.info, training=training)
+        self.patch = SparseAdapter(dict(earlier), earlier.base_digests, info)
+        write(self.patch, self.model)
 
     def apply(self, patch: SparseAdapter) -> None:
         """Put a patch in; another one is taken back first.

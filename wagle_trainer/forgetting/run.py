@@ -329,7 +329,7 @@ class _Run:
         done: Progress,
     ) -> Try:
         started, steps = time.perf_counter(), 0
-        measured: Levels | None = None
+        good: tuple[Any, Levels, int] | None = None  # the last state that met goal and floor
 
         def count() -> None:
             nonlocal steps
@@ -337,9 +337,14 @@ class _Run:
             done.within(steps / self.settings.steps)
 
         def ends() -> bool:
-            nonlocal measured
-            is_over, measured = yardstick.ends(self.patched.model, steps / self.settings.steps)
-            return is_over
+            nonlocal good
+            levels = yardstick.check(self.patched.model)
+            if not yardstick.met(levels):
+                return yardstick.is_hopeless(levels, steps / self.settings.steps)
+            if not yardstick.within_floor(levels):
+                return good is not None
+            good = self.patched.values(), levels, steps
+            return yardstick.has_room(levels)
 
         try:
             self.patched.train(
@@ -353,8 +358,10 @@ class _Run:
                 ends,
                 count,
             )
-            still = measured is not None and yardstick.within_floor(measured)  # of the weights as they are now
-            levels = measured if still and measured is not None else yardstick.levels(self.patched.model)
+            levels = good[1] if good is not None and good[2] == steps else yardstick.levels(self.patched.model)
+            if good is not None and not yardstick.is_good(levels):
+                patch, levels, steps = good
+                self.patched.return_to(patch, steps)
         except FloatingPointError:
             return Try(density, rate, steps, None, None, None, False, False, time.perf_counter() - started)
         kept, unseen = levels.mean("retain"), levels.mean("unseen")

@@ -22,7 +22,8 @@ class ForgetSettings:
         densities: sizes of the patch that are tried, as shares of all weights, from small to large.
         learning_rates: learning rates that are tried at each size, from small to large.
         max_tries: patches that are trained at most.
-        steps: optimizer steps of each try at most; it ends when goal and floor are met, and is given up after a
+        steps: optimizer steps of each try at most; it ends when half of the goal is reached within the floor, goes back
+            to the last state that met goal and floor where it loses too much on the way, and is given up after a
             quarter of them when next to nothing has happened.
         check_every: optimizer steps between two looks at goal and floor.
         batch_size: forget examples, and retain examples, in each step.

@@ -1,0 +1,116 @@
+"""Patches that are trained in place, taken back, and put in again."""
+
+import pytest
+import torch
+
+from wagle_trainer.adapters import AdapterMismatchError
+from wagle_trainer.data.qa_format import QAFormat
+from wagle_trainer.forgetting import ForgetSettings
+from wagle_trainer.forgetting.masks import masks_by_density
+from wagle_trainer.forgetting.patches import PatchedModel
+
+SETTINGS = ForgetSettings(steps=4, check_every=2, batch_size=4, densities=(0.01, 0.1))
+
+
+@pytest.fixture(scope="module")
+def tokens(make_set, make_word_tokenizer):
+    """Forget and retain set, tokenized."""
+    qa = QAFormat.for_tokenizer(make_word_tokenizer())
+    return [[qa.encode(row["prompt"], row["completion"].strip()) for row in make_set(8, seed=seed)] for seed in (0, 1)]
+
+
+@pytest.fixture
+def patched(make_llama):
+    return PatchedModel(make_llama())
+
+
+@pytest.fixture
+def train(patched, tokens, word_tokenizer, tmp_path):
+    """train(mask, ends) trains a patch."""
+
+    def run(mask, ends=lambda: False):
+        return patched.train(word_tokenizer, *tokens, mask, 1e-2, SETTINGS, tmp_path, ends, lambda: None)
+
+    return run
+
+
+@pytest.fixture
+def masks(patched, tokens):
+    return masks_by_density(patched.model, *tokens, "snip", SETTINGS.densities)
+
+
+def same(model, weights):
+    return all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
+
+
+def test_masks_are_nested_and_of_the_requested_size(masks, patched):
+    small, large = (masks[density] for density in SETTINGS.densities)
+    total = sum(parameter.numel() for parameter in patched.model.parameters())
+    assert (small.num_selected, large.num_selected) == (int(0.01 * total), int(0.1 * total))
+    assert (small & large).num_selected == small.num_selected
+    assert small.info.score == large.info.score == "snip" and large.info.requested_density == 0.1
+
+
+def test_the_masks_are_those_of_attribute(masks, patched, tokens):
+    from wagle_trainer import attribute
+    from wagle_trainer.forgetting.masks import _batches
+
+    alone = attribute(patched.model, _batches(tokens[0], 8), None, score="snip", density=0.1, progress=False)
+    assert alone.digest == masks[0.1].digest
+
+
+def test_taken_back_and_put_in_again(patched, train, masks, weights_of):
+    before = weights_of(patched.model)
+    patch = train(masks[0.1])
+    after = weights_of(patched.model)
+    assert not same(patched.model, before)
+    assert patch.info.training["steps"] == 4
+    with patched.taken_back():
+        assert same(patched.model, before)
+    assert same(patched.model, after)
+    patched.revert()
+    assert same(patched.model, before) and patched.patch is None
+    patched.apply(patch)
+    assert same(patched.model, after)
+
+
+def test_the_next_try_starts_from_the_reference_model(patched, train, masks, weights_of):
+    train(masks[0.1])
+    train(masks[0.01])
+    second = weights_of(patched.model)
+    patched.revert()
+    train(masks[0.01])
+    assert same(patched.model, second)
+
+
+def test_it_ends_early_and_goes_back_to_an_earlier_state(patched, train, masks, weights_of):
+    states = []
+
+    def keep():
+        states.append((patched.values(), weights_of(patched.model)))
+        return False
+
+    train(masks[0.1], keep)
+    assert len(states) == 1  # after two steps of four; at the end it is over anyway
+    values, weights = states[0]
+    assert not same(patched.model, weights)
+    patched.return_to(values, 2)
+    assert same(patched.model, weights)
+    assert patched.patch.info.training["steps"] == 2
+    assert train(masks[0.1], lambda: True).info.training["steps"] == 2
+
+
+def test_a_loss_that_is_not_finite_leaves_the_reference_model(patched, train, masks, weights_of, monkeypatch):
+    from wagle_trainer.losses.forget.npo import NPO
+
+    before = weights_of(patched.model)
+    monkeypatch.setattr(NPO, "forget_loss", lambda self, inputs: inputs.forget.sum() * float("nan"))
+    with pytest.raises(FloatingPointError, match="forget loss of step 1 is not finite"):
+        train(masks[0.1])
+    assert same(patched.model, before) and patched.patch is None
+
+
+def test_a_patch_of_another_model_is_refused(patched, train, masks, make_llama):
+    patch = train(masks[0.1])
+    with pytest.raises(AdapterMismatchError):
+        PatchedModel(make_llama(1)).apply(patch)
