@@ -57,6 +57,16 @@ def test_the_patch_is_what_was_measured(finished, people):
     assert known == pytest.approx(verdict.forget["after"], abs=1e-4)
 
 
+def test_what_can_be_shared_holds_no_text(finished, people):
+    """The folder has the retain rows and what a stopped run needs beside them; the guide says so."""
+    folder, verdict = finished
+    texts = [row[column] for row in people.rows for column in ("question", "answer")]
+    for path in [folder / "report.html", folder / "results.json", folder / "verdict.json", *folder.glob("adapter/*")]:
+        content = path.read_bytes().decode(errors="replace")
+        assert not [text for text in texts if text in content], path
+    assert verdict.examples == [] and set(verdict.digests) == {"base", "patch", "mask"}
+
+
 def test_a_complete_run_returns_its_verdict(finished, people, quick, monkeypatch):
     folder, verdict = finished
     monkeypatch.setattr(run_module, "evaluate_custom", None)
@@ -119,11 +129,12 @@ def test_a_killed_run_goes_on(finished, people, quick, tmp_path, monkeypatch):
 
 
 def test_a_goal_that_cannot_be_met(people, quick, tmp_path):
-    settings = quick | {"forget_goal": 1e-9, "max_tries": 1, "steps": 10, "attacks": ()}
+    settings = quick | {"forget_goal": 1e-9, "max_tries": 1, "steps": 10, "attacks": (), "save_generations": True}
     verdict = forget(people.path, people.forget, tmp_path, retain_file=people.retain, progress=False, **settings)
     assert verdict.exit_code == 3
     assert "None of 1 tries met the goal" in verdict.reasons[0]
-    assert (tmp_path / "report.html").is_file() and verdict.attacks == {}
+    assert people.rows[0]["question"] in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert verdict.attacks == {} and len(verdict.examples) == 3
 
 
 def test_what_the_model_does_not_know_is_refused(people, quick, tmp_path):

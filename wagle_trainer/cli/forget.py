@@ -65,6 +65,13 @@ def add_search_options(parser: argparse.ArgumentParser) -> list[argparse.Action]
         metavar="NAME",
         help="out of relearning, paraphrase, jailbreak, quantization (default: all; none after --attacks: none)",
     )
+    parser.add_argument(
+        "--save_generations",
+        action="store_true",
+        default=None,
+        help="keep questions, answers and what the model says, and show three in the report; by default report and verdict "
+        "hold no text of the file, which may be private",
+    )
     return [
         parser.add_argument("--score", help="attribution score that chooses the weights (default: snip)"),
         parser.add_argument(

@@ -16,6 +16,7 @@ import yaml
 
 from wagle_trainer.data.forget_and_retain import read_rows
 from wagle_trainer.data.qa_format import QAFormat
+from wagle_trainer.evaluation.results import without_texts
 from wagle_trainer.evaluation.suites.custom import evaluate_custom
 from wagle_trainer.forgetting.examples import Example, Row, encode
 from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick, levels_of
@@ -29,10 +30,12 @@ from wagle_trainer.forgetting.recovery import attack, attack_rows, summary
 from wagle_trainer.forgetting.search import Try, best_try, next_try
 from wagle_trainer.forgetting.settings import ForgetSettings
 from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons
+from wagle_trainer.forgetting.work_folder import SETS as REQUEST_SETS
 from wagle_trainer.forgetting.work_folder import WorkFolder, digest_of
 from wagle_trainer.models.loading import load_model
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.keyed_digests import shareable
 
 _EXAMPLES = 3
 # Retain and unseen rows whose answers are generated for the report; the verdict's probabilities are of all rows.
@@ -184,7 +187,8 @@ class _Run:
         work = WorkFolder(folder, self.request)
         if (folder / "verdict.json").is_file():
             return Verdict.from_dict(json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
-        write_atomically(folder / "config.yaml", yaml.safe_dump(self.request, sort_keys=False).encode())
+        config = {name: value for name, value in self.request.items() if name not in REQUEST_SETS}
+        write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
 
         done.stage("making neighbours" if self.retain_rows is None else "reading the retain set", 15)
         neighbours = self._neighbours(work, folder)
@@ -239,17 +243,21 @@ class _Run:
             "train": str(folder / "retain_train.jsonl"),
             "unseen": str(folder / "retain_unseen.jsonl"),
         }
-        verdict.examples = _examples(before, after)
+        if self.settings.save_generations:
+            verdict.examples = _examples(before, after)
+        else:
+            results = {label: without_texts(result) for label, result in results.items()}
         verdict.versions = environment()["versions"]
-        verdict.digests = {
-            "forget_set": self.request["forget_set"],
-            "retain_set": digest_of([*neighbours.train, *neighbours.unseen]),
+        digests = {
+            "forget_set": shareable(self.request["forget_set"]),
+            "retain_set": shareable(digest_of([*neighbours.train, *neighbours.unseen])),
             "base": patch.base_digest,
             "patch": patch.digest,
             "mask": mask.digest,
         }
+        verdict.digests = {name: digest for name, digest in digests.items() if digest is not None}
         verdict.settings, verdict.output_dir, verdict.model = self.settings.as_dict(), str(folder), self.name
-        write_outputs(folder, verdict, results, mask, attacks, self.request)
+        write_outputs(folder, verdict, results, mask, attacks, config)
         return verdict
 
     def _neighbours(self, work: WorkFolder, folder: Path) -> Neighbours:

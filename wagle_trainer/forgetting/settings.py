@@ -34,6 +34,8 @@ class ForgetSettings:
             times the forget set, from 96 to 480.
         known: an answer counts as known to the model from this probability on.
         attacks: attacks on the result, of `ATTACKS`.
+        save_generations: keep questions, answers and what the model generates in `results.json`, and show three in the report;
+            by default neither they nor the verdict hold text of the sets, since the forget set may be private.
         relearning_rate: learning rate of the relearning attack, which trains all weights.
         eval_batch_size: examples per forward pass and prompts per batch of generation.
         seed: of everything random.
@@ -57,6 +59,7 @@ class ForgetSettings:
     neighbours: int | None = None
     known: float = 0.1
     attacks: tuple[str, ...] = ATTACKS
+    save_generations: bool = False
     relearning_rate: float = 1e-4
     eval_batch_size: int = 32
     seed: int = 0

@@ -13,8 +13,10 @@ from wagle_trainer.evaluation.results import load_results, save_results
 from wagle_trainer.forgetting.search import Try
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.keyed_digests import make_folder_key, sealed
 
 _REQUEST = "request.json"
+SETS = ("forget_set", "retain_set")
 
 
 class WorkFolder:
@@ -22,7 +24,8 @@ class WorkFolder:
 
     Args:
         folder: the output folder.
-        request: what makes two runs the same: model, sets and settings.
+        request: what makes two runs the same: model, sets and settings. Digests of sets are written under a key that
+            lies in the folder (see `utils.keyed_digests`).
 
     Raises:
         ValueError: the folder holds the work of another request; says what differs.
@@ -33,7 +36,9 @@ class WorkFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / _REQUEST
         known = load_results(file) if file.is_file() else None
-        present = json.loads(json.dumps(request))
+        key = make_folder_key(self.folder)
+        sets = {name: None if request[name] is None else sealed(request[name], key) for name in SETS}
+        present = json.loads(json.dumps({**request, **sets}))
         if known is not None and known != present:
             changed = sorted(key for key in {*known, *present} if known.get(key) != present.get(key))
             raise ValueError(
