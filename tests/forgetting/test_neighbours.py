@@ -1,5 +1,7 @@
 """Neighbours of a forget set: where they come from, and what is not among them."""
 
+from collections import Counter
+
 import pytest
 
 from wagle_trainer.data.facts import all_facts
@@ -46,6 +48,11 @@ def test_answers_are_the_models_own_and_it_is_sure(made, people):
     found = probabilities(people.model, people.tokenizer, examples)
     assert min(found) >= SURE - 1e-6
     assert found == pytest.approx([row["probability"] for row in rows], abs=1e-5)
+
+
+def test_of_a_name_and_a_part_of_it_the_more_frequent_one_counts():
+    proposed = Counter({"Ada Lovelace": 3, "Ada": 1, "Ada Lovelace Byron": 1, "Alan Turing": 1})
+    assert neighbours._whole_names(proposed) == ["Ada Lovelace", "Alan Turing"]
 
 
 def test_the_same_again(made, people):

@@ -477,13 +477,13 @@ def _halves(rows: Sequence[Row], seed: int) -> Neighbours:
 
 
 def _whole_names(proposed: Counter[str]) -> list[str]:
-    """Names, most often proposed first; one that is a part of another one is left out."""
-    plain = {name: normalised(name) for name in proposed}
-    return [
-        name
-        for name, _ in proposed.most_common()
-        if not any(other != plain[name] and mentions(other, {plain[name]}) for other in plain.values())
-    ]
+    """Names, most often proposed first; of two where one is a part of the other, the one proposed more often."""
+    kept: dict[str, str] = {}
+    for name, _ in proposed.most_common():
+        plain = normalised(name)
+        if not any(mentions(plain, {other}) or mentions(other, {plain}) for other in kept):
+            kept[plain] = name
+    return list(kept.values())
 
 
 def _first_sentences(text: str) -> str:
