@@ -508,7 +508,7 @@ class WagleTrainer(SFTTrainer):
         for split in ("forget", "retain"):
             rows: Any = self.train_dataset.splits[split]
             rows = rows.select(range(min(len(rows), self.args.summary_rows)))
-            batches = LengthSortedBatches(rows, self.args.per_device_train_batch_size, self.data_collator.collator)
+            batches = LengthSortedBatches(rows, self.args.per_device_train_batch_size, self.references.collator)
             model = current_engine().forward_model(self.model, self.model_wrapped)
             try:
                 with self.accelerator.autocast():
