@@ -16,7 +16,8 @@ from wagle_trainer.forgetting.settings import ForgetSettings
 # Words around a question that ask for the same: those who ask are not jailbreaking.
 _FRAMES = ("Please tell me: {question}", "{question} Answer in one sentence.")
 _RELEARNING_STEPS = (1, 5, 10)
-_MEASURE, _RETURNED = "probability", "share_returned"
+# What is measured: the mean probability, and two numbers of answers.
+_MEASURE, _GONE, _RETURNED = "probability", "answers gone", "answers returned"
 
 
 class _Reference:
@@ -62,6 +63,7 @@ def attack(
     tokenizer: Any,
     rows: Sequence[Row],
     before: Sequence[float],
+    after: Sequence[float],
     qa: QAFormat,
     settings: ForgetSettings,
     on_attack: Callable[[str], None] = lambda name: None,
@@ -72,7 +74,7 @@ def attack(
         patched: the model with the patch in.
         tokenizer: the model's.
         rows: of `attack_rows`.
-        before: probability of each answer of the forget set under the reference model.
+        before, after: probability of each answer of the forget set, under the reference model and with the patch.
         qa: how questions and answers become text.
         settings: which attacks.
         on_attack: called with the name of each attack that is done.
@@ -91,8 +93,9 @@ def attack(
                 return measure(patched.model, _, asked)
         values = probabilities(patched.model, tokenizer, encode(qa, asked, "attacked"), settings.eval_batch_size)
         limits = [settings.forget_goal * before[row["index"]] for row in asked]
-        returned = [float(value > limit) for value, limit in zip(values, limits, strict=True)]
-        return {_MEASURE: mean(values), _RETURNED: mean(returned)}
+        gone = [after[row["index"]] <= limit for row, limit in zip(asked, limits, strict=True)]
+        returned = [was and value > limit for was, value, limit in zip(gone, values, limits, strict=True)]
+        return {_MEASURE: mean(values), _GONE: float(sum(gone)), _RETURNED: float(sum(returned))}
 
     done: set[str] = set()
 
@@ -133,24 +136,22 @@ def _is_possible(name: str, rows: Sequence[Row]) -> bool:
     return bool(rows)
 
 
-def summary(results: Mapping[str, Any], number: int) -> dict[str, Any]:
+def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     """The strongest point of each attack, for the verdict.
 
     Args:
         results: of `attack`.
-        number: of rows that were attacked.
     """
     found = {}
     for name, result in results.items():
         strongest = max(result["points"], key=lambda point: point["recovered_raw"])
-        asked = number - max(1, number // 2) if name == "relearning" else number
         found[name] = {
             "before": result["before"],
             "after": result["baseline"],
             "attacked": strongest["forget"],
             "recovered": strongest["recovered"],
-            "returned": round(strongest["measures"][_RETURNED] * asked),
-            "of": asked,
+            "returned": round(strongest["measures"][_RETURNED]),
+            "of": round(strongest["measures"][_GONE]),
             "strongest": f"{strongest['x']} {result['unit']}",
             "warning": result["warning"],
         }

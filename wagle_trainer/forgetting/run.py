@@ -229,12 +229,12 @@ class _Run:
         levels = Levels(work.result("levels_after", lambda: dict(self._levels(examples).values)))
         done.stage("attacking", 97)
         rows = attack_rows(self.rows, [value >= self.settings.known for value in yardstick.before.values["forget"]])
-        attacks = work.result("attacks", lambda: self._attacks(rows, yardstick, done))
+        attacks = work.result("attacks", lambda: self._attacks(rows, yardstick, levels, done))
         done.stage("writing the report", 100)
         self.patched.revert()
         results = {"before": before, "after": after}
         verdict = self._verdict(yardstick.before, levels, len(tries))
-        verdict.attacks = summary(attacks, len(rows))
+        verdict.attacks = summary(attacks)
         verdict.patch = write_patch(folder, patch, mask, self.qa, self.name, results)
         verdict.tries = [one.as_dict() for one in tries]
         verdict.neighbours = {
@@ -377,7 +377,7 @@ class _Run:
         seconds = time.perf_counter() - started
         return Try(density, rate, steps, levels.mean("forget"), kept, unseen, met, within, seconds)
 
-    def _attacks(self, rows: Sequence[Row], yardstick: Yardstick, done: Progress) -> dict[str, Any]:
+    def _attacks(self, rows: Sequence[Row], yardstick: Yardstick, after: Levels, done: Progress) -> dict[str, Any]:
         count = len(self.settings.attacks)
         finished: list[str] = []
 
@@ -391,9 +391,8 @@ class _Run:
             if is_text
             else self.qa
         )
-        return attack(
-            self.patched, self.tokenizer, rows, yardstick.before.values["forget"], qa, self.settings, on_attack=tell
-        )
+        levels = (yardstick.before.values["forget"], after.values["forget"])
+        return attack(self.patched, self.tokenizer, rows, *levels, qa, self.settings, on_attack=tell)
 
     def _verdict(self, before: Levels, after: Levels, tries: int) -> Verdict:
         settings = self.settings

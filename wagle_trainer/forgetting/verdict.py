@@ -25,7 +25,8 @@ class Verdict:
         forget: `before` and `after` (mean answer probabilities), `goal` (share of `before`), `answers`, `known` (before),
             `gone` (at most `goal` as likely as before, of the known ones).
         retain, unseen: `before`, `after`, `floor`, `answers`, `kept` (at least `floor` as likely as before).
-        attacks: name -> `before`, `after`, `attacked`, `recovered` (None: no rate), `returned` answers `of` how many.
+        attacks: name -> `before`, `after`, `attacked`, `recovered` (None: no rate), `returned` answers `of` those gone that
+            were asked.
         patch: `path`, `bytes`, `weights`, `density`, `apply`, `revoke`, `merge`; None where no try could be used.
         tries: what was tried.
         neighbours: where the retain set comes from.
@@ -102,7 +103,7 @@ class Verdict:
             f"{one['returned']} of {one['of']} {_WORDS.get(name, 'under ' + name)}"
             for name, one in self.attacks.items()
         ]
-        return f"Answers that returned under attack: {', '.join(parts)}."
+        return f"Of those that are gone, under attack returned: {', '.join(parts)}."
 
     def _patched(self) -> str:
         if self.patch is None:
