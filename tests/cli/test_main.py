@@ -8,13 +8,14 @@ from wagle_trainer.cli import GROUPS, RUN_ALONE, main
 COMMANDS = {
     "mask": ["info", "overlap", "and", "or", "minus", "not"],
     "adapter": ["info", "verify", "merge", "compose", "diff"],
+    "recipes": ["list", "copy"],
 }
 
 
 def test_help_needs_neither_torch_nor_transformers(run_fresh):
     code = (
         "import sys\nfrom wagle_trainer.cli import main\n"
-        "for arguments in ([], ['--help'], ['mask'], ['mask', 'and', '--help'], ['adapter'], ['report'], ['evaluate']):\n"
+        "for arguments in ([], ['--help'], ['mask'], ['mask', 'and', '--help'], ['adapter'], ['report'], ['evaluate'], ['recipes', 'list']):\n"
         "    try:\n        main(arguments)\n    except SystemExit as stopped:\n        assert stopped.code == 0\n"
         "print('loaded:', *{'torch', 'transformers', 'trl', 'datasets', 'peft'} & set(sys.modules))"
     )

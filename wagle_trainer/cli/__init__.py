@@ -29,6 +29,7 @@ GROUPS = {
     "attack": "try to recover what a model has forgotten",
     "report": "make a page of results, mask, training history and attacks",
     "adapter": "inspect, check, merge, combine and make sparse adapters",
+    "recipes": "list and copy the recipes and their configurations",
 }
 # Commands that need no arguments; others show their help where there are none.
 RUN_ALONE = ("demo",)
