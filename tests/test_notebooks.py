@@ -32,4 +32,9 @@ def test_it_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("after" in output.get("text", "") or "merged" in output.get("text", "") or "all weights" in output.get("text", "") for output in outputs)
+    assert any(
+        "after" in output.get("text", "")
+        or "merged" in output.get("text", "")
+        or "all weights" in output.get("text", "")
+        for output in outputs
+    )

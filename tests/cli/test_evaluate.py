@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wagle_trainer.evaluation import evaluate_tofu, load_results, save_results
 from wagle_trainer.evaluation.suites import get_suite
+from wagle_trainer.utils import trackers
 
 FEW = ["--data_options", "limit=2", "--options", "max_new_tokens=3"]
 
@@ -27,12 +28,19 @@ def without_model(results):
     return {name: value for name, value in results.items() if name not in ("settings", "per_example")}
 
 
-def test_rows_of_one_table(files, wagle, by_hand, tmp_path):
-    output = tmp_path / "new" / "results.json"
-    code, out, err = wagle("evaluate", files.model, *FEW, "--label", "before", "--output", output)
+def test_rows_of_one_table(files, wagle, by_hand, tmp_path, monkeypatch):
+    output, logged = tmp_path / "new" / "results.json", []
+    monkeypatch.setattr(trackers, "check_trackers", lambda names: None)
+    monkeypatch.setattr(trackers, "log_to_trackers", lambda *given, **options: logged.append((given, options)))
+    code, out, err = wagle(
+        *("evaluate", files.model, *FEW, "--label", "before", "--output", output, "--log_to", "wandb")
+    )
     assert code == 0, err
     expected = by_hand(files.model)
     found = load_results(output)
+    [((names, label, numbers), options)] = logged
+    assert (names, label, options["folder"]) == (["wandb"], "before", output.parent)
+    assert numbers == pytest.approx(without_model(expected))
     assert list(found) == ["before"]
     assert without_model(found["before"]) == pytest.approx(without_model(expected))
     assert found["before"]["per_example"].keys() == expected["per_example"].keys()

@@ -1,10 +1,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from wagle_trainer.evaluation import add_results, get_suite, load_results, results_table, save_results
+from wagle_trainer.evaluation import (
+    add_results,
+    get_suite,
+    load_results,
+    push_results,
+    results_table,
+    save_results,
+)
 
 
 def test_round_trip_makes_the_folder(tmp_path):
@@ -116,3 +125,42 @@ def test_a_file_that_holds_no_results_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="does not hold results by label"):
         add_results("after", {}, path)
     assert path.read_text() == "[1]"
+
+
+# On the Hub
+
+
+def test_results_of_a_reference_model_are_shared(monkeypatch, tmp_path):
+    uploaded = {}
+
+    class Api:
+        def __init__(self, token=None):
+            uploaded["token"] = token
+
+        def create_repo(self, repo_id, **options):
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            for path in Path(folder_path).iterdir():
+                (tmp_path / path.name).write_bytes(path.read_bytes())
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    examples = {"forget": {"question": ["Who?"], "generation": ["Someone."], "probability": [0.25]}}
+    results = {"retrained": {"forget_Q_A_Prob": 0.25, "per_example": examples, "settings": {"api_key": "secret"}}}
+    assert push_results(results, "reference", token="t") == "https://hub/me/reference"
+    shared = (tmp_path / "results.json").read_text() + (tmp_path / "README.md").read_text()
+    assert not any(text in shared for text in ("Who?", "Someone", "secret"))
+    assert "| forget_Q_A_Prob | 0.25 |" in shared and "0.25" in shared
+
+    def download(repo_id, name, revision=None):
+        assert (repo_id, name) == ("me/reference", "results.json")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    found = load_results("me/reference")
+    assert found["retrained"]["per_example"]["forget"] == {"probability": [0.25]}
+    with pytest.raises(FileNotFoundError):
+        load_results("nowhere/results.json")
+    with pytest.raises(ValueError, match="takes label -> what an evaluation returned"):
+        push_results({"forget_Q_A_Prob": 0.25}, "reference")

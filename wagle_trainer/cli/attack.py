@@ -12,7 +12,9 @@ from wagle_trainer.cli.parsing import (
     JSON_HELP,
     add_format_options,
     add_model_options,
+    add_tracking_options,
     chosen_format,
+    log_numbers,
     make_parser,
     pairs,
 )
@@ -70,6 +72,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_format_options(parser)
     parser.add_argument("--label", help="name of the attacked model (default: its path)")
     parser.add_argument("--output", help="JSON file to add the results to; not written if not given")
+    add_tracking_options(parser)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=_run, show=_show)
     return parser.parse_args(arguments)
@@ -80,8 +83,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
     from wagle_trainer.evaluation import add_results, list_attacks, load_results, run_attacks
     from wagle_trainer.models.loading import load_model
+    from wagle_trainer.utils.trackers import check_trackers
 
     # Whatever can be refused is, before a model is loaded.
+    check_trackers(options.log_to)
     chosen = _by_attack(pairs(options.options))
     output = Path(options.output) if options.output is not None else None
     known = load_results(output) if output is not None and output.exists() else {}
@@ -110,6 +115,11 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         seed=options.seed,
         on_result=keep,  # after each attack, so that a later one that fails does not cost the others
     )
+    numbers = {
+        f"{name}_attacked": max(point["forget"] for point in attack["points"]) for name, attack in found.items()
+    }
+    numbers |= {f"{name}_recovered": a["recovered"] for name, a in found.items() if a["recovered"] is not None}
+    log_numbers(options, label, numbers, {"before": options.before, "after": options.after, "seed": options.seed})
     return {label: found}
 
 

@@ -12,7 +12,9 @@ from wagle_trainer.cli.parsing import (
     JSON_HELP,
     add_format_options,
     add_model_options,
+    add_tracking_options,
     chosen_format,
+    log_numbers,
     make_parser,
     pairs,
 )
@@ -58,7 +60,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--reference",
         metavar="FILE[:LABEL]",
-        help="results of a model that never saw the forget set, for the metrics that compare with one",
+        help="results of a model that never saw the forget set, for the metrics that compare with one; a file, or a "
+        "repository on the Hub that holds results.json",
     )
     add_model_options(parser)
     add_format_options(parser)
@@ -70,6 +73,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="also write questions, answers and what the model generates into --output, for the report's examples; by "
         "default it holds no text of the sets, since the forget set may be private",
     )
+    add_tracking_options(parser)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=_run)
     return parser.parse_args(arguments)
@@ -79,11 +83,13 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
     from wagle_trainer.evaluation import add_results, load_results, results_table
-    from wagle_trainer.evaluation.results import without_texts
+    from wagle_trainer.evaluation.results import metrics_of, without_texts
     from wagle_trainer.evaluation.suites import get_suite
     from wagle_trainer.models.loading import load_model
+    from wagle_trainer.utils.trackers import check_trackers
 
     # Whatever can be refused is, before a model is loaded.
+    check_trackers(options.log_to)
     suite = get_suite(options.suite)
     named = [options.dataset_name] if options.dataset_name is not None else []
     data_options = pairs(options.data_options)
@@ -112,6 +118,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     label = options.label or options.model
     if output is not None and state.is_main_process:
         known = add_results(label, results, output)
+    log_numbers(options, label, metrics_of(results), {"model": options.model, "suite": options.suite})
     rows = {name: row for name, row in {**known, label: results}.items() if isinstance(row, Mapping)}
     options.show = lambda _: results_table(rows, suite.headline)
     return {label: {name: value for name, value in results.items() if name != "per_example"}}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from wagle_trainer.cli.help import CommandParser
+from wagle_trainer.utils.trackers import TRACKERS
 
 # Help of the option that every command has.
 JSON_HELP = "print the result as JSON on stdout, and nothing else there"
@@ -87,6 +89,26 @@ def add_format_options(parser: CommandParser) -> None:
         "--compatibility", choices=["open-unlearning"], help="the tokens and labels of OpenUnlearning's code"
     )
     parser.advanced([style, system_prompt, template, thinking, *affixes, compatibility])
+
+
+def add_tracking_options(parser: argparse.ArgumentParser) -> None:
+    """Where the numbers are logged besides --output."""
+    parser.add_argument(
+        "--log_to",
+        nargs="+",
+        choices=TRACKERS,
+        default=[],
+        help="trackers that get the numbers, as a run named --label; tensorboard writes beside --output",
+    )
+
+
+def log_numbers(options: argparse.Namespace, label: str, numbers: Mapping[str, float], settings: Any = None) -> None:
+    """Log numbers to the trackers that the options of `add_tracking_options` name."""
+    if options.log_to:
+        from wagle_trainer.utils.trackers import log_to_trackers
+
+        folder = Path(options.output or ".").parent
+        log_to_trackers(options.log_to, label, numbers, settings=settings, folder=folder)
 
 
 def chosen_format(options: argparse.Namespace, model: str, tokenizer: Any) -> Any:

@@ -44,6 +44,7 @@ _HOMES = {
     "perplexity": "metrics",
     "privacy_leakage": "metrics",
     "probability_with_options": "metrics",
+    "push_results": "results",
     "reference_score": "metrics",
     "register_attack": "attacks",
     "register_metric": "metrics",

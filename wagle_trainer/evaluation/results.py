@@ -10,10 +10,14 @@ from typing import Any, Literal
 
 from wagle_trainer.evaluation.suites import get_suite, readings
 from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.cards import evaluation_section, is_repo_id, make_card
 from wagle_trainer.utils.folder_lock import folder_lock
+from wagle_trainer.utils.hub import find_file, upload
 from wagle_trainer.utils.secrets import redacted
 from wagle_trainer.utils.table_formats import csv_table, latex_table, markdown_table
 from wagle_trainer.utils.text_table import text_table
+
+RESULTS_NAME = "results.json"
 
 
 def save_results(results: Any, path: str | PathLike[str]) -> None:
@@ -89,18 +93,67 @@ def add_results(label: str, results: Any, path: str | PathLike[str]) -> dict[str
 
 
 def load_results(path: str | PathLike[str]) -> Any:
-    """Read what `save_results` wrote.
+    """Read what `save_results` wrote, or what `push_results` uploaded.
+
+    Args:
+        path: a file; or a repository on the Hub, `owner/name`, that holds `results.json`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file or repository.
         ValueError: it is not JSON; the message names it.
     """
+    if _is_on_the_hub(path):
+        path = find_file(path, RESULTS_NAME, None, "results")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply to be what save_results writes.") from error
     except ValueError as error:
         raise ValueError(f"{path} is not the JSON that save_results writes ({error}).") from error
+
+
+def _is_on_the_hub(path: str | PathLike[str]) -> bool:
+    text = str(path)
+    return not Path(path).exists() and Path(path).suffix == "" and text.count("/") == 1 and is_repo_id(text)
+
+
+def push_results(
+    results: Mapping[str, Any],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload results",
+) -> str:
+    """Upload results to a repository on the Hub, for `load_results(repo_id)`; texts of the sets stay here.
+
+    Results of a reference model are worth sharing: whoever evaluates a model on the same questions needs them for the
+    numbers that compare with a model that never saw the forget set.
+
+    Args:
+        results: label -> what an evaluation returned.
+        repo_id: of the repository, made if need be.
+        private: whether a new repository is private; None for the account's default.
+        token: of the Hub; None for the saved one.
+        commit_message: of the upload.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        ValueError: these are no results by label.
+    """
+    if not isinstance(results, Mapping) or not all(isinstance(found, Mapping) for found in results.values()):
+        raise ValueError("push_results takes label -> what an evaluation returned, such as {'retrained': results}.")
+    shared = {label: without_texts(found) for label, found in results.items()}
+
+    def write(folder: Path, full_id: str) -> None:
+        save_results(shared, folder / RESULTS_NAME)
+        text = f'# Results\n\nResults of evaluations with wagle-trainer: `load_results("{full_id}")`.\n'
+        numbers = {label: metrics_of(found) for label, found in shared.items()}
+        make_card(text + evaluation_section(numbers), None, "wagle-trainer").save(folder / "README.md")
+
+    return upload(write, repo_id, private=private, token=token, commit_message=commit_message)
 
 
 def metrics_of(results: Mapping[str, Any]) -> dict[str, float]:

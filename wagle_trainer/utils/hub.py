@@ -62,11 +62,35 @@ def push(
     Args:
         card: makes the card; called with `thing.describe()`, the repository's full id, and `evaluation`.
     """
+
+    def write(folder: Path, full_id: str) -> None:
+        thing.save_pretrained(str(folder))
+        card(thing.describe(), full_id, evaluation).save(folder / "README.md")
+
+    return upload(write, repo_id, private=private, token=token, commit_message=commit_message)
+
+
+def upload(
+    write: Callable[[Path, str], None],
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | None,
+    commit_message: str,
+) -> str:
+    """Upload what `write` puts into a folder to a model repository, made if need be; returns the commit's address.
+
+    Args:
+        write: called with the folder and the repository's full id.
+        repo_id: of the repository.
+        private: whether a new repository is private; None for the account's default.
+        token: of the Hub; None for the saved one.
+        commit_message: of the upload.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        thing.save_pretrained(folder)
-        card(thing.describe(), repo_id, evaluation).save(Path(folder) / "README.md")
+        write(Path(folder), repo_id)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
