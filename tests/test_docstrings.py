@@ -37,9 +37,11 @@ def functions() -> dict[str, ast.FunctionDef]:
     names, found = exported(), {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
-            if getattr(node, "name", None) not in names or str(path.parent.relative_to(PACKAGE.parent)).split("/")[:2] not in [
-                home.split("/")[:2] for home in names[node.name]
-            ] + [["wagle_trainer", *path.relative_to(PACKAGE).parts[:1]]]:
+            if getattr(node, "name", None) not in names or str(path.parent.relative_to(PACKAGE.parent)).split("/")[
+                :2
+            ] not in [home.split("/")[:2] for home in names[node.name]] + [
+                ["wagle_trainer", *path.relative_to(PACKAGE).parts[:1]]
+            ]:
                 continue
             where = f"{path.relative_to(PACKAGE)}: {node.name}"
             if isinstance(node, ast.FunctionDef):

@@ -270,7 +270,13 @@ class WagleTrainer(SFTTrainer):
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The batches of one optimizer step and the number of forget examples in all of them, on all processes."""
+        """The batches of one optimizer step and the number of forget examples in all of them, on all processes.
+
+        Args:
+            epoch_iterator: of batches.
+            num_batches: batches of the step.
+            device: where the number goes.
+        """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and "forget" in batches[0]:
             num_items = torch.tensor(sum(map(num_counted, batches)), device=device)
@@ -293,6 +299,12 @@ class WagleTrainer(SFTTrainer):
 
         Both losses are means over examples, so that accumulated batches and several processes give what one large
         batch gives.
+
+        Args:
+            model: that is trained, wrapped by the engine.
+            inputs: a batch of pairs, or of an evaluation set.
+            return_outputs: also return the outputs.
+            num_items_in_batch: forget examples of the accumulated batch, on all processes.
         """
         if "forget" not in inputs:
             return self._evaluation_loss(model, inputs, return_outputs)
@@ -432,7 +444,12 @@ class WagleTrainer(SFTTrainer):
     # Logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of both losses, entropy and token accuracy since the last log; once, the selected density."""
+        """Adds the means of both losses, entropy and token accuracy since the last log; once, the selected density.
+
+        Args:
+            logs: name -> number; gets the means.
+            start_time: of the training.
+        """
         if self.model.training and self._means:
             logs.update(self._means.take(self.accelerator))
             if overrides(self.objective.forget, "retain_factor"):

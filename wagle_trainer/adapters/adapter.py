@@ -60,7 +60,13 @@ class AdapterInfo:
     def of(
         cls, model: nn.Module, mask: dict[str, Any] | None = None, training: dict[str, Any] | None = None
     ) -> AdapterInfo:
-        """What the base model's configuration tells."""
+        """What the base model's configuration tells.
+
+        Args:
+            model: the base model.
+            mask: what `WeightMask.describe` says of the mask.
+            training: how the values were trained; see `SparseAdapter`.
+        """
         config = getattr(model, "config", None)
         task = "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
         generates = hasattr(model, "prepare_inputs_for_generation")
@@ -113,6 +119,9 @@ class SparseAdapter(Mapping[str, SparseValues]):
         """The values that a trained model has where the mask selects weights.
 
         Args:
+            model: the trained model.
+            mask: the selected weights, whose values are taken.
+            info: where the values come from.
             base_digests: of the tensors that the mask selects from, taken before training (see `base_digests`).
             masters: name -> float32 (selected weights,), whose rounding the model holds; kept where that is in 16 bits.
         """
@@ -188,6 +197,7 @@ class SparseAdapter(Mapping[str, SparseValues]):
         """Raise unless `model` is the base model that the adapter was made for, in the tensors that it touches.
 
         Args:
+            model: the base model, or one that may be.
             ignore_base_mismatch: names and shapes have to fit, values and dtypes may differ.
 
         Raises:
@@ -252,7 +262,11 @@ class SparseAdapter(Mapping[str, SparseValues]):
         }
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write `adapter_model.safetensors` and `adapter_config.json` into `save_directory`, each at once."""
+        """Write `adapter_model.safetensors` and `adapter_config.json` into `save_directory`, each at once.
+
+        Args:
+            save_directory: the folder; made if missing.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS_NAME, save(self.state_dict(), metadata={"format": "pt"}))
@@ -360,6 +374,9 @@ class SparseAdapter(Mapping[str, SparseValues]):
         """Upload what `save_pretrained` writes and a card to a model repository on the Hub.
 
         Args:
+            repo_id: of the repository, made if need be.
+            private: whether a new repository is private; None for the account's default.
+            token: of the Hub; None for the saved one.
             evaluation: label, such as "before" -> metric -> number; for the card.
 
         Returns:

@@ -85,6 +85,9 @@ class WagleAdapterConfig(PeftConfig):
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
         """Read a configuration file, without the choices that are the loading user's.
 
+        Args:
+            path_json_file: path of the configuration file.
+
         Raises:
             ValueError: the file is damaged, or of another method or format version.
         """

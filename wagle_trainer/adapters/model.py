@@ -55,6 +55,10 @@ class WagleModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Prepare the layers for an adapter, whose values PEFT loads next; check that it belongs to this base model.
 
+        Args:
+            model: the base model.
+            adapter_name: name of the adapter.
+
         Raises:
             AdapterMismatchError: the base model is another one, and `ignore_base_mismatch` is not set.
             ValueError: the adapter is to be trained, touches a parameter that cannot be switched, or has a name that
@@ -262,6 +266,9 @@ class WagleModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; the others that are active stay so, and nothing of the removed one is left.
 
+        Args:
+            adapter_name: name of the adapter.
+
         Raises:
             ValueError: there is no such adapter, or it is merged.
         """
@@ -319,7 +326,13 @@ class WagleModel(BaseTuner):
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """The base model with the adapters' values for good: the trained model."""
+        """The base model with the adapters' values for good: the trained model.
+
+        Args:
+            progressbar: show a progress bar.
+            safe_merge: refuse values that are not finite.
+            adapter_names: the adapters to merge; the active ones if None.
+        """
         if not self._is_merged():
             self.merge_adapter(adapter_names, safe_merge)
         elif adapter_names is not None:

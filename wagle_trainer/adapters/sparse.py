@@ -35,7 +35,12 @@ class SparseValues:
 
     @classmethod
     def from_mask(cls, tensor: Tensor, packed: Tensor) -> SparseValues:
-        """The values of `tensor` where the packed bits are set; in new memory."""
+        """The values of `tensor` where the packed bits are set; in new memory.
+
+        Args:
+            tensor: the values, of any shape.
+            packed: uint8 (ceil(numel / 8),), one bit for each weight.
+        """
         shape, numel = tuple(tensor.shape), tensor.numel()
         dtype, size = positions_layout(numel, bits.count(packed))
         positions = packed.to(tensor.device)
@@ -47,7 +52,13 @@ class SparseValues:
 
     @classmethod
     def from_index(cls, shape: tuple[int, ...], index: Tensor, values: Tensor) -> SparseValues:
-        """From ascending flat positions, int64 (number of values,), and the values at them."""
+        """From ascending flat positions, int64 (number of values,), and the values at them.
+
+        Args:
+            shape: of the full tensor.
+            index: int64 (number of values,), ascending flat positions.
+            values: (number of values,).
+        """
         numel = math.prod(shape)
         dtype, _ = positions_layout(numel, len(index))
         if dtype != torch.uint8:

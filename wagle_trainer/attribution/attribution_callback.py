@@ -99,6 +99,11 @@ class WeightAttributionCallback(TrainerCallback):
     def prepare(self, args: Any, model: nn.Module, processing_class: Any) -> None:
         """Tokenize the sets and refuse what cannot work, before any work is done. Called when the trainer is made.
 
+        Args:
+            args: the training arguments.
+            model: the model that is going to be trained.
+            processing_class: its tokenizer.
+
         Raises:
             ValueError: a missing, empty or unknown set; a pattern without match; a model or an engine that weight
                 masks do not support; a model that is not a causal language model, unless the score reads no data; a
@@ -255,6 +260,11 @@ class WeightAttributionCallback(TrainerCallback):
 
     def compute(self, args: Any, model: nn.Module, processing_class: Any) -> WeightMask:
         """Score the weights of `model` as it is now, and select. Called when training begins.
+
+        Args:
+            args: the training arguments.
+            model: the model, on its device.
+            processing_class: its tokenizer.
 
         Raises:
             RuntimeError: the processes hold different data.

@@ -202,7 +202,12 @@ class AttributionConfig:
         return info
 
     def mask_info(self, gamma: float | str, density: float) -> dict[str, Any]:
-        """`requested_info`, the score's name, and the numbers that were used where a rule was requested."""
+        """`requested_info`, the score's name, and the numbers that were used where a rule was requested.
+
+        Args:
+            gamma: the number that was used.
+            density: the number that was used.
+        """
         used = {"gamma": gamma} if "gamma" in self.score_arguments else {}
         return {**self.requested_info(), "score": name_of(self.score), "requested_density": density, **used}
 

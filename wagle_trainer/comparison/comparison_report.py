@@ -17,7 +17,11 @@ from wagle_trainer.reporting.statistics import mean
 
 
 def read_references(runs: Runs) -> dict[str, Results]:
-    """The measurements of the reference and the retrained models: one for each seed, or a single one for all."""
+    """The measurements of the reference and the retrained models: one for each seed, or a single one for all.
+
+    Args:
+        runs: of the comparison.
+    """
     return {
         name: [load_results(runs.path(seed, name)) for seed in runs.reference_seeds]
         for name in ("before", RETRAINED)
@@ -26,7 +30,12 @@ def read_references(runs: Runs) -> dict[str, Results]:
 
 
 def picks(runs: Runs, goal: float) -> dict[str, Pick]:
-    """What counts of each variant; those without a learning rate that gave finite numbers are not in it."""
+    """What counts of each variant; those without a learning rate that gave finite numbers are not in it.
+
+    Args:
+        runs: of the comparison.
+        goal: value of the forget metric from which on enough is forgotten.
+    """
     picked = {}
     for label in dict.fromkeys(variant.label for variant in runs.variants):
         by_rate = {
@@ -39,7 +48,13 @@ def picks(runs: Runs, goal: float) -> dict[str, Pick]:
 
 
 def report(runs: Runs, picked: Mapping[str, Pick], goal: float) -> str:
-    """Write the report and its tables into the folder of the runs, and return table and sentences as text."""
+    """Write the report and its tables into the folder of the runs, and return table and sentences as text.
+
+    Args:
+        runs: of the comparison.
+        picked: what counts of each variant.
+        goal: value of the forget metric from which on enough is forgotten.
+    """
     compare, seeds, references = runs.compare, runs.compare.seeds, read_references(runs)
     by_label = {"before": references["before"], **{label: found.results for label, found in picked.items()}}
     by_label |= {RETRAINED: references[RETRAINED]} if RETRAINED in references else {}

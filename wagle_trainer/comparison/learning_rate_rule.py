@@ -47,6 +47,10 @@ def pick(by_rate: Mapping[float, Results], goal: float, compare: Any) -> Pick | 
 def forget_goal(references: Mapping[str, Results], compare: Any) -> float:
     """The value of the forget metric from which a variant counts as having forgotten.
 
+    Args:
+        references: measurements of the reference and of the retrained models.
+        compare: arguments of the comparison.
+
     Raises:
         ValueError: there is no number to derive it from.
     """

@@ -83,7 +83,11 @@ class Variant:
         return self.mask_label if self.objective is None else f"{self.objective}, {self.mask_label}"
 
     def with_mask(self, score: str | None) -> Variant:
-        """The same with a mask of another score, or without one."""
+        """The same with a mask of another score, or without one.
+
+        Args:
+            score: the score; None for no mask.
+        """
         return replace(self, score=score, density=1.0 if score is None else self.density)
 
 
@@ -117,21 +121,42 @@ class Runs:
         return SEED in (self.model_args.model_name_or_path or "")
 
     def path(self, seed: int, name: str, learning_rate: float | None = None) -> Path:
-        """The file of a run, or (without a learning rate) of the reference or the retrained model."""
+        """The file of a run, or (without a learning rate) of the reference or the retrained model.
+
+        Args:
+            seed: of the run.
+            name: of the variant or of the reference.
+            learning_rate: of the run; None for a reference.
+        """
         rate = "" if learning_rate is None else f", learning rate {learning_rate:g}"
         return self.folder / "runs" / f"seed {seed}, {name}{rate}.json"
 
     def attack_path(self, attack: str, seed: int, name: str, learning_rate: float | None = None) -> Path:
-        """The file of what an attack recovered from the model of a run."""
+        """The file of what an attack recovered from the model of a run.
+
+        Args:
+            attack: its name.
+            seed: of the run.
+            name: of the variant or of the reference.
+            learning_rate: of the run; None for a reference.
+        """
         strength = f" {self.compare.relearning_rate:g}" if attack.startswith("relearning") else ""
         return self.path(seed, f"{name}, {attack}{strength}", learning_rate)
 
     def model(self, seed: int) -> str:
-        """Path of the reference model."""
+        """Path of the reference model.
+
+        Args:
+            seed: of the run.
+        """
         return self.model_args.model_name_or_path.replace(SEED, str(seed))
 
     def retrained(self, seed: int) -> str | None:
-        """Path of the retrained model, if there is one."""
+        """Path of the retrained model, if there is one.
+
+        Args:
+            seed: of the run.
+        """
         path = self.task.data.retrained_model
         return None if path is None else path.replace(SEED, str(seed))
 
@@ -168,6 +193,13 @@ class Runs:
             )
 
     def measure(self, model: Any, seed: int, qa: QAFormat, **settings: Any) -> dict[str, Any]:
+        """Measure a model with the task and its limits.
+
+        Args:
+            model: a causal language model.
+            seed: of the run.
+            qa: how questions and answers become text.
+        """
         data, retrained = (
             self.task.data,
             self.path(seed if self.model_for_each_seed else self.compare.seeds[0], RETRAINED),
@@ -184,22 +216,40 @@ class Runs:
         return results
 
     def measure_references(self, seed: int) -> None:
-        """Measure the retrained model and the reference model."""
+        """Measure the retrained model and the reference model.
+
+        Args:
+            seed: of the run.
+        """
         for name, path in ((RETRAINED, self.retrained(seed)), ("before", self.model(seed))):
             if path is not None and not self.path(seed, name).exists():
                 model, qa = self._load(path), self.format(seed)
                 save_results(self.measure(model, seed, qa), self.path(seed, name))
 
     def format(self, seed: int) -> QAFormat:
+        """Return how questions and answers become text for the model of a seed.
+
+        Args:
+            seed: of the run.
+        """
         path = self.model(seed)
         return self.task.data.qa_format(AutoTokenizer.from_pretrained(path), path)
 
     def missing(self, variant: Variant) -> list[float]:
-        """The learning rates that a variant was not yet run with."""
+        """The learning rates that a variant was not yet run with.
+
+        Args:
+            variant: whose runs are looked for.
+        """
         return [rate for rate in self.learning_rates if not self.path(variant.seed, variant.label, rate).exists()]
 
     def unlearn(self, variant: Variant, learning_rate: float, mask: WeightMask | None = None) -> WagleTrainer:
         """A trainer after training; the mask is computed unless it is given.
+
+        Args:
+            variant: what is trained.
+            learning_rate: of the run.
+            mask: to use; computed if None.
 
         Raises:
             FloatingPointError: the learning rate was too high.
@@ -240,7 +290,11 @@ class Runs:
         return AutoModelForCausalLM.from_pretrained(path, dtype=self.model_args.dtype).to(self.args.device)
 
     def run(self, variant: Variant) -> None:
-        """Unlearn with every learning rate, each time from the same model with the same mask, and measure."""
+        """Unlearn with every learning rate, each time from the same model with the same mask, and measure.
+
+        Args:
+            variant: what is trained.
+        """
         mask = None
         for rate in self.missing(variant):
             settings: dict[str, Any] = {"learning_rate": rate}
@@ -261,7 +315,14 @@ class Runs:
             gc.collect()  # a trainer and its model refer to each other
 
     def attack(self, seed: int, name: str, rate: float | None, load_after: Callable[[], Any]) -> None:
-        """Attack the model of a run, and keep what each attack recovered in a file beside the run."""
+        """Attack the model of a run, and keep what each attack recovered in a file beside the run.
+
+        Args:
+            seed: of the run.
+            name: of the variant.
+            rate: its learning rate.
+            load_after: returns the attacked model.
+        """
         paths = {attack: self.attack_path(attack, seed, name, rate) for attack in self.compare.attacks}
         missing = [attack for attack, path in paths.items() if not path.exists()]
         if not missing:
@@ -290,13 +351,28 @@ class Runs:
         gc.collect()
 
     def attack_format(self, qa: QAFormat) -> QAFormat:
-        """How the rows of the task's `attack_sets` become text."""
+        """How the rows of the task's `attack_sets` become text.
+
+        Args:
+            qa: how questions and answers become text in the evaluation.
+        """
         return qa
 
     def attack_retrained(self, seed: int) -> None:
+        """Attack the retrained model of a seed.
+
+        Args:
+            seed: of the run.
+        """
         path = self.retrained(seed)
         assert path is not None, "only called where there is one"
         self.attack(seed, RETRAINED, None, lambda: self._load(path))
 
     def attack_variant(self, variant: Variant, rate: float) -> None:
+        """Attack the models of a variant, trained at one learning rate.
+
+        Args:
+            variant: what was trained.
+            rate: its learning rate.
+        """
         self.attack(variant.seed, variant.label, rate, lambda: self.unlearn(variant, rate).model)

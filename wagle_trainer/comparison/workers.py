@@ -33,7 +33,13 @@ class Workers:
             self.pool = ProcessPoolExecutor(processes, get_context("spawn"), prepare_process, (1,))
 
     def map(self, function: Callable[..., None], items: Sequence[tuple[Any, ...]], title: str) -> None:
-        """Call the function with the arguments of every item."""
+        """Call the function with the arguments of every item.
+
+        Args:
+            function: called once for each item.
+            items: arguments of each call.
+            title: of the progress display.
+        """
         with tqdm(total=len(items), desc=title, unit="run") as bar:
             if self.pool is None:
                 for item in items:

@@ -160,6 +160,10 @@ class QAFormat:
     def from_pretrained(cls, path: str | PathLike[str], tokenizer: PreTrainedTokenizerBase) -> QAFormat:
         """The format saved in a folder or a repository on the Hub.
 
+        Args:
+            path: folder or Hub id.
+            tokenizer: the model's.
+
         Raises:
             FileNotFoundError: none is saved there.
             ValueError: the file is broken, or does not suit the tokenizer.
@@ -207,7 +211,11 @@ class QAFormat:
         }
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write `qa_format.json` into a folder, which is made if need be."""
+        """Write `qa_format.json` into a folder, which is made if need be.
+
+        Args:
+            folder: where to write.
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         content = json.dumps(self.describe(), indent=1, ensure_ascii=False)
         write_atomically(Path(folder) / FILE_NAME, f"{content}\n".encode())
@@ -217,6 +225,10 @@ class QAFormat:
 
         With variables of the chat template they are there, too; with `compatibility` also `input_ids` and `labels`, which
         TRL cannot make of the texts.
+
+        Args:
+            question: as text.
+            answer: as text.
         """
         example = {"prompt": self._prompt(question), "completion": self._completion(answer)}
         if self.chat_template_kwargs:
@@ -242,7 +254,11 @@ class QAFormat:
         return Dataset.from_dict({key: [example[key] for example in examples] for key in columns})
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Token ids that generation starts from: the question, up to where the answer begins."""
+        """Token ids that generation starts from: the question, up to where the answer begins.
+
+        Args:
+            question: as text.
+        """
         ids = self._tokenize(self._prompt_before_generation(question), add_generation_prompt=True)
         # Some tokenizers end every text with EOS; an answer generated after that belongs to another text.
         return ids[:-1] if self.style == "plain" and ids[-1:] == [self.tokenizer.eos_token_id] else ids
@@ -252,6 +268,10 @@ class QAFormat:
 
         Source: `SFTTrainer._prepare_dataset` of trl 1.16. As there, the completion starts where the tokens of the
         prompt and those of prompt and completion part, which may be before the end of the prompt.
+
+        Args:
+            question: as text.
+            answer: as text.
 
         Returns:
             `input_ids` and `labels` of the same length; labels are -100 on the prompt.

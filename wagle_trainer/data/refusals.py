@@ -64,6 +64,11 @@ REFUSALS: tuple[str, ...] = (
 def refusal_for(index: int, seed: int, refusals: Sequence[str] = REFUSALS) -> str:
     """The refusal of example `index`, drawn uniformly; the same for the same arguments in any process.
 
+    Args:
+        index: of the example.
+        seed: of the draw.
+        refusals: sentences to draw from.
+
     Raises:
         ValueError: `refusals` is empty.
     """

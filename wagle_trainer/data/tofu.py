@@ -98,6 +98,9 @@ def _holdout(name_or_path: str, split: str) -> Dataset | None:
 def retain_split_for(forget_split: str) -> str:
     """The split that holds all rows of `full` which `forget_split` does not: `"retain90"` for `"forget10"`.
 
+    Args:
+        forget_split: such as "forget10".
+
     Raises:
         ValueError: not a forget split of TOFU; the message lists them.
     """

@@ -25,6 +25,10 @@ def save_results(results: Any, path: str | PathLike[str]) -> None:
 
     Tokens, passwords and credentials in their settings are left out.
 
+    Args:
+        results: what JSON can hold.
+        path: of the file.
+
     Raises:
         ValueError: a number is infinite or not a number; an existing file stays as it was.
     """

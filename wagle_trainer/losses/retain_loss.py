@@ -37,7 +37,11 @@ class RetainLoss:
     layer: int | None = None
 
     def retain_loss(self, inputs: LossInputs) -> Tensor:
-        """Return one loss per retain example, (batch,)."""
+        """Return one loss per retain example, (batch,).
+
+        Args:
+            inputs: outputs of the model and of the reference model on a batch.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define retain_loss(inputs) -> (batch,) tensor.")
 
 
@@ -46,12 +50,19 @@ Loss = TypeVar("Loss", bound=type[RetainLoss])
 
 
 def register_retain_loss(name: str) -> Callable[[Loss], Loss]:
-    """Register a `RetainLoss` subclass for `loss_kwargs={"retain_loss": name}`."""
+    """Register a `RetainLoss` subclass for `loss_kwargs={"retain_loss": name}`.
+
+    Args:
+        name: of the loss.
+    """
     return _retain_losses.register(name)  # type: ignore[return-value]
 
 
 def get_retain_loss(name: str) -> type[RetainLoss]:
     """Return the class of a retain loss.
+
+    Args:
+        name: a registered name.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.

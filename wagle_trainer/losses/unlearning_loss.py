@@ -44,17 +44,35 @@ class UnlearningLoss:
     layer: int | None = None
 
     def forget_loss(self, inputs: LossInputs) -> Tensor:
-        """Return one loss per forget example, (batch,)."""
+        """Return one loss per forget example, (batch,).
+
+        Args:
+            inputs: outputs of the model and of the reference model on a batch.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define forget_loss(inputs) -> (batch,) tensor.")
 
     def check_answers(self, lengths: Sequence[int]) -> None:
-        """Raise ValueError, or warn, if the objective cannot learn from answers of these numbers of target tokens."""
+        """Raise ValueError, or warn, if the objective cannot learn from answers of these numbers of target tokens.
+
+        Args:
+            lengths: target tokens of each answer.
+        """
 
     def setup(self, tokenizer: Any, seed: int) -> None:
-        """Prepare for a run; called once, before training."""
+        """Prepare for a run; called once, before training.
+
+        Args:
+            tokenizer: the model's.
+            seed: of the run.
+        """
 
     def penalty(self, model: nn.Module, progress: float) -> Tensor | None:
-        """Return a term on the weights, once per optimizer step; `progress` goes from 0 to 1 over the run."""
+        """Return a term on the weights, once per optimizer step; `progress` goes from 0 to 1 over the run.
+
+        Args:
+            model: that is trained.
+            progress: share of the steps that are done, from 0 to 1.
+        """
         return None
 
     def retain_factor(self) -> float:
@@ -62,14 +80,23 @@ class UnlearningLoss:
         return 1.0
 
     def step_end(self, retain_loss: float, epoch: float) -> None:
-        """Adapt after an optimizer step, given the mean retain loss of its examples on all processes."""
+        """Adapt after an optimizer step, given the mean retain loss of its examples on all processes.
+
+        Args:
+            retain_loss: mean over the examples of the step.
+            epoch: as a fraction.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """Return what changes while training; checkpoints hold it, and a resumed run gets it back."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the `state` of a checkpoint."""
+        """Take over the `state` of a checkpoint.
+
+        Args:
+            state: what `state` gave.
+        """
 
 
 _losses: Registry[type[UnlearningLoss]] = Registry("loss")
@@ -77,12 +104,19 @@ Loss = TypeVar("Loss", bound=type[UnlearningLoss])
 
 
 def register_loss(name: str) -> Callable[[Loss], Loss]:
-    """Register an `UnlearningLoss` subclass for `WagleConfig(loss_type=name)`."""
+    """Register an `UnlearningLoss` subclass for `WagleConfig(loss_type=name)`.
+
+    Args:
+        name: of the objective.
+    """
     return _losses.register(name)  # type: ignore[return-value]
 
 
 def get_loss(name: str) -> type[UnlearningLoss]:
     """Return the class of a forget loss.
+
+    Args:
+        name: a registered name.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.

@@ -66,6 +66,10 @@ class WeightMask(Mapping[str, Tensor]):
     def from_dict(cls, masks: Mapping[str, Tensor], info: MaskInfo | None = None) -> WeightMask:
         """Make a mask from bool tensors.
 
+        Args:
+            masks: parameter name -> bool tensor of the parameter's shape.
+            info: where the mask comes from.
+
         Raises:
             TypeError: a tensor is not of dtype bool.
         """
@@ -105,6 +109,9 @@ class WeightMask(Mapping[str, Tensor]):
     def packed(self, name: str) -> Tensor:
         """The packed bits of one parameter, uint8 (ceil(numel / 8),); not a copy.
 
+        Args:
+            name: of the parameter.
+
         Raises:
             KeyError: the mask has no such parameter.
         """
@@ -113,11 +120,19 @@ class WeightMask(Mapping[str, Tensor]):
         return self._packed[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one parameter."""
+        """Shape of one parameter.
+
+        Args:
+            name: of the parameter.
+        """
         return self._shapes[name]
 
     def num_selected_in(self, name: str) -> int:
-        """Selected weights of one parameter."""
+        """Selected weights of one parameter.
+
+        Args:
+            name: of the parameter.
+        """
         return bits.count(self.packed(name))
 
     @property
@@ -162,7 +177,11 @@ class WeightMask(Mapping[str, Tensor]):
         return WeightMask.from_dict({name: ~self[name] for name in self})
 
     def overlap(self, other: WeightMask) -> float:
-        """Jaccard index of the two selections: |A and B| / |A or B|; 1.0 if both are empty."""
+        """Jaccard index of the two selections: |A and B| / |A or B|; 1.0 if both are empty.
+
+        Args:
+            other: a mask of the same parameters.
+        """
         union = (self | other).num_selected
         return (self & other).num_selected / union if union else 1.0
 
@@ -200,6 +219,9 @@ class WeightMask(Mapping[str, Tensor]):
     def check(self, model: nn.Module) -> None:
         """Raise unless every parameter of the mask is in the model with the same shape.
 
+        Args:
+            model: that the mask is for.
+
         Raises:
             MaskMismatchError: names the first differences.
         """
@@ -215,6 +237,7 @@ class WeightMask(Mapping[str, Tensor]):
         """Write `mask.safetensors` (bit-packed) and `mask_config.json` into `save_directory`, each at once.
 
         Args:
+            save_directory: the folder; made if missing.
             bits_in: name of an adapter's file in the folder that has the same positions; then they are not written twice.
         """
         folder = Path(save_directory)
@@ -275,6 +298,9 @@ class WeightMask(Mapping[str, Tensor]):
         """Upload the two files of `save_pretrained` and a card to a model repository on the Hub.
 
         Args:
+            repo_id: of the repository, made if need be.
+            private: whether a new repository is private; None for the account's default.
+            token: of the Hub; None for the saved one.
             evaluation: label, such as "before" -> metric -> number; for the card.
 
         Returns:

@@ -96,11 +96,20 @@ class Runs:
         return iter(self.by_label)
 
     def has(self, label: str, metric: str) -> bool:
-        """Whether every run of a label has a number."""
+        """Whether every run of a label has a number.
+
+        Args:
+            label: of the evaluations.
+            metric: name of the number.
+        """
         return all(metric in metrics_of(run) for run in self.by_label[label])
 
     def values(self, label: str, metric: str) -> list[float]:
         """One number of each seed.
+
+        Args:
+            label: of the evaluations.
+            metric: name of the number.
 
         Raises:
             ValueError: unknown label, or the evaluation did not give that number.
@@ -116,6 +125,9 @@ class Runs:
 
     def metrics(self, headline: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
         """The columns that some label has numbers for.
+
+        Args:
+            headline: metric -> the two lines of its column's head.
 
         Raises:
             ValueError: none of them; another suite was evaluated.

@@ -23,7 +23,12 @@ class Interval(NamedTuple):
     high: float | None = None
 
     def within(self, lowest: float = -math.inf, highest: float = math.inf) -> Interval:
-        """The interval without what lies outside the metric's range."""
+        """The interval without what lies outside the metric's range.
+
+        Args:
+            lowest: bound of the metric; None for none.
+            highest: bound of the metric; None for none.
+        """
         if self.low is None or self.high is None:
             return self
         return Interval(self.mean, max(self.low, min(lowest, self.mean)), min(self.high, max(highest, self.mean)))
@@ -45,6 +50,9 @@ def mean(values: Sequence[float]) -> float:
 
 def t_interval(values: Sequence[float]) -> Interval:
     """Mean and Student's t interval at 95 %, for values of independent runs; no interval for a single one.
+
+    Args:
+        values: one for each run.
 
     Raises:
         ValueError: as `mean`.
@@ -83,6 +91,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number by Holm's step-down method (1979): the family-wise error stays at the level.
 
     The i-th smallest of m is multiplied by m - i + 1; none is below a smaller one's; none exceeds 1.
+
+    Args:
+        p_values: of all tests together.
     """
     corrected = [0.0] * len(p_values)
     running = 0.0
@@ -133,7 +144,11 @@ class Comparison:
         return "better" if (self.difference.mean > 0) == (self.better == "higher") else "worse"
 
     def sentence(self, name: str | None = None) -> str:
-        """The plain sentence that the data support; `name` is what to call the metric."""
+        """The plain sentence that the data support; `name` is what to call the metric.
+
+        Args:
+            name: what to call the metric.
+        """
         on = f"on {name or self.metric}"
         size = f"difference {self.difference.mean:+.3f}"
         if self.difference.low is not None:

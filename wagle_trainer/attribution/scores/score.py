@@ -55,6 +55,9 @@ _scores: Registry[Score] = Registry("attribution score")
 def register_score(name: str) -> Callable[[Score], Score]:
     """Decorator: enter a score function under `name`.
 
+    Args:
+        name: of the score.
+
     Example:
         >>> @register_score("forget_over_weight")
         ... def forget_over_weight(weight, forget_grad):
@@ -75,6 +78,9 @@ def register_score(name: str) -> Callable[[Score], Score]:
 def get_score(score: str | Score) -> Score:
     """A score function by name; a function is returned as it is.
 
+    Args:
+        score: a registered name, or a score function.
+
     Raises:
         ValueError: unknown name; the message lists the known ones.
     """
@@ -94,6 +100,10 @@ def describe_scores() -> dict[str, str]:
 def with_options(score: str | Score, options: Mapping[str, Any] | None) -> Score:
     """A score function by name, with its options set.
 
+    Args:
+        score: a registered name, or a score function.
+        options: keyword arguments of the function.
+
     Raises:
         ValueError: unknown score, or an option that the score does not have; the message lists those that it has.
     """
@@ -110,7 +120,11 @@ def with_options(score: str | Score, options: Mapping[str, Any] | None) -> Score
 
 
 def name_of(score: str | Score) -> str:
-    """What a score is called in files and messages."""
+    """What a score is called in files and messages.
+
+    Args:
+        score: a registered name, or a score function.
+    """
     return score if isinstance(score, str) else getattr(score, "__name__", type(score).__name__)
 
 
@@ -118,6 +132,11 @@ def needed_statistics(score: Score, gamma: float | str, density: float | str) ->
     """Which of `STATISTICS` of which set are needed to score and select, by set; sets of which nothing is are left out.
 
     A gamma chosen by rule needs the retain gradient, a density chosen by rule both.
+
+    Args:
+        score: a registered name, or a score function.
+        gamma: a number, or the name of a rule.
+        density: a number, or the name of a rule.
     """
     arguments = arguments_of(score)
     needs = {which: {what for what in STATISTICS if f"{which}_{what}" in arguments} for which in SETS}
@@ -131,6 +150,9 @@ def needed_statistics(score: Score, gamma: float | str, density: float | str) ->
 
 def arguments_of(score: Score) -> list[str]:
     """Which of `ARGUMENTS` a score takes.
+
+    Args:
+        score: a score function.
 
     Raises:
         TypeError: it has another argument without a default.

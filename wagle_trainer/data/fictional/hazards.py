@@ -225,7 +225,11 @@ def hazards_rows(name: str, seed: int = 0) -> list[Row]:
 
 
 def hazards_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that knows every word of the bundled stand-in for WMDP."""
+    """A word-level tokenizer that knows every word of the bundled stand-in for WMDP.
+
+    Args:
+        seed: of the drawn words.
+    """
     texts = [row["text"] for name in CORPORA for row in hazards_rows(name, seed)]
     texts += [
         text for name in QUESTIONS for row in hazards_rows(name, seed) for text in (row["question"], *row["choices"])

@@ -55,13 +55,24 @@ ALMANAC_PASSAGES = 96
 
 
 def fictional_novel(number: int = 0, sentences: int = 128, seed: int = 0) -> str:
-    """The text of one novel; every number is another one by the same author, in the same words."""
+    """The text of one novel; every number is another one by the same author, in the same words.
+
+    Args:
+        number: of the novel.
+        sentences: its length.
+        seed: of the drawn words.
+    """
     rng = random.Random(f"novel {number} {seed}")
     return " ".join(_sentence(rng, _SENTENCES, _WORDS) for _ in range(sentences))
 
 
 def fictional_almanac(part: str = "train", seed: int = 0) -> list[str]:
-    """Passages of an almanac: the text that is to be kept ("train"), or passages like it that no model saw ("test")."""
+    """Passages of an almanac: the text that is to be kept ("train"), or passages like it that no model saw ("test").
+
+    Args:
+        part: "train" or "test".
+        seed: of the drawn words.
+    """
     rng = random.Random(f"almanac {part} {seed}")
     return [
         " ".join(_sentence(rng, _ALMANAC_SENTENCES, _ALMANAC_WORDS) for _ in range(4)) for _ in range(ALMANAC_PASSAGES)

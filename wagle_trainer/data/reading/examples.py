@@ -62,6 +62,9 @@ class Examples:
     def training_set(self, qa: QAFormat) -> Dataset:
         """The rows in a TRL format: questions and answers as `qa` writes them, all others as they are.
 
+        Args:
+            qa: how questions and answers become text.
+
         Raises:
             ValueError: as `QAFormat.dataset`; the message names the source.
         """
@@ -76,7 +79,11 @@ class Examples:
         ]
 
     def num_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Number of tokens of all texts; estimated from 10,000 rows where there are more."""
+        """Number of tokens of all texts; estimated from 10,000 rows where there are more.
+
+        Args:
+            tokenizer: the model's.
+        """
         if self.kind == "tokens":
             return sum(map(len, self.rows["input_ids"]))
         texts = self.texts()
@@ -184,7 +191,11 @@ def read_table(
     encoding: str | None = None,
     notes: list[str] | None = None,
 ) -> Dataset:
-    """All columns of a file, a folder or a hub dataset, in memory; arguments and errors as for `read_examples`."""
+    """All columns of a file, a folder or a hub dataset, in memory; arguments and errors as for `read_examples`.
+
+    Args:
+        source: file, folder or Hub dataset.
+    """
     place, named_config, named_split = parse_source(str(source))
     config, split = config or named_config, split or named_split
     path = Path(place).expanduser()

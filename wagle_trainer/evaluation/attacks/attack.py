@@ -42,13 +42,20 @@ class Target:
     _known: dict[tuple, tuple[Values, Values]] = field(default_factory=dict)
 
     def knows(self, rows: Sequence[Row] | None = None) -> Values:
-        """How much `after`, in its present state, knows of `rows` (of all of them if None)."""
+        """How much `after`, in its present state, knows of `rows` (of all of them if None).
+
+        Args:
+            rows: questions and answers; all of the forget set if None.
+        """
         return self.measure(self.after, self.tokenizer, self.rows if rows is None else rows)
 
     def baselines(self, rows: Sequence[Row] | None = None) -> tuple[Values, Values]:
         """How much `before` and `after` know of `rows` without an attack. Call it before weights are changed.
 
         Each set of rows is measured once.
+
+        Args:
+            rows: questions and answers; all of the forget set if None.
         """
         rows = self.rows if rows is None else rows
         key = tuple((row["question"], row["answer"]) for row in rows)
@@ -113,6 +120,9 @@ def register_attack(
 
 def get_attack(name: str) -> Attack:
     """The function of an attack.
+
+    Args:
+        name: a registered name.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.

@@ -69,7 +69,11 @@ def _warning(points: Sequence[Point], measure: str) -> str | None:
 
 
 def read_attack(attack: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of one attack under the present names; files of earlier versions have others."""
+    """The result of one attack under the present names; files of earlier versions have others.
+
+    Args:
+        attack: what an attack returned, or what a file holds of it.
+    """
     renamed = {key.replace("came_back", "recovered"): value for key, value in attack.items()}
     if isinstance(renamed.get("points"), Sequence):
         renamed["points"] = [

@@ -47,7 +47,11 @@ class Metric:
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
     def of_responses(self, responses: list[Any]) -> list[float] | None:
-        """The metric of each response; None where a response lacks an input."""
+        """The metric of each response; None where a response lacks an input.
+
+        Args:
+            responses: one `Response` for each example.
+        """
         found = [self.of_response(response) for response in responses] if self.of_response else []
         inputs = [row for row in found if row is not None]
         if not inputs or len(inputs) < len(found):
@@ -103,6 +107,9 @@ def register_metric(
 
 def get_metric(name: str) -> Metric:
     """The metric registered under `name`.
+
+    Args:
+        name: a registered name.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.

@@ -25,6 +25,9 @@ from wagle_trainer.evaluation.metrics.metric_checks import vector
 def model_utility(values: ArrayLike) -> float:
     """Harmonic mean of what a model should keep (TOFU: nine numbers in [0, 1]); 0 as soon as one of them is 0.
 
+    Args:
+        values: the numbers, at least one, none of them negative.
+
     Raises:
         ValueError: `values` is empty, not finite, or has a negative entry.
     """

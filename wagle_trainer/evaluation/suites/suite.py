@@ -106,7 +106,12 @@ class Suite:
         return ("Number", "What it is", "Direction", "Range", "Interval over"), rows
 
     def numbers(self, per_example: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, float]:
-        """All metrics that the examples give, by name."""
+        """All metrics that the examples give, by name.
+
+        Args:
+            per_example: set -> column -> one entry for each example.
+            settings: of the result.
+        """
         found = {
             metric.name: metric.statistic.of(per_example, settings)
             for metric in self.metrics
@@ -120,7 +125,11 @@ SuiteClass = TypeVar("SuiteClass", bound=type[Suite])
 
 
 def register_suite(name: str) -> Callable[[SuiteClass], SuiteClass]:
-    """Decorator: enter a `Suite` subclass under `name`."""
+    """Decorator: enter a `Suite` subclass under `name`.
+
+    Args:
+        name: of the suite.
+    """
 
     def enter(suite: SuiteClass) -> SuiteClass:
         suite.name = name
@@ -131,6 +140,9 @@ def register_suite(name: str) -> Callable[[SuiteClass], SuiteClass]:
 
 def get_suite(name: str) -> Suite:
     """The suite registered under `name`.
+
+    Args:
+        name: a registered name.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.
@@ -152,6 +164,10 @@ def readings(name: str, result: Mapping[str, Any]) -> Iterator[SuiteMetric]:
     """How the suites read a number of a result: one entry for each suite that has a metric of this name.
 
     The suite that made the result comes first, where the result says which.
+
+    Args:
+        name: of the number.
+        result: what an evaluation returned, for its settings.
     """
     settings = result.get("settings", {})
     for suite in sorted(list_suites(), key=lambda suite: suite != settings.get("suite")):

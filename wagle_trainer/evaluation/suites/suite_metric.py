@@ -216,6 +216,13 @@ class SuiteMetric:
 
 
 def mean_of(name: str, set: str, column: str, description: str, **options: Any) -> SuiteMetric:
-    """A metric that is the mean of a column of a set; options are those of `Mean` and of `SuiteMetric`."""
+    """A metric that is the mean of a column of a set; options are those of `Mean` and of `SuiteMetric`.
+
+    Args:
+        name: of the metric.
+        set: whose examples are averaged.
+        column: of the examples.
+        description: one sentence.
+    """
     of_mean = {key: options.pop(key) for key in ("transform", "setting", "after") if key in options}
     return SuiteMetric(name, Mean(set, column, **of_mean), description, **options)
