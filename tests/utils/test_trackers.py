@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate import tracking
+from accelerate.utils import LoggerType
 
 from wagle_trainer.utils.trackers import check_trackers, log_to_trackers
 
@@ -38,7 +39,7 @@ def logged(monkeypatch):
             seen.finished = True
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Recorder)
-    monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.WANDB])
     return seen
 
 

@@ -38,7 +38,7 @@ class ModelFacts:
     Attributes:
         name: of the model.
         repo: where it can be loaded from: repository or folder.
-        base_model: name or folder of the model before training, if known.
+        base_model: name or folder of the model that was trained, if known.
         kind: what was saved: a full model, a sparse adapter, or a LoRA adapter.
         chat: whether its tokenizer has a chat template.
         settings: how it was trained: name -> value.

@@ -194,6 +194,10 @@ def read_table(
     """All columns of a file, a folder or a hub dataset, in memory; arguments and errors as for `read_examples`.
 
     Args:
+        config: of a Hub dataset.
+        split: of a Hub dataset.
+        encoding: of a text file.
+        notes: gets a sentence for each thing that the reader decided.
         source: file, folder or Hub dataset.
     """
     place, named_config, named_split = parse_source(str(source))
