@@ -26,7 +26,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """See `wagle_trainer.cli`."""
     parser = make_parser("wagle recipes", DESCRIPTION, EXAMPLES)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    add_command(commands, "list", _list, "name the recipes and their configurations", "wagle recipes list", _show_list)
+    add_command(
+        commands, "list", _list, "name the recipes and their configurations", "wagle recipes list --json", _show_list
+    )
     copy = add_command(
         commands,
         "copy",
