@@ -26,6 +26,7 @@ import wagle_trainer
 from wagle_trainer import adapters, attribution, data, evaluation, losses, masking
 from wagle_trainer.attribution.scores.score import _scores
 from wagle_trainer.data import QAFormat, fictional_split, fictional_tokenizer
+from wagle_trainer.evaluation.metrics.metric import _metrics
 from wagle_trainer.losses.unlearning_loss import _losses
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -104,7 +105,7 @@ def folder(tmp_path_factory, make_llama):
 def namespace(folder, monkeypatch):
     """The names that examples use for what a reader has: models, a tokenizer, sets and batches. What examples register is
     forgotten again."""
-    for registry in (_losses, _scores):
+    for registry in (_losses, _scores, _metrics):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.chdir(folder)
     model, before, base = (AutoModelForCausalLM.from_pretrained("base") for _ in range(3))
@@ -311,3 +312,12 @@ def test_examples_of_docstrings_run(namespace):
                 failed += ["".join(said)] if said else []
     assert found > 20
     assert not failed, "\n".join(failed)
+
+
+def test_the_picture_is_what_its_script_draws():
+    drawn = runpy.run_path(str(REPOSITORY / "docs" / "draw_overview.py"))["overview"]()
+    assert (REPOSITORY / "docs" / "overview.svg").read_text(encoding="utf-8") == drawn
+
+
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").split()) <= 1500

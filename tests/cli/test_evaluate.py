@@ -44,7 +44,8 @@ def test_rows_of_one_table(files, wagle, by_hand, tmp_path, monkeypatch):
     assert list(found) == ["before"]
     assert without_model(found["before"]) == pytest.approx(without_model(expected))
     assert found["before"]["per_example"].keys() == expected["per_example"].keys()
-    texts = {"question", "answer", "generation"}
+    texts = {f"{name}{kind}" for name in ("question", "paraphrased_question") for kind in ("", "_generation")}
+    texts |= {"answer", "generation"}
     for name, columns in expected["per_example"].items():
         assert found["before"]["per_example"][name].keys() == columns.keys() - texts
 
