@@ -105,7 +105,17 @@ def plan(
     dtype: str = "auto",
     **changes: Any,
 ) -> Plan:
-    """Say what `forget` would do with the same arguments, and about how long it would take; nothing is written."""
+    """Say what `forget` would do with the same arguments, and about how long it would take; nothing is written.
+
+    Args:
+        model: folder or Hub id.
+        forget_file: what to forget.
+        retain_file: what to keep; neighbours are made if None.
+        settings: of the search; the defaults if None.
+        format_options: of `QAFormat`.
+        dtype: number format of the weights; "auto": as saved.
+        changes: fields of `ForgetSettings` that take other values.
+    """
     with quiet_libraries():
         return _Run.load(model, forget_file, retain_file, settings, changes, format_options, dtype).plan
 

@@ -94,7 +94,11 @@ class ForgetSettings:
             raise ValueError(f"Unknown attack {', '.join(unknown)}. Known here: {', '.join(ATTACKS)}.")
 
     def number_of_neighbours(self, forget_rows: int) -> int:
-        """How many neighbours are made for a forget set of this size."""
+        """How many neighbours are made for a forget set of this size.
+
+        Args:
+            forget_rows: rows of the forget set.
+        """
         return self.neighbours or min(480, max(96, 6 * forget_rows))
 
     def as_dict(self) -> dict[str, Any]:

@@ -70,7 +70,11 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Verdict:
-        """What `as_dict` gave."""
+        """What `as_dict` gave.
+
+        Args:
+            content: of `verdict.json`.
+        """
         return cls(**{name: value for name, value in content.items() if name not in ("format", "sentences")})
 
     def __str__(self) -> str:
