@@ -147,6 +147,7 @@ def write_report(
         "title": redacted(title),
         "verdict": said._asdict() if said is not None else None,
         "patch": redacted(patch),
+        "tries": _tries(verdict),
         "summary": [
             *forgetting_sentences(intervals, unlearned, {m: named[m] for m in main if m is not None}, references),
             *verdict_sentences(tested, named, runs),
@@ -212,6 +213,12 @@ def _of_the_run(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
     if verdict is None:
         return {}
     return redacted({name: verdict[name] for name in ("settings", "versions", "digests") if verdict.get(name)})
+
+
+def _tries(verdict: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """What a verdict says was tried, as rows of a table."""
+    tries = (verdict or {}).get("tries") or []
+    return [dict(one) for one in tries if isinstance(one, Mapping)]
 
 
 def _interval(runs: Runs, label: str, metric: str) -> Interval:
@@ -353,8 +360,15 @@ def _environment() -> Environment:
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.filters["number"] = _number
     environment.filters["p_value"] = as_p_value
+    environment.filters["entry"] = _entry
     environment.filters["words"] = lambda name: name.replace("_", " ")
     return environment
+
+
+def _entry(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _number(value: float, metric: str = "") -> str:
