@@ -29,7 +29,7 @@ SURE_OF_GENERAL = 0.3
 KNOWN = 0.25
 _LONGEST_QUESTION, _LONGEST_GENERAL_ANSWER = 32, 48  # tokens
 _SAMPLES = 512  # proposals of names
-_FEWEST = 8  # neighbours of the same kind, half of which are trained on
+_FEWEST = 8  # neighbours of the same kind, one half is trained on
 
 
 class TooFewNeighboursError(ValueError):

@@ -193,7 +193,7 @@ class _Run:
         }
 
     def verdict(self, folder: Path, done: Progress) -> Verdict:
-        """All stages, each of which is skipped where its result is in the folder already."""
+        """Run all stages; a stage is skipped where its result is in the folder already."""
         work = WorkFolder(folder, self.request)
         if (folder / "verdict.json").is_file():
             return Verdict.from_dict(json.loads((folder / "verdict.json").read_text(encoding="utf-8")))

@@ -286,7 +286,7 @@ def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tens
 
 
 def _score(logits: Tensor, kept: Tensor, batch: Mapping[str, Tensor], top1: bool, keep_logits: bool) -> TokenLogProbs:
-    """Log-probabilities of `batch`'s labels from `logits` at `kept`, some of which may lie beyond its own length."""
+    """Log-probabilities of `batch`'s labels from `logits` at `kept`, which may reach beyond its own length."""
     mask = label_mask(batch["labels"], batch.get("attention_mask"))
     own = kept[kept < mask.shape[1]]
     labels = batch["labels"][:, 1:].masked_fill(~mask, IGNORE_INDEX)

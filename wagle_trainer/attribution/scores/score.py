@@ -129,7 +129,7 @@ def name_of(score: str | Score) -> str:
 
 
 def needed_statistics(score: Score, gamma: float | str, density: float | str) -> dict[str, set[str]]:
-    """Which of `STATISTICS` of which set are needed to score and select, by set; sets of which nothing is are left out.
+    """Which of `STATISTICS` of which set are needed to score and select, by set; sets that are not needed are left out.
 
     A gamma chosen by rule needs the retain gradient, a density chosen by rule both.
 
