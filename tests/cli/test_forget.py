@@ -58,3 +58,27 @@ def test_exit_code_and_sentences(files, wagle, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "forget", lambda *args, **kwargs: Verdict())
     code, out, _ = wagle("forget", files.model, "--forget_file", files.forget, "--output_dir", tmp_path)
     assert (code, out) == (3, "Not forgotten: ...\n...\n")
+
+
+def test_config_of_another_run(files, wagle, tmp_path):
+    """What a run writes can be given again; the command line counts more."""
+    import yaml
+
+    from wagle_trainer.forgetting import ForgetSettings
+
+    config = {"model": files.model, "forget_file": files.forget, "output_dir": "nowhere", "style": "plain"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | ForgetSettings(max_tries=3).as_dict()))
+    code, out, err = wagle(
+        "forget", "--config", tmp_path / "config.yaml", "--forget_goal", "0.2", "--dry_run", "--json"
+    )
+    assert code == 0, err
+    settings = json.loads(out)["settings"]
+    assert settings == ForgetSettings(max_tries=3, forget_goal=0.2).as_dict()
+    (tmp_path / "config.yaml").write_text("colour: red")
+    code, _, err = wagle("forget", "--config", tmp_path / "config.yaml")
+    assert code == 1 and "options that are unknown: colour" in err
+
+
+def test_what_is_required(wagle):
+    code, _, err = wagle("forget", "model", "--output_dir", "out")
+    assert code == 2 and "the following arguments are required: --forget_file" in err

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from wagle_trainer.cli.parsing import JSON_HELP, add_format_options, make_parser
+import yaml
+
+from wagle_trainer.cli.parsing import JSON_HELP, add_format_options, json_value, make_parser
 
 DESCRIPTION = """Make a model forget what is in a file, with the smallest patch that does it, and say how well it worked.
 
@@ -25,12 +28,15 @@ EXAMPLES = """
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """See `wagle_trainer.cli`."""
     parser = make_parser("wagle forget", DESCRIPTION, EXAMPLES)
-    parser.add_argument("model", help="the model that is to forget: folder or Hub id")
+    parser.add_argument("model", nargs="?", help="the model that is to forget: folder or Hub id")
     parser.add_argument(
-        "--forget_file", required=True, help="rows with question and answer: .jsonl, .json, .csv, .parquet or a Hub id"
+        "--forget_file", help="rows with question and answer: .jsonl, .json, .csv, .parquet or a Hub id"
     )
     parser.add_argument("--retain_file", help="rows of the same kind that must stay; made if not given")
-    parser.add_argument("--output_dir", required=True, help="where patch, report and verdict go")
+    parser.add_argument("--output_dir", help="where patch, report and verdict go")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file of options, such as the config.yaml of another run"
+    )
     parser.add_argument(
         "--dry_run", action="store_true", help="say what was understood and how long it takes, and stop"
     )
@@ -38,7 +44,32 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_format_options(parser)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=_run, show=show_verdict)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.config is not None:
+        parser.set_defaults(**_read_config(options.config, {action.dest for action in parser._actions}))
+        options = parser.parse_args(arguments)
+    missing = [name for name in ("model", "--forget_file", "--output_dir") if not getattr(options, name.strip("-"))]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return options
+
+
+def _read_config(file: str, known: set[str]) -> dict[str, Any]:
+    """Options of a YAML file.
+
+    Raises:
+        ValueError: it is no mapping, or has an option that there is not.
+    """
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no options: write one NAME: VALUE a line.")
+    unknown = [str(name) for name in found if name not in known or name in ("config", "help")]
+    if unknown:
+        raise ValueError(f"{file} has options that are unknown: {', '.join(unknown)}.")
+    return found
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -85,6 +116,10 @@ def add_search_options(parser: argparse.ArgumentParser) -> list[argparse.Action]
         parser.add_argument("--check_every", type=int, help="steps between two looks at goal and floor (default: 5)"),
         parser.add_argument("--batch_size", type=int, help="forget examples in each step (default: 8)"),
         parser.add_argument("--loss_type", help="unlearning objective (default: npo)"),
+        parser.add_argument("--loss_kwargs", type=json_value, metavar="JSON", help="its arguments"),
+        parser.add_argument(
+            "--known", type=float, help="probability from which an answer counts as known (default: 0.1)"
+        ),
         parser.add_argument("--retain_weight", type=float, help="factor of the retain loss (default: 2)"),
         parser.add_argument(
             "--neighbours", type=int, help="how many to make (default: 6 for each row to forget, 96 to 480)"

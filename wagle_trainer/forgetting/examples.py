@@ -29,6 +29,33 @@ class Example:
     tokens: dict[str, list[int]]
 
 
+def as_questions(rows: Iterable[Row]) -> list[Row]:
+    """Rows with conversations of one question and one answer as `question` and `answer`; other rows as they are.
+
+    In the chat style the model sees the same tokens.
+    """
+    listed = [dict(row) for row in rows]
+    pairs = [_pair(row) for row in listed]
+    if not all(pairs):
+        return list(listed)
+    dropped = ("messages", "prompt", "completion")
+    return [
+        {"question": pair[0], "answer": pair[1], **{key: row[key] for key in row if key not in dropped}}
+        for row, pair in zip(listed, pairs, strict=True)
+        if pair is not None
+    ]
+
+
+def _pair(row: Row) -> tuple[str, str] | None:
+    """Question and answer of a conversation of two turns; None for anything else."""
+    turns = row.get("messages")
+    if not turns and isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
+        turns = [*row["prompt"], *row["completion"]]
+    if not turns or [turn.get("role") for turn in turns] != ["user", "assistant"]:
+        return None
+    return str(turns[0]["content"]), str(turns[1]["content"])
+
+
 def encode(qa: QAFormat, rows: Iterable[Row], name: str) -> list[Example]:
     """The rows of one set as examples.
 

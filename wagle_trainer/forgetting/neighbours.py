@@ -29,6 +29,8 @@ SURE_OF_GENERAL = 0.3
 KNOWN = 0.25
 _LONGEST_QUESTION, _LONGEST_GENERAL_ANSWER = 32, 48  # tokens
 _SAMPLES = 512  # proposals of names
+_TEMPERATURES = (1.0, 1.6)  # the likely names, and less likely ones
+_FEWEST_NAMES = 4
 _FEWEST = 8  # neighbours of the same kind, one half is trained on
 
 
@@ -96,7 +98,8 @@ def make_neighbours(
       question itself; the answer is the model's own, if it is sure of it;
     - `general`: questions that the model writes on its own, with its answers. At most a fifth.
 
-    What has a name of the forget set in it, or is a question of it, is left out. All rows about one name are in one part.
+    What has a name of the forget set in it, or is a question of it, is left out. All rows about one name are in one part, unless there
+    are fewer than four names.
 
     Args:
         model: the reference model, on its device.
@@ -273,20 +276,25 @@ class _Workshop:
         """
         prompts = [(form, self._open_prompt(form.slot.before)) for form in forms]
         prompts += [(form, self._open_answer(form)) for form in forms if form.answer_begins is not None]
-        texts = generate_samples(
-            self.model,
-            self.tokenizer,
-            [prompt for _, prompt in prompts],
-            num_samples=min(64, max(2, _SAMPLES // len(prompts))),
-            max_new_tokens=12,
-            top_p=0.95,
-            seed=self.seed,
-            batch_size=2 * self.batch_size,
-            progress=False,
-        )
+        draws = min(64, max(4, _SAMPLES // len(prompts))) // len(_TEMPERATURES)
+        texts = [
+            generate_samples(
+                self.model,
+                self.tokenizer,
+                [prompt for _, prompt in prompts],
+                num_samples=draws,
+                max_new_tokens=12,
+                temperature=temperature,
+                top_p=0.95,
+                seed=self.seed,
+                batch_size=2 * self.batch_size,
+                progress=False,
+            )
+            for temperature in _TEMPERATURES
+        ]
         proposed: dict[int, Counter[str]] = {form.kind: Counter() for form in forms}
-        for (form, _), continuations in zip(prompts, texts, strict=True):
-            for text in continuations:
+        for (form, _), *continuations in zip(prompts, *texts, strict=True):
+            for text in (text for some in continuations for text in some):
                 proposal = leading_name(text)
                 if proposal is not None and not mentions(proposal, self.names_to_forget) and form.accepts(proposal):
                     proposed[form.kind][proposal] += 1
@@ -466,6 +474,8 @@ def _halves(rows: Sequence[Row], seed: int) -> Neighbours:
             if row["origin"] == origin:
                 by_name.setdefault(normalised(str(row["name"])), []).append(row)
         groups = list(by_name.values())
+        if len(groups) < _FEWEST_NAMES:  # so few names cannot be shared out
+            groups = [[row] for group in groups for row in group]
         rng.shuffle(groups)
         sizes = [0, 0]
         for group in groups:

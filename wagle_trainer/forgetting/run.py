@@ -18,7 +18,7 @@ from wagle_trainer.data.forget_and_retain import read_rows
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.results import without_texts
 from wagle_trainer.evaluation.suites.custom import evaluate_custom
-from wagle_trainer.forgetting.examples import Example, Row, encode
+from wagle_trainer.forgetting.examples import Example, Row, as_questions, encode
 from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick, levels_of
 from wagle_trainer.forgetting.masks import masks_by_density
 from wagle_trainer.forgetting.neighbours import Neighbours, make_neighbours, split_rows
@@ -30,7 +30,6 @@ from wagle_trainer.forgetting.recovery import attack, attack_rows, summary
 from wagle_trainer.forgetting.search import Try, best_try, next_try
 from wagle_trainer.forgetting.settings import ForgetSettings
 from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons
-from wagle_trainer.forgetting.work_folder import SETS as REQUEST_SETS
 from wagle_trainer.forgetting.work_folder import WorkFolder, digest_of
 from wagle_trainer.models.loading import load_model
 from wagle_trainer.reporting.environment import environment
@@ -130,6 +129,7 @@ class _Run:
         rows: the forget set.
         retain_rows: rows of the retain file; None where neighbours are made.
         settings: of the run.
+        given: names of the files and other arguments, for `config.yaml`.
     """
 
     def __init__(
@@ -141,9 +141,10 @@ class _Run:
         rows: Sequence[Row],
         retain_rows: Sequence[Row] | None,
         settings: ForgetSettings,
+        given: Mapping[str, Any],
     ):
         self.name, self.patched, self.tokenizer, self.qa = name, PatchedModel(model), tokenizer, qa
-        self.rows, self.retain_rows, self.settings = list(rows), retain_rows, settings
+        self.rows, self.retain_rows, self.settings, self.given = list(rows), retain_rows, settings, given
         self.examples = encode(qa, self.rows, "forget")
 
     @classmethod
@@ -159,8 +160,8 @@ class _Run:
     ) -> _Run:
         """Read the files, which is quick, before the model, which is not."""
         chosen = replace(settings or ForgetSettings(), **changes)
-        rows = list(read_rows(os.fspath(forget_file)))
-        retain = None if retain_file is None else list(read_rows(os.fspath(retain_file)))
+        rows = as_questions(read_rows(os.fspath(forget_file)))
+        retain = None if retain_file is None else as_questions(read_rows(os.fspath(retain_file)))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(name, dtype, device)
         if hasattr(model, "peft_config"):
@@ -168,7 +169,11 @@ class _Run:
                 f"{name} is an adapter, and a patch is made of a model: merge it into its base first (wagle adapter merge)."
             )
         qa = QAFormat.for_model(name, tokenizer, **dict(format_options or {}))
-        return cls(name, model.eval(), tokenizer, qa, rows, retain, chosen)
+        given = {"model": name, "forget_file": os.fspath(forget_file)}
+        given |= {} if retain_file is None else {"retain_file": os.fspath(retain_file)}
+        given |= {key: value for key, value in dict(format_options or {}).items() if value not in (None, "auto")}
+        given |= {} if dtype == "auto" else {"dtype": dtype}
+        return cls(name, model.eval(), tokenizer, qa, rows, retain, chosen, given)
 
     @property
     def plan(self) -> Plan:
@@ -197,7 +202,7 @@ class _Run:
         work = WorkFolder(folder, self.request)
         if (folder / "verdict.json").is_file():
             return Verdict.from_dict(json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
-        config = {name: value for name, value in self.request.items() if name not in REQUEST_SETS}
+        config = {**self.given, "output_dir": str(folder), **self.settings.as_dict()}
         write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
 
         done.stage("making neighbours" if self.retain_rows is None else "reading the retain set", 15)

@@ -16,7 +16,7 @@ from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.keyed_digests import make_folder_key, sealed
 
 _REQUEST = "request.json"
-SETS = ("forget_set", "retain_set")
+_SETS = ("forget_set", "retain_set")
 
 
 class WorkFolder:
@@ -37,7 +37,7 @@ class WorkFolder:
         file = self.folder / _REQUEST
         known = load_results(file) if file.is_file() else None
         key = make_folder_key(self.folder)
-        sets = {name: None if request[name] is None else sealed(request[name], key) for name in SETS}
+        sets = {name: None if request[name] is None else sealed(request[name], key) for name in _SETS}
         present = json.loads(json.dumps({**request, **sets}))
         if known is not None and known != present:
             changed = sorted(key for key in {*known, *present} if known.get(key) != present.get(key))
