@@ -27,6 +27,7 @@ GROUPS = {
     "mask": "inspect and combine saved masks",
     "evaluate": "measure what a model still knows",
     "attack": "try to recover what a model has forgotten",
+    "compare": "compare objectives, scores, densities and learning rates over seeds",
     "report": "make a page of results, mask, training history and attacks",
     "adapter": "inspect, check, merge, combine and make sparse adapters",
     "recipes": "list and copy the recipes and their configurations",

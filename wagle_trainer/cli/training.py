@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,7 @@ class _TrainingParser(RunParser):
     """Options of a training command; `--help` shows those of `SHOWN`."""
 
     examples = ""
+    shown: Mapping[str, Mapping[str, tuple[str, str]]] = SHOWN
 
     def format_help(self) -> str:
         """The help with the options that matter."""
@@ -100,7 +101,7 @@ class _TrainingParser(RunParser):
                 f"--{name} {value}".rstrip(): (text, self._shown_default(name))
                 for name, (value, text) in options.items()
             }
-            for title, options in SHOWN.items()
+            for title, options in self.shown.items()
         }
         return grouped_help(str(self.usage), self.description or "", groups, self.examples)
 
@@ -127,8 +128,45 @@ def parse_training(
         ValueError: an unknown option in the file, or a value that is refused.
         SystemExit: the same on the command line.
     """
+    parsed = parse_options(name, description, examples, arguments, (DataArguments,), OF_THE_RECIPES)
+    return argparse.Namespace(
+        data=parsed.first[0],
+        training=parsed.training,
+        model=parsed.model,
+        json=parsed.json,
+        run=run,
+        show=show,
+        given=parsed.given,
+    )
+
+
+def parse_options(
+    name: str,
+    description: str,
+    examples: str,
+    arguments: Sequence[str],
+    first: Sequence[type],
+    ignored_in_file: Sequence[str] = (),
+    shown: Mapping[str, Mapping[str, tuple[str, str]]] = SHOWN,
+) -> argparse.Namespace:
+    """Options of some dataclasses, of a training run and of its model, from the command line and from `--config`.
+
+    Args:
+        name, description, examples: of the command.
+        arguments: of the command line.
+        first: dataclasses of options besides those of the run.
+        ignored_in_file: options that a file may have and the command does not.
+        shown: what `--help` shows: title -> option -> name of its value, and text.
+
+    Returns:
+        `first` (an instance of each dataclass), `training`, `model`, `json`, `given`.
+
+    Raises:
+        ValueError: an unknown option in the file, or a value that is refused.
+        SystemExit: the same on the command line.
+    """
     parser = _TrainingParser(
-        (DataArguments, OutputArguments, WagleConfig, ModelConfig),
+        (*first, OutputArguments, WagleConfig, ModelConfig),
         prog=f"wagle {name}",
         usage=f"wagle {name} [--config FILE.yaml] [--OPTION VALUE ...]",
         description=description,
@@ -136,10 +174,10 @@ def parse_training(
         formatter_class=_Formatter,
         add_help=False,
     )
-    parser.examples = examples
+    parser.examples, parser.shown = examples, shown
     add_both_helps(parser)
     try:
-        data, output, training, model, unknown_in_file, unknown = parser.parse_args_and_config(
+        *read, output, training, model, unknown_in_file, unknown = parser.parse_args_and_config(
             arguments, return_remaining_strings=True, separate_remaining_strings=True
         )
     except (yaml.YAMLError, RecursionError) as error:
@@ -147,13 +185,13 @@ def parse_training(
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     names = [text.removeprefix("--") for text in unknown_in_file[::2]]
-    wrong = [name for name in names if name not in OF_THE_RECIPES]
+    wrong = [name for name in names if name not in ignored_in_file]
     if wrong:
         raise ValueError(f"The configuration file has options that are unknown: {', '.join(wrong)}.")
     if model.model_name_or_path is None:
         parser.error("the following arguments are required: --model_name_or_path")
     return argparse.Namespace(
-        data=data, training=training, model=model, json=output.json, run=run, show=show, given=parser.given
+        first=read, training=training, model=model, json=output.json, given=parser.given
     )
 
 

@@ -1,0 +1,53 @@
+"""`wagle compare`: objectives, scores, densities and learning rates over seeds, under one rule, as one table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from wagle_trainer.cli.training import parse_options
+
+DESCRIPTION = """Compare objectives, scores and densities on one model and one data set, over seeds. Each variant runs with every learning
+rate; the one that counts has the best utility among those that reach the forget goal. Each run is a file in --output_dir: a
+stopped comparison resumes, and seeds, objectives, scores, densities and learning rates can be added later.
+
+Writes report.html, report.json and results.json, and the table as table.csv, table.md and table.tex (--formats). All options
+may stand in one YAML file for --config; the training options are those of `wagle unlearn`. In the paths of the model and the
+retrained model, {seed} stands for the seed, where each seed has models of its own."""
+EXAMPLES = """
+  wagle compare --config compare.yaml
+  wagle compare --model_name_or_path MODEL --dataset_name locuslab/TOFU --retrained_model RETRAINED --objectives npo grad_diff \\
+      --scores wagle random --densities 0.05 --learning_rates 1e-5 3e-5 --seeds 0 1 2 --num_train_epochs 5 --output_dir out
+  wagle compare --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --forget_goal 0.1 \\
+      --objectives all --scores none --learning_rates 1e-5 3e-5 --output_dir out --formats csv latex"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """See `wagle_trainer.cli`."""
+    from wagle_trainer.comparison.arguments import ComparisonArguments
+    from wagle_trainer.comparison.run_comparison import check_can_compare
+    from wagle_trainer.comparison.suite_task import MeasuredDataArguments, SuiteTask
+
+    parsed = parse_options("compare", DESCRIPTION, EXAMPLES, arguments, (ComparisonArguments, MeasuredDataArguments))
+    (compare, data), training, model = parsed.first, parsed.training, parsed.model
+    check_can_compare(training, model)
+    task = SuiteTask(data)
+    compare.read_by(task.suite)
+    return argparse.Namespace(
+        compare=compare, task=task, training=training, model=model, json=parsed.json, run=_run, show=str
+    )
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from wagle_trainer.comparison.run_comparison import run_comparison
+    from wagle_trainer.comparison.runs import Runs
+    from wagle_trainer.evaluation import load_results
+
+    runs = Runs(options.compare, options.task, options.training, options.model)
+    text = run_comparison(runs)
+    options.show = lambda _: text
+    page = load_results(runs.folder / "report.json")
+    shown = ("summary", "notes", "columns", "table", "comparisons")
+    return {"report": str(runs.folder / "report.html"), **{name: page[name] for name in shown}}
+

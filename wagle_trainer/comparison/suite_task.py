@@ -1,0 +1,83 @@
+"""What `wagle compare` forgets and how it is measured: TOFU by name, or files of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wagle_trainer.data.forget_and_retain import DataArguments, load_forget_and_retain
+from wagle_trainer.evaluation import get_suite
+
+
+@dataclass
+class MeasuredDataArguments(DataArguments):
+    """Data, and how models are measured on them."""
+
+    retrained_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A model that never saw the forget set, to compare with; '{seed}' in its path stands for the seed."
+        },
+    )
+    # With None in the union, the command line takes a string.
+    evaluation_samples: int | str | None = field(
+        default="all", metadata={"help": "Rows of each evaluation set, or 'all'."}
+    )
+    evaluation_batch_size: int = field(default=32, metadata={"help": "Batch size of the evaluation."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.limit
+
+    @property
+    def limit(self) -> int | None:
+        """A number of rows; None for all of them.
+
+        Raises:
+            ValueError: neither "all" nor a whole number of at least 1.
+        """
+        value = self.evaluation_samples
+        if value is None or str(value).lower() == "all":
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            raise ValueError(f"evaluation_samples must be a whole number of at least 1, or 'all'; got {value!r}.")
+        return int(value)
+
+
+class SuiteTask:
+    """TOFU with its suite, or files with the suite for one's own data; see `wagle_trainer.comparison.runs.Task`."""
+
+    def __init__(self, data: MeasuredDataArguments):
+        self.data, self.limit = data, data.limit
+        self.name = "tofu" if data.dataset_name is not None else "custom"
+        self.suite = get_suite(self.name)
+        self.headline: Mapping[str, tuple[str, str]] = self.suite.headline
+
+    def training_sets(self, qa: Any) -> tuple[Any, Any]:
+        """The forget and the retain set in a TRL format."""
+        return load_forget_and_retain(self.data, qa)
+
+    def evaluation_sets(self, qa: Any, limit: int | None) -> Any:
+        """The sets of the suite, with so many rows."""
+        if self.name == "tofu":
+            return self.suite.load(str(self.data.dataset_name), forget_split=self.data.forget_split, limit=limit)
+        return self.suite.load(str(self.data.forget_file), retain=self.data.retain_file, limit=limit)
+
+    def evaluate(self, model: Any, qa: Any, sets: Any, reference: Any = None, **passes: Any) -> dict[str, Any]:
+        """Measure a model with the suite."""
+        if self.name == "tofu":
+            passes["reference"] = reference
+        return self.suite.evaluate(model, qa.tokenizer, sets, qa_format=qa, **passes)
+
+    def attack_sets(self, qa: Any) -> Mapping[str, Any]:
+        """Questions and answers that attacks measure on and relearn from.
+
+        Raises:
+            ValueError: the files hold something else.
+        """
+        sets = self.evaluation_sets(qa, None)
+        for name in ("forget", "retain"):
+            if not {"question", "answer"} <= set(sets[name].column_names):
+                raise ValueError(f"The {name} set has no questions and answers for attacks: leave out --attacks.")
+        return sets
