@@ -24,10 +24,12 @@ def main() -> None:
         retain_dataset=retain,
         processing_class=qa.tokenizer,
         peft_config=get_peft_config(model_args),
+        qa_format=qa,
     )
     mask = trainer.compute_mask()
     if args.process_index == 0:
         mask.save_pretrained(args.output_dir)
+        qa.save_pretrained(args.output_dir)
         print(f"{mask}\nSaved in {args.output_dir}: train with --mask_path {args.output_dir}")
         print(table(mask.summary()["module"]))
 

@@ -51,6 +51,8 @@ def main() -> None:
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        qa.save_pretrained(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,10 @@ def main(task_name: str = "tofu", loss_type: str = "npo") -> None:
             retain_dataset=retain,
             processing_class=qa.tokenizer,
             peft_config=peft_config,
+            qa_format=qa,  # saved with the model: whatever measures it later writes questions in the same way
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
-        if trainer.is_world_process_zero():
-            qa.save_pretrained(
-                variant.output_dir
-            )  # whatever measures the model later writes questions in the same way
         report.add(label, trainer.model)
 
     report.write()

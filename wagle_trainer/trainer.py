@@ -34,6 +34,7 @@ from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
 from wagle_trainer.data.pair_loader import pair_loader
 from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler, num_counted
 from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format, target_counts
+from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.data.splits import check_chosen_answers, check_vocabulary
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.evaluation_callback import EvaluationCallback
@@ -86,6 +87,8 @@ class WagleTrainer(SFTTrainer):
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; loaded with the model if not given.
         callbacks (`list`, *optional*): Callbacks of the Trainer.
         mask ([`WeightMask`] or path, *optional*): A mask to use as it is: then nothing is computed.
+        qa_format ([`~wagle_trainer.data.QAFormat`], *optional*): How the sets' questions and answers were written. It is
+            saved as `qa_format.json` beside model, adapter and checkpoints, and `EvaluationCallback` measures with it.
         refusals (`list[str]`, *optional*): Chosen answers for objectives that need them, when the forget set has
             none; by default the bundled sentences.
         kwargs: Everything else that [`~trl.SFTTrainer`] takes, such as `peft_config`. With
@@ -126,6 +129,7 @@ class WagleTrainer(SFTTrainer):
         processing_class: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         mask: WeightMask | str | os.PathLike[str] | None = None,
+        qa_format: QAFormat | None = None,
         refusals: Sequence[str] | None = None,
         formatting_func: Callable[[dict], str] | None = None,
         **kwargs: Any,
@@ -146,6 +150,9 @@ class WagleTrainer(SFTTrainer):
             compute_loss_func=kwargs.get("compute_loss_func"),
         )
         self.objective = setup.objective
+        self.qa_format = qa_format
+        if qa_format is not None and isinstance(setup.mask, str | os.PathLike):
+            qa_format.check_saved(setup.mask, "The mask")
         self.lora_modules: list[str] | None = None
         model = setup.load_model(model, kwargs.pop("quantization_config", None))
         if setup.lora_score is not None:
@@ -489,6 +496,8 @@ class WagleTrainer(SFTTrainer):
                 f"{other} is of an earlier run. This run overwrites the checkpoints of its own steps, and "
                 "resume_from_checkpoint=True takes the one of the highest step: use another output_dir, or remove them."
             )
+        if folder is not None and self.qa_format is not None:
+            self.qa_format.check_saved(folder, "The checkpoint")
         if folder is not None and self.lora_modules is not None:
             check_same_modules(folder, self.model)
         if self._attribution is not None:
@@ -565,10 +574,14 @@ class WagleTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer._save`; with `save_adapter`, the adapter in place of the model, or in a folder beside it."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self.qa_format is not None and self.args.should_save:
+            self.qa_format.save_pretrained(folder)
+            if self.args.save_adapter and self.args.save_full_model:
+                self.qa_format.save_pretrained(folder / BESIDE_MODEL)
         if not self.args.save_adapter:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
             adapter_folder = folder / BESIDE_MODEL if self.args.save_full_model else folder
             masters = self.master_weights() if self.args.adapter_masters else None
             self._adapter.save(adapter_folder, self.model, self.training_facts(), masters)

@@ -66,11 +66,14 @@ def test_rows_of_one_table(files, wagle, by_hand, tmp_path, monkeypatch):
     assert rows == ["before", "after"]
     assert load_results(output)["after"]["forget_Q_A_Prob"] == found["before"]["forget_Q_A_Prob"]
 
-    code, out, err = wagle("report", output, "--title", "Two models", "--output_dir", tmp_path / "report")
+    code, out, err = wagle(
+        "report", output, "--title", "Two models", "--output_dir", tmp_path / "report", "--formats", "latex"
+    )
     assert (code, out) == (0, f"report: {tmp_path / 'report' / 'report.html'}\n"), err
     page = (tmp_path / "report" / "report.html").read_text()
     assert "<title>Two models" in page
     assert "before" in page
+    assert (tmp_path / "report" / "table.tex").read_text().count("before") == 1
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from wagle_trainer.data.dataset_checks import check_chat_template, check_eos_tok
 from wagle_trainer.data.fingerprint import fingerprint
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches, make_collator
 from wagle_trainer.data.preparation import DatasetPreparation, as_prompt_completion, is_preference
+from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.masking import CompactUpdates, MaskedUpdates, WeightMask
 from wagle_trainer.masking.attach_mask import attach_mask
@@ -56,6 +57,7 @@ class WeightAttributionCallback(TrainerCallback):
         mask: a `WeightMask`, or where one is saved: then nothing is computed, and the sets may be None.
         compact_training: keep gradients, moments and float32 master values of the selected weights only (see
             `CompactUpdates`); by default up to density 0.1, where it is possible.
+        qa_format: how the sets' questions and answers were written; saved beside the mask as `qa_format.json`.
         arguments: the keyword form: the fields of `AttributionConfig`, in place of `config`.
 
     Attributes:
@@ -79,6 +81,7 @@ class WeightAttributionCallback(TrainerCallback):
         *,
         mask: WeightMask | str | os.PathLike[str] | None = None,
         compact_training: bool | None = None,
+        qa_format: QAFormat | None = None,
         **arguments: Any,
     ):
         self.config = as_attribution_config(config, arguments)
@@ -90,6 +93,7 @@ class WeightAttributionCallback(TrainerCallback):
         self.resume_from: str | None = None
         self.updates: MaskedUpdates | CompactUpdates | None = None
         self.compact_training = compact_training
+        self.qa_format = qa_format
         self.data_parallel: Callable[[], Any] | None = None
         self._last_updates: MaskedUpdates | CompactUpdates | None = None
         self._unreached: UnreachedWeights | None = None
@@ -229,6 +233,8 @@ class WeightAttributionCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.saves_mask and self.mask is not None and args.should_save and folder.is_dir():
             self.mask.save_pretrained(folder)
+            if self.qa_format is not None:
+                self.qa_format.save_pretrained(folder)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.detach()

@@ -33,6 +33,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     mask = trainer.compute_mask()
     if options.training.process_index == 0:
         mask.save_pretrained(options.training.output_dir)
+        options.qa_format.save_pretrained(options.training.output_dir)
     return {"output_dir": options.training.output_dir, **mask.describe(), "summary": mask.summary()}
 
 

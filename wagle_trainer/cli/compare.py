@@ -50,4 +50,3 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     page = load_results(runs.folder / "report.json")
     shown = ("summary", "notes", "columns", "table", "comparisons")
     return {"report": str(runs.folder / "report.html"), **{name: page[name] for name in shown}}
-

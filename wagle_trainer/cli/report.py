@@ -15,6 +15,7 @@ EXAMPLES = """
   wagle report results.json
   wagle report results.json --mask out --history out/history.json --attacks attacks.json --output_dir report
   wagle report out/results.json --verdict out/verdict.json --answers 0
+  wagle report results.json --formats csv latex
   wagle report results.json --suite muse --title "MUSE news\""""
 
 
@@ -39,6 +40,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--suite", default="tofu", help="whose results these are (default: %(default)s)")
     parser.add_argument("--title", default="Unlearning report", help="of the page (default: %(default)s)")
     parser.add_argument("--output_dir", default="report", help="folder to write (default: %(default)s)")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        default=[],
+        choices=["csv", "markdown", "latex"],
+        help="also write the table as table.csv, table.md, table.tex",
+    )
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=_run, show=show_lines)
     return parser.parse_args(arguments)
@@ -47,6 +55,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.evaluation import load_results
     from wagle_trainer.reporting import write_report
+    from wagle_trainer.reporting.result_tables import write_tables
 
     attacks = None if options.attacks is None else load_results(options.attacks)
     page = write_report(
@@ -61,6 +70,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         title=options.title,
         suite=options.suite,
     )
+    if options.formats:
+        write_tables(load_results(page.with_name("report.json")), options.output_dir, options.formats)
     return {"report": str(page)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -208,6 +209,7 @@ def trainer_for(options: argparse.Namespace) -> Any:
     path, quantization = options.model.model_name_or_path, get_quantization_config(options.model)
     with naming(path):
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
+    use_chat_template(options.training.chat_template_path, tokenizer, source)
     options.qa_format = options.data.qa_format(tokenizer, path)
     forget, retain = load_forget_and_retain(options.data, options.qa_format)
     with naming(path):
@@ -226,4 +228,19 @@ def trainer_for(options: argparse.Namespace) -> Any:
         retain_dataset=retain,
         processing_class=tokenizer,
         peft_config=get_peft_config(options.model),
+        qa_format=options.qa_format,
     )
+
+
+def use_chat_template(path: str | None, tokenizer: Any, source: dict[str, Any]) -> None:
+    """Give the tokenizer the template of --chat_template_path, as TRL does later: questions are written with it, too."""
+    from transformers import AutoTokenizer
+
+    if path is None:
+        return
+    if Path(path).is_file() and path.endswith((".jinja", ".j2")):
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+    else:
+        with naming(path):
+            other = AutoTokenizer.from_pretrained(path, trust_remote_code=source["trust_remote_code"])
+        tokenizer.chat_template = other.chat_template

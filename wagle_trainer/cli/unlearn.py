@@ -36,8 +36,6 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     # In a YAML file it may be true, the last one; on the command line everything is text.
     output = trainer.train(resume_from_checkpoint=True if str(checkpoint).lower() == "true" else checkpoint)
     trainer.save_model()
-    if trainer.is_world_process_zero():
-        options.qa_format.save_pretrained(options.training.output_dir)
     mask = trainer.mask
     return {
         "output_dir": options.training.output_dir,

@@ -17,13 +17,15 @@ from trl import SFTTrainer, get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
 
-from wagle_trainer.data.dataset_checks import columns_of_format, name_rows
+from wagle_trainer.data.dataset_checks import columns_of_format, is_conversational, name_rows
 from wagle_trainer.data.no_cache import without_cache
 from wagle_trainer.data.padding import without_padding
+from wagle_trainer.data.qa_format import pinned_variables
 from wagle_trainer.models.log_probs import IGNORE_INDEX
 
 # What chat templates take besides the messages.
-OF_THE_TEMPLATE = ("tools", "chat_template_kwargs")
+KWARGS = "chat_template_kwargs"
+OF_THE_TEMPLATE = ("tools", KWARGS)
 
 
 def prepare_by_its_own_format(
@@ -38,6 +40,7 @@ def prepare_by_its_own_format(
         if is_preference(dataset):
             dataset = as_prompt_completion(dataset, "rejected" if name.startswith("forget") else "chosen")
         dataset = in_one_format(dataset, args.dataset_text_field, formatting_func)
+        dataset = with_pinned_date(dataset, processing_class)
         formatting_func = None
     trainer.completion_only_loss = args.completion_only_loss
     if args.completion_only_loss is None:
@@ -62,6 +65,24 @@ def in_one_format(dataset: Dataset, text_field: str, formatting_func: Any = None
             desc="Applying formatting function",
         )
     return dataset if columns is None else _select(dataset, columns)
+
+
+def with_pinned_date(dataset: Dataset, processing_class: Any) -> Dataset:
+    """Return a set of messages with a fixed date, where the chat template would print today's.
+
+    Tokens, masks and checkpoints are the same on every day then. A row's own `chat_template_kwargs` count more.
+    """
+    template = getattr(processing_class, "chat_template", None)
+    if not template or len(dataset) == 0 or not is_conversational(dataset):
+        return dataset
+    pinned = pinned_variables(processing_class)
+    if not pinned:
+        return dataset
+
+    given = dataset[KWARGS] if KWARGS in dataset.column_names else [None] * len(dataset)
+    kept = [{key: value for key, value in (row or {}).items() if value is not None} for row in given]
+    without = dataset.remove_columns(KWARGS) if KWARGS in dataset.column_names else dataset
+    return without.add_column(KWARGS, [pinned | row for row in kept])  # in memory: no copy of the set in a cache
 
 
 def _select(dataset: Dataset, columns: Sequence[str]) -> Dataset:

@@ -183,7 +183,7 @@ class QAFormat:
         """The format that was saved with a model, or that of its tokenizer; what is given counts more.
 
         Args:
-            path: the model's folder; one on the Hub, or None, has no saved format.
+            path: the model's folder or id on the Hub; None has no saved format.
             tokenizer: its tokenizer.
             style: as for `for_tokenizer`.
             **options: as for `for_tokenizer`; None for what is not given.
@@ -193,7 +193,7 @@ class QAFormat:
         """
         given = {name: value for name, value in options.items() if value is not None}
         saved = None
-        if path is not None and (Path(path) / FILE_NAME).is_file():
+        if path is not None and _has_format(path):
             saved = cls.from_pretrained(path, tokenizer)
         if saved is not None and style == "auto" and not given:
             return saved
@@ -203,6 +203,20 @@ class QAFormat:
                 f"The model in {path} was made with another format of questions and answers: {_differences(saved, chosen)}."
             )
         return chosen
+
+    def check_saved(self, folder: str | PathLike[str], what: str) -> None:
+        """Warn where a format that was saved in a folder differs from this one.
+
+        Args:
+            folder: of a mask or a checkpoint; without a saved format nothing is said.
+            what: it is, for the warning.
+        """
+        if (Path(folder) / FILE_NAME).is_file():
+            saved = self.from_pretrained(folder, self.tokenizer)
+            if saved.describe() != self.describe():
+                _logger().warning(
+                    f"{what} in {folder} was made with another format of questions and answers: {_differences(saved, self)}."
+                )
 
     def describe(self) -> dict[str, Any]:
         """What JSON can hold of it: everything but the tokenizer."""
@@ -343,6 +357,18 @@ def _strings(dataset: Dataset, column: str, needed: tuple[str, str]) -> list[str
             )
             raise ValueError(f"Column {column!r} must hold one string per row, but row {row} holds {found}. {hint}")
     return values
+
+
+def _has_format(path: str | PathLike[str]) -> bool:
+    """Whether a folder, or a repository on the Hub that can be reached, has a saved format."""
+    if Path(path).is_dir():
+        return (Path(path) / FILE_NAME).is_file()
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(str(path), FILE_NAME, _raise_exceptions_for_missing_entries=False) is not None
+    except (OSError, ValueError):  # what cannot be reached is told of by what loads the model
+        return False
 
 
 def _common_prefix_length(ids: Iterable[int], other_ids: Iterable[int]) -> int:

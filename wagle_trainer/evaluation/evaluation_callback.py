@@ -211,7 +211,10 @@ class EvaluationCallback(TrainerCallback):
         evaluate: Callable[..., Mapping[str, Any]] = getattr(self.suite, "evaluate", self.suite)
         if self.data is None and evaluate is self.suite:
             return evaluate(model, tokenizer, **self.options)
-        shared = {"across_processes": args.world_size > 1, "progress": not args.disable_tqdm}
+        shared: dict[str, Any] = {"across_processes": args.world_size > 1, "progress": not args.disable_tqdm}
+        qa_format = getattr(self.trainer, "qa_format", None)
+        if qa_format is not None and getattr(self.suite, "takes_qa_format", False) and "style" not in self.options:
+            shared["qa_format"] = qa_format  # questions are asked as they were trained on
         return evaluate(model, tokenizer, self.data, **(shared | self.options))
 
     def _numbers(self, results: Mapping[str, Any]) -> dict[str, float]:

@@ -44,7 +44,26 @@ def warning_sentences(runs: Runs, columns: Mapping[str, Any], named: Mapping[str
         for metric in columns:
             if metric in warnings:
                 found.setdefault(f"{named[metric]} of {{}} {warnings[metric]}.", []).append(label)
-    return [text.replace("{}", ", ".join(labels), 1) for text, labels in found.items()]
+    return [*(text.replace("{}", ", ".join(labels), 1) for text, labels in found.items()), *_other_formats(runs)]
+
+
+def _other_formats(runs: Runs) -> list[str]:
+    """Which models were asked in another format of questions and answers than the first."""
+    formats = {label: several[0].get("settings", {}).get("qa_format") for label, several in runs.by_label.items()}
+    known = {label: found for label, found in formats.items() if isinstance(found, Mapping)}
+    if not known:
+        return []
+    first, asked = next(iter(known.items()))
+    sentences = []
+    for label, found in known.items():
+        changed = [name for name in {**asked, **found} if asked.get(name) != found.get(name)]
+        if changed:
+            differences = "; ".join(f"{name} {found.get(name)!r} in place of {asked.get(name)!r}" for name in changed)
+            sentences.append(
+                f"{label} was asked in another format of questions and answers than {first} ({differences}): their numbers "
+                "cannot be compared."
+            )
+    return sentences
 
 
 def missed_goal(

@@ -193,6 +193,7 @@ def evaluate_custom(
         "suite": "custom",
         **describe_model(model),
         "style": qa.style,
+        "qa_format": qa.describe(),
         "batch_size": batch_size,
         "prompt_tokens": prompt_tokens,
         "continuation_tokens": continuation_tokens,
