@@ -18,6 +18,7 @@ _HOMES = {
     "evaluate_detoxification": "suites.detoxification",
     "evaluate_multiple_choice": "suites.multiple_choice",
     "evaluate_muse": "suites.muse",
+    "evaluate_unlearning_depth": "suites.unlearning_depth_suite",
     "evaluate_tofu": "suites.tofu",
     "evaluate_wmdp": "suites.wmdp",
     "exact_memorization": "metrics",
@@ -59,6 +60,7 @@ _HOMES = {
     "save_results": "results",
     "score_answers": "answer_scores",
     "truth_ratio": "metrics",
+    "unlearning_depth": "metrics",
     "verbatim_prefix": "metrics",
     "zlib_score": "metrics",
 }

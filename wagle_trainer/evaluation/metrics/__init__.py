@@ -23,6 +23,7 @@ from wagle_trainer.evaluation.metrics.model_utility import model_utility
 from wagle_trainer.evaluation.metrics.probability import answer_probability, perplexity, probability_with_options
 from wagle_trainer.evaluation.metrics.rouge import rouge_1_recall, rouge_l_f1, rouge_l_recall
 from wagle_trainer.evaluation.metrics.truth_ratio import Aggregation, log_truth_ratio, truth_ratio
+from wagle_trainer.evaluation.metrics.unlearning_depth import unlearning_depth
 from wagle_trainer.utils.registry import import_all
 
 import_all(__name__, __path__)
@@ -52,6 +53,7 @@ __all__ = [
     "rouge_l_f1",
     "rouge_l_recall",
     "truth_ratio",
+    "unlearning_depth",
     "verbatim_prefix",
     "zlib_score",
 ]

@@ -58,3 +58,9 @@ LACUNA = """@article{boglioni2026lacuna,
     journal = {arXiv preprint arXiv:2607.02513},
     year = {2026}
 }"""
+UNLEARNING_DEPTH = """@article{lee2026measuring,
+    title = {Measuring the Depth of {LLM} Unlearning via Activation Patching},
+    author = {Lee, Jaeung and Kim, Dohyun and Jo, Jaemin},
+    journal = {arXiv preprint arXiv:2605.24614},
+    year = {2026}
+}"""
