@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from wagle_trainer.cli.parsing import JSON_HELP
 from wagle_trainer.cli.training import parse_options
 
 DESCRIPTION = """Compare objectives, scores and densities on one model and one data set, over seeds. Each variant runs with every learning
@@ -23,13 +24,54 @@ EXAMPLES = """
       --objectives all --scores none --learning_rates 1e-5 3e-5 --output_dir out --formats csv latex"""
 
 
+SHOWN = {
+    "model and data": {
+        "model_name_or_path": ("PATH", "the model that is to forget: folder or Hub id"),
+        "retrained_model": ("PATH", "a model that never saw the forget set: gives the forget goal"),
+        "forget_file": ("FILE", "what to forget, see `wagle unlearn --help`"),
+        "retain_file": ("FILE", "what to keep, in the same way"),
+        "dataset_name": ("NAME", "in their place a TOFU: locuslab/TOFU, a folder, or the bundled 'fictional'"),
+        "evaluation_samples": ("NUMBER", "rows of each set that models are measured on, or 'all'"),
+    },
+    "what is compared": {
+        "objectives": ("NAME ...", "objectives, or 'all'; by default --loss_type alone"),
+        "objective_settings": (
+            "JSON",
+            'training options of single objectives: \'{"rmu": {"loss_kwargs": {"layer": 2}}}\'',
+        ),
+        "scores": ("SCORE ...", "scores whose masks are compared, or 'none'"),
+        "densities": ("SHARE ...", "densities of their masks"),
+        "no_dense": ("", "leave out training without a mask"),
+        "seeds": ("NUMBER ...", "each variant runs with each"),
+        "learning_rates": ("RATE ...", "each variant runs with each; one rule picks the one that counts"),
+    },
+    "rule": {
+        "forget_goal": ("NUMBER", "value of the forget metric that is enough; by default from --forget_share"),
+        "forget_share": ("SHARE", "goal as a share of the way from the reference to the retrained model"),
+        "forget_metric": ("NAME", "by default the suite's first"),
+        "utility_metric": ("NAME", "by default the suite's first"),
+        "attacks": ("NAME ...", "attacks on what reaches the goal, such as relearning quantization"),
+    },
+    "this run": {
+        "config": ("FILE", "YAML file of options"),
+        "output_dir": ("DIR", "where runs, report and tables go"),
+        "formats": ("NAME ...", "tables beside the report: csv, markdown, latex"),
+        "processes": ("NUMBER", "runs side by side"),
+        "json": ("", JSON_HELP),
+        "help-all": ("", "all options, those of training as well"),
+    },
+}
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """See `wagle_trainer.cli`."""
     from wagle_trainer.comparison.arguments import ComparisonArguments
     from wagle_trainer.comparison.run_comparison import check_can_compare
     from wagle_trainer.comparison.suite_task import MeasuredDataArguments, SuiteTask
 
-    parsed = parse_options("compare", DESCRIPTION, EXAMPLES, arguments, (ComparisonArguments, MeasuredDataArguments))
+    parsed = parse_options(
+        "compare", DESCRIPTION, EXAMPLES, arguments, (ComparisonArguments, MeasuredDataArguments), shown=SHOWN
+    )
     (compare, data), training, model = parsed.first, parsed.training, parsed.model
     check_can_compare(training, model)
     task = SuiteTask(data)

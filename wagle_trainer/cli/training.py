@@ -191,9 +191,7 @@ def parse_options(
         raise ValueError(f"The configuration file has options that are unknown: {', '.join(wrong)}.")
     if model.model_name_or_path is None:
         parser.error("the following arguments are required: --model_name_or_path")
-    return argparse.Namespace(
-        first=read, training=training, model=model, json=output.json, given=parser.given
-    )
+    return argparse.Namespace(first=read, training=training, model=model, json=output.json, given=parser.given)
 
 
 def trainer_for(options: argparse.Namespace) -> Any:
