@@ -18,6 +18,35 @@ def losses() -> str:
     return table(("`loss_type`", "Objective"), [(f"`{name}`", text) for name, text in describe_losses().items()])
 
 
+def requirements() -> str:
+    """What every forget loss of the package needs: data, its retain loss, outputs of the reference model, forward passes."""
+    from wagle_trainer.losses import get_loss, get_retain_loss, list_losses
+    from wagle_trainer.losses.needs import NEEDS, resolve
+
+    kinds = {"log_probs": "log-probabilities", "logits": "logits", "states": "hidden states"}
+    rows = []
+    for name in list_losses():
+        loss = get_loss(name)
+        if not loss.__module__.startswith("wagle_trainer."):
+            continue
+        needs = [NEEDS[need] for need in resolve(loss.needs, name)]
+        if loss.retain_loss is not None:
+            needs += [NEEDS[need] for need in resolve(get_retain_loss(loss.retain_loss).needs, name)]
+        splits = {need.split for need in needs}
+        data = "forget and retain set"
+        if "chosen" in splits:
+            data += ", chosen answers (refusals by default)" if loss.accepts_refusals else ", other answers of yours"
+        reference = sorted(f"{need.split}: {kinds[need.reference]}" for need in needs if need.reference is not None)
+        rows.append((f"`{name}`", data, loss.retain_loss or "none", "; ".join(reference) or "-", f"{len(splits)}"))
+    return table(("`loss_type`", "data", "retain loss", "of the reference model, once", "forward passes a pair"), rows)
+
+
+def compared_objectives() -> str:
+    """All objectives on the bundled people, as `wagle compare` wrote them."""
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "objectives_compared"
+    return (results / "table.md").read_text(encoding="utf-8")
+
+
 def scores() -> str:
     """Every attribution score with its description."""
     from wagle_trainer.attribution import describe_scores
@@ -54,6 +83,8 @@ def changelog() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "losses": losses,
+    "requirements": requirements,
+    "compared_objectives": compared_objectives,
     "scores": scores,
     "metrics": metrics,
     "suites": suites,

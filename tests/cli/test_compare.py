@@ -113,7 +113,10 @@ def test_a_retrained_model_gives_the_goal(compare, folder):
         (["--objectives", "npoo"], "Unknown loss 'npoo'. Did you mean 'npo'"),
         (["--objective_settings", '{"rmu": {"layer": 1}}'], "objective_settings of 'rmu' has layer"),
         (["--objective_settings", "{"], "objective_settings is not JSON"),
-        (["--objective_settings", '{"rmu": {}}'], "needs a layer"),
+        (
+            ["--objective_settings", '{"rmu": {"loss_kwargs": {"layer": 0, "retain_loss": "js", "retain_layr": 1}}}'],
+            "do not fit the loss 'rmu'",
+        ),
         (["--formats", "xlsx"], "formats has xlsx; known are csv, markdown, latex"),
         (["--scores", "none", "--no_dense"], "give at least one score"),
         (["--use_peft"], "leave out --use_peft"),

@@ -30,7 +30,10 @@ class ComparisonArguments:
 
     objectives: list[str] = field(
         default_factory=list,
-        metadata={"help": "Objectives that are compared, or 'all'; by default loss_type alone."},
+        metadata={
+            "help": "Objectives that are compared; by default loss_type alone. 'all': all but altpo, which needs other answers "
+            "of yours, and those that you registered."
+        },
     )
     objective_settings: dict[str, Any] | str | None = field(
         default=None,
@@ -87,9 +90,7 @@ class ComparisonArguments:
 
     def __post_init__(self) -> None:
         if self.objectives == ["all"]:
-            self.objectives = [
-                name for name in list_losses() if get_loss(name).__module__.startswith("wagle_trainer.")
-            ]
+            self.objectives = [name for name in list_losses() if _runs_on_any_data(get_loss(name))]
         if self.scores == ["none"]:
             self.scores = []
         for name in ("objectives", "scores", "densities", "seeds", "learning_rates"):
@@ -150,6 +151,12 @@ class ComparisonArguments:
         if self.utility_metric == "auto":
             self.utility_metric = utility_metric or "auto"
         self.utility_metric = _metric(self.utility_metric, suite.utility_metrics)
+
+
+def _runs_on_any_data(loss: Any) -> bool:
+    """Whether a loss is the package's, and runs on forget sets without chosen answers."""
+    own = loss.__module__.startswith("wagle_trainer.")
+    return own and (loss.accepts_refusals or "chosen" not in loss.needs)
 
 
 def _metric(name: str, known: Mapping[str, Any]) -> str:

@@ -113,7 +113,7 @@ class Runs:
             settings: Any = self._arguments(Variant(0, objective=objective), 0.0)
             Objective.from_arguments(
                 settings.loss_type, settings.loss_kwargs, settings.forget_weight, settings.retain_weight
-            ).check_layers()
+            )
 
     @property
     def model_for_each_seed(self) -> bool:

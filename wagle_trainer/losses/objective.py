@@ -130,31 +130,25 @@ class Objective:
         for setting in self.references("logits").values():
             required_head(model, setting)
 
-    def check_layers(self) -> None:
-        """Raise ValueError if a loss needs the hidden states of a layer, and none is named."""
-        for split in self.keeping("states"):
-            self._layer(split)
-
-    def _layer(self, split: str) -> tuple[int, str]:
-        """The layer whose hidden states of a split are needed, and the setting that needs them."""
-        setting = next(
-            setting
-            for name, setting in self.needs.items()
-            if NEEDS[name].split == split and NEEDS[name].keep == "states"
-        )
-        loss: Any = self.forget if setting == self._forget_setting else self.retain
-        if loss.layer is None:
-            example = "layer" if loss is self.forget else "retain_layer"
-            raise ValueError(f'{setting} needs a layer. Say which, counted from 0: loss_kwargs={{"{example}": 7}}')
-        return loss.layer, setting
-
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the layer of `model` whose hidden states are needed, by split.
 
         Raises:
             ValueError: no layer is named, or the model has no such layer.
         """
-        return {split: decoder_layer(model, *self._layer(split)) for split in self.keeping("states")}
+        layers = {}
+        for split in self.keeping("states"):
+            setting = next(
+                setting
+                for name, setting in self.needs.items()
+                if NEEDS[name].split == split and NEEDS[name].keep == "states"
+            )
+            loss: Any = self.forget if setting == self._forget_setting else self.retain
+            if loss.layer is None:
+                example = "layer" if loss is self.forget else "retain_layer"
+                raise ValueError(f'{setting} needs a layer. Say which, counted from 0: loss_kwargs={{"{example}": 7}}')
+            layers[split] = decoder_layer(model, loss.layer, setting)
+        return layers
 
     def losses(self, inputs: LossInputs) -> dict[str, Tensor]:
         """Return "forget_loss" and "retain_loss", as far as there are such terms, (batch,) each and without weights."""

@@ -336,7 +336,8 @@ def evaluate_tofu(
             `group` says which rows are about one author: intervals are over groups then.
         style: how questions and answers become text, see `QAFormat`.
         qa_format: the same as an object, for a system prompt or a template's arguments; `style` plays no part then.
-        compatibility: "open-unlearning" for the numbers of OpenUnlearning's code where they differ: see `habits`.
+        compatibility: "open-unlearning" for the numbers of OpenUnlearning's code where they differ: see `habits`. By
+            default that of `qa_format`.
         batch_size: examples per forward pass and prompts per generation batch; results do not depend on it.
         max_new_tokens: a generated answer ends after so many tokens, or after three times the tokens of the longest
             answer of the four sets if that is less.
@@ -374,6 +375,7 @@ def evaluate_tofu(
         raise ValueError(f"gradient_norm=True {_MAKE_HOLDOUT}.")
     known = None if reference is None else _read_reference(reference, rows)
     qa = qa_format if qa_format is not None else QAFormat.for_tokenizer(tokenizer, style=style)
+    compatibility = compatibility or qa.compatibility  # type: ignore[assignment]
     habits = habits_of(compatibility)
     passes: dict[str, Any] = {
         "masked_token": habits.masked_token(tokenizer),
