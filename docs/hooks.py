@@ -1,8 +1,12 @@
 """Tables of the documentation that come from the package: `<!-- table: NAME -->` in a page is replaced by the table."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+
+SMALL = 5e-6  # rounding of float32, between implementations
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -76,6 +80,28 @@ def suites() -> str:
     )
 
 
+def parity() -> str:
+    """By how much default numbers differ from OpenUnlearning's code, by metric and format, where they do."""
+    results = Path(__file__).parents[1] / "benchmarks" / "results" / "open_unlearning_parity.json"
+    found = json.loads(results.read_text(encoding="utf-8"))["formats"]
+    rows = [
+        (
+            "rows with the same tokens and labels",
+            *(f"{one['rows_with_the_same_tokens_and_labels']} of {one['rows']}" for one in found.values()),
+        )
+    ]
+    for metric in next(iter(found.values()))["theirs"]:
+        differences = [one["package"][metric] - one["theirs"][metric] for one in found.values()]
+        if max(map(abs, differences)) >= SMALL:
+            cells = [f"{d:+.1e}" if abs(d) < 0.001 else f"{d:+.3f}" for d in differences]
+            rows.append(
+                (f"`{metric}`", *("0" if abs(d) < SMALL else cell for d, cell in zip(differences, cells, strict=True)))
+            )
+    same = [m for m in next(iter(found.values()))["theirs"] if f"`{m}`" not in {row[0] for row in rows}]
+    text = f"Below {SMALL:g} in all four: {', '.join(f'`{metric}`' for metric in same)}." if same else ""
+    return f"{table(('default minus OpenUnlearning', *found), rows)}\n\n{text}"
+
+
 def changelog() -> str:
     """The changelog without its title."""
     return (Path(__file__).parents[1] / "CHANGELOG.md").read_text().partition("\n")[2]
@@ -88,6 +114,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scores": scores,
     "metrics": metrics,
     "suites": suites,
+    "parity": parity,
     "changelog": changelog,
 }
 
