@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-
 SMALL = 5e-6  # rounding of float32, between implementations
 
 

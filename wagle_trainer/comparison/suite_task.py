@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wagle_trainer.data.forget_and_retain import DataArguments, load_forget_and_retain
+from wagle_trainer.data.forget_and_retain import (
+    DataArguments,
+    load_forget_and_retain,
+    read_set_file,
+    without_overlap,
+)
+from wagle_trainer.data.groups import with_groups
 from wagle_trainer.evaluation import get_suite
 
 
@@ -62,7 +68,11 @@ class SuiteTask:
         """The sets of the suite, with so many rows."""
         if self.name == "tofu":
             return self.suite.load(str(self.data.dataset_name), forget_split=self.data.forget_split, limit=limit)
-        return self.suite.load(str(self.data.forget_file), retain=self.data.retain_file, limit=limit)
+        files = {"forget": str(self.data.forget_file), "retain": str(self.data.retain_file)}
+        sets = {name: read_set_file(file, self.data) for name, file in files.items()}
+        if self.data.drop_overlap:
+            sets["retain"] = without_overlap(sets["forget"], sets["retain"])
+        return {name: with_groups(examples.rows, None, limit) for name, examples in sets.items()}
 
     def evaluate(self, model: Any, qa: Any, sets: Any, reference: Any = None, **passes: Any) -> dict[str, Any]:
         """Measure a model with the suite."""
