@@ -31,6 +31,13 @@ class FinetuneArguments:
             "choices": ["auto", "chat", "plain"],
         },
     )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message before each question (chat)."})
+    question_prefix: str | None = field(default=None, metadata={"help": "Text before each question (plain)."})
+    question_suffix: str | None = field(default=None, metadata={"help": "Text between question and answer (plain)."})
+    answer_prefix: str | None = field(default=None, metadata={"help": "Text at the start of each answer (plain)."})
+    compatibility: str | None = field(
+        default=None, metadata={"help": "open-unlearning: the tokens and labels of its code."}
+    )
 
 
 def main() -> None:
@@ -40,7 +47,8 @@ def main() -> None:
         parser.set_defaults(bf16=False)  # TRL's default is True, which is refused or slow without bfloat16 units
     data, args, model_args = parser.parse_args_and_config()
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
-    qa = QAFormat.for_tokenizer(tokenizer, data.style)
+    names = ("system_prompt", "question_prefix", "question_suffix", "answer_prefix", "compatibility")
+    qa = QAFormat.for_tokenizer(tokenizer, data.style, **{name: getattr(data, name) for name in names})
     args.model_init_kwargs = {"dtype": model_args.dtype}
     trainer = SFTTrainer(
         model=model_args.model_name_or_path,
