@@ -17,7 +17,7 @@ Writes report.html, report.json and results.json, and the table as table.csv, ta
 may stand in one YAML file for --config; the training options are those of `wagle unlearn`. In the paths of the model and the
 retrained model, {seed} stands for the seed, where each seed has models of its own."""
 EXAMPLES = """
-  wagle compare --config compare.yaml
+  wagle compare --config run.yaml
   wagle compare --model_name_or_path MODEL --dataset_name locuslab/TOFU --retrained_model RETRAINED --objectives npo grad_diff \\
       --scores wagle random --densities 0.05 --learning_rates 1e-5 3e-5 --seeds 0 1 2 --num_train_epochs 5 --output_dir out
   wagle compare --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --forget_goal 0.1 \\
