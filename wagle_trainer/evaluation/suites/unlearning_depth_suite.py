@@ -51,7 +51,7 @@ class UnlearningDepth(Suite):
 
         Args:
             data: TOFU: a hub id, a folder of `<split>.json` files, or `"fictional"`; or a file of questions and answers.
-            reference_model: the model before unlearning: folder or Hub id.
+            reference_model: the model that the unlearned one was made from: folder or Hub id.
             retrained_model: the model that never saw the forget set.
             forget_split: of TOFU.
             limit: rows, drawn evenly over groups; None for all.
@@ -63,7 +63,7 @@ class UnlearningDepth(Suite):
 
         if reference_model is None or retrained_model is None:
             raise ValueError(
-                "The unlearning depth needs two more models: reference_model, the one before unlearning, and "
+                "The unlearning depth needs two more models: reference_model, which it was made from, and "
                 "retrained_model, one that never saw the forget set (wagle evaluate: --data_options reference_model=PATH "
                 "retrained_model=PATH)."
             )
@@ -119,7 +119,7 @@ def evaluate_unlearning_depth(
         forget: rows with `question` and `answer`. The answer's words that say what is to be forgotten may be given in
             `span`, as the paper does (its annotations of TOFU are not bundled): only their tokens are patched and
             measured. Without it, all tokens of the answer are.
-        reference_model: the model before unlearning.
+        reference_model: the model that `model` was made from.
         retrained_model: a model that never saw the forget set.
         threshold: nats by which the retrained model's states must lower the answer, for a layer to count.
         style: how questions and answers become text, see `QAFormat`.
