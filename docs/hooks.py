@@ -1,5 +1,6 @@
 """Tables of the documentation that come from the package: `<!-- table: NAME -->` in a page is replaced by the table."""
 
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -45,9 +46,17 @@ def requirements() -> str:
 
 
 def compared_objectives() -> str:
-    """All objectives on the bundled people, as `wagle compare` wrote them."""
+    """All objectives on the bundled people: the main columns of the table that `wagle compare` wrote."""
     results = Path(__file__).parents[1] / "benchmarks" / "results" / "objectives_compared"
-    return (results / "table.md").read_text(encoding="utf-8")
+    shown = ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "retain_Q_A_Prob", "retain_Q_A_ROUGE", "model_utility")
+    rows = []
+    with open(results / "table.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = [f"{float(row[name]):.3f}" for name in shown]
+            seconds = f"{float(row['seconds of training']):.0f}" if row["seconds of training"] else "-"
+            rows.append((row["model"], *numbers, row["learning rate"] or "-", row["goal reached"] or "-", seconds))
+    head = ("forget prob", "forget ROUGE-L", "retain prob", "retain ROUGE-L", "model utility")
+    return table(("", *head, "learning rate", "goal reached", "seconds"), rows)
 
 
 def scores() -> str:
