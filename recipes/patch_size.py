@@ -12,7 +12,7 @@ it stopped, and seeds, densities, scores, tasks and objectives can be added late
 
 The learning rate is chosen by one rule on the first seed, for each score and density. The best rate has the smallest
 shortfall from the goal: what is left of the forget set above the goal, and what the retain and the unseen set lose beyond
-`utility_loss`, each as a share of what the reference model knows. A tenth of all that is left and lost is added, which
+`utility_loss` (a mask may also lose what all weights lose), each as a share of what the reference model knows. A tenth of all that is left and lost is added, which
 decides between rates that reach the goal. The grid is 1e-6, 3e-6, 1e-5, ..., 10. The search begins where earlier runs found
 good rates, at base_rate / density for scores that look at no gradient and at base_rate / sqrt(density) for the others; it
 goes up until a rate is clearly worse than the best so far (by 0.1), and down until one is worse than the best. Then it tries
@@ -152,6 +152,7 @@ class Study:
         self.task_name = BUNDLED.get(kind.name, kind.name) if bundled else kind.name
         self.model_name = args.model_name or (Path(args.model).name if args.model else "small-llama")
         self._benches: dict[int, Bench] = {}
+        self._dense: dict[tuple[str, int], dict[str, Any]] = {}  # by objective and seed: the run with all weights
         if args.model is None:
             torch.set_num_threads(1)  # so small a model gains nothing from more
         self._check_settings()
@@ -273,7 +274,8 @@ class Study:
 
     def badness(self, row: dict[str, Any]) -> float:
         """What the learning rate is chosen by: see the head of this file."""
-        return shortfall(row, self.reference(row["seed"]), self.args.utility_loss)
+        dense = self._dense.get((row["objective"], row["seed"])) if row["score"] != NO_MASK else None
+        return shortfall(row, self.reference(row["seed"]), self.args.utility_loss, dense)
 
     def best_rate(self, objective: str, label: str, density: float) -> tuple[float, bool]:
         """The chosen learning rate, and whether it lies at the edge of those that were tried."""
@@ -284,7 +286,9 @@ class Study:
         first = self.args.seeds[0]
         self.bench(first).forget_runs()
         best = search_rate(badness, spread(label)[0], density, self.args.max_rates, self.args.base_rate)
-        self.run(objective, label, density, best[0], first)
+        row = self.run(objective, label, density, best[0], first)
+        if label == NO_MASK:
+            self._dense[objective, first] = row
         self.bench(first).forget_runs()
         return best
 

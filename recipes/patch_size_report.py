@@ -125,23 +125,31 @@ class Group:
 
     def _shortfall(self, rows: Mapping[int, Row]) -> float:
         """Mean over seeds."""
-        return sum(shortfall(row, self.references[seed], self.utility_loss) for seed, row in rows.items()) / len(rows)
+        masked = any(row["score"] != "none" for row in rows.values())
+        dense = self.chosen("all weights", 1.0) if masked else {}
+        return sum(
+            shortfall(row, self.references[seed], self.utility_loss, dense.get(seed)) for seed, row in rows.items()
+        ) / len(rows)
 
 
-def shortfall(row: Row, reference: Row, utility_loss: float) -> float:
+def shortfall(row: Row, reference: Row, utility_loss: float, dense: Row | None = None) -> float:
     """How far a run is from the goal, as shares of what the reference model knows; infinite where it failed.
 
     Args:
         row, reference: of the run and of its reference model.
         utility_loss: what retained and unseen answers may lose.
+        dense: of the run with all weights, where there is one. What it lost, a mask may lose, too.
     """
     if "failed" in row:
         return math.inf
     left, lost = row["forget"] / reference["forget"], 0.0
     missing = max(0.0, left - row["goal"] / reference["forget"])
     for name in ("retain", "held_out"):
+        floor = reference[name]
+        if dense is not None and "failed" not in dense:
+            floor = min(floor, dense[name])
         lost += max(0.0, 1 - row[name] / reference[name])
-        missing += max(0.0, 1 - (row[name] + utility_loss) / reference[name])
+        missing += max(0.0, floor - utility_loss - row[name]) / reference[name]
     return missing + 0.1 * (left + lost)
 
 

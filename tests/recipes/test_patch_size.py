@@ -406,6 +406,14 @@ def test_shortfall_by_hand(report):
     assert report.shortfall({"failed": "nan"}, reference(0), 0.05) == math.inf
 
 
+def test_a_mask_may_lose_what_all_weights_lose(report):
+    """Unseen 0.4 of 0.5, 0.42 with all weights: within 0.05 of these."""
+    lost = row("snip", 1e-3, 0, 0.06, held_out=0.4)
+    dense = row("none", 1.0, 0, 0.05, held_out=0.42)
+    assert report.shortfall(lost, reference(0), 0.05, dense) == pytest.approx(0.1 * (0.1 + 0.2))
+    assert report.shortfall(lost, reference(0), 0.05, row("none", 1.0, 0, 0.05, held_out=0.47)) > 0.04
+
+
 def test_the_rate_that_all_seeds_were_run_with_counts(report):
     rows = [row("snip", 1e-3, 0, forget, rate=rate) for rate, forget in ((1e-4, 0.5), (1e-3, 0.05), (1e-2, 0.01))]
     rows.append(row("snip", 1e-3, 1, 0.06, rate=1e-3))
