@@ -12,12 +12,14 @@ it stopped, and seeds, densities, scores, tasks and objectives can be added late
 
 The learning rate is chosen by one rule on the first seed, for each score and density. The best rate has the smallest
 shortfall from the goal: what is left of the forget set above the goal, and what the retain and the unseen set lose beyond
-`utility_loss` (a mask may also lose what all weights lose), each as a share of what the reference model knows. A tenth of all that is left and lost is added, which
-decides between rates that reach the goal. The grid is 1e-6, 3e-6, 1e-5, ..., 10. The search begins where earlier runs found
-good rates, at base_rate / density for scores that look at no gradient and at base_rate / sqrt(density) for the others; it
-goes up until a rate is clearly worse than the best so far (by 0.1), and down until one is worse than the best. Then it tries
-the rate halfway (in the logarithm) between the best one and its better neighbour. The other seeds use the best rate. One at
-the end of what was tried is reported as such.
+`utility_loss`, each as a share of what the reference model knows. A mask may also lose what all weights lose. A tenth of
+all that is left and lost is added, which decides between rates that reach the goal.
+
+The grid is 1e-6, 3e-6, 1e-5, ..., 10. The search begins where earlier runs found good rates, at base_rate / density for
+scores that look at no gradient and at base_rate / sqrt(density) for the others; it goes up until a rate is clearly worse
+than the best so far (by 0.1), and down until one is worse than the best. Then it tries the rate halfway (in the logarithm)
+between the best one and its better neighbour. The other seeds use the best rate. One at the end of what was tried is
+reported as such.
 
 --rerun 3 runs three rows of the file again and compares them: the same versions on the same kind of machine give the same
 digests.
