@@ -111,6 +111,9 @@ class PatchSizeArguments:
     utility_loss: float = field(
         default=0.05, metadata={"help": "How much probability retained and unseen answers may lose at most."}
     )
+    count_missing: bool = field(
+        default=False, metadata={"help": "Say how many of the planned runs the file lacks, in place of all else."}
+    )
     rerun: int = field(
         default=0, metadata={"help": "Run this many rows of the file again and compare, in place of all else."}
     )
@@ -274,6 +277,26 @@ class Study:
             )
         return lines
 
+    def missing(self) -> tuple[int, int]:
+        """Of how many of the runs that the arguments name the attacked row is missing, and how many they are.
+
+        A run is an objective, a score, a density and a seed, at whatever learning rate.
+        """
+        args = self.args
+        wanted = {
+            (objective, *spread(label), density, seed)
+            for objective in args.objectives
+            for label in args.scores
+            for density in args.densities
+            for seed in args.seeds
+        } | {(objective, NO_MASK, None, 1.0, seed) for objective in args.objectives for seed in args.seeds}
+        there = {
+            tuple(row[name] for name in ("objective", "score", "gamma", "density", "seed"))
+            for row in self.rows.rows
+            if (row["model"], row["task"]) == (self.model_name, args.task) and "relearned" in row
+        }
+        return len(wanted - there), len(wanted)
+
     def badness(self, row: dict[str, Any]) -> float:
         """What the learning rate is chosen by: see the head of this file."""
         dense = self._dense.get((row["objective"], row["seed"])) if row["score"] != NO_MASK else None
@@ -357,6 +380,9 @@ def main() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     study = Study(args, Rows(Path(args.output_dir) / "results.json"), data)
+    if args.count_missing:
+        print("{} of the {} runs that were planned are missing.".format(*study.missing()))
+        return
     if args.rerun:
         print("\n".join(study.rerun(args.rerun)))
         return
@@ -365,6 +391,7 @@ def main() -> None:
         for density in args.densities:
             study.block(objective, args.scores, density)
     print(write_report(study.rows.content, Path(args.output_dir), args.utility_loss))
+    print("\n{} of the {} runs that were planned are missing.".format(*study.missing()))
 
 
 if __name__ == "__main__":

@@ -202,7 +202,9 @@ def test_whoever_reruns_a_row_gets_it_back(patch_size, runs, bench, tmp_path, on
         return made
 
     first = study()
+    assert first.missing() == (3, 3)
     first.block("npo", ["random", "snip"], 0.05)
+    assert first.missing() == (1, 3)  # all weights
     environment = first.rows.content["environments"][first.rows.rows[0]["environment"]]
     assert environment["wagle_trainer"] and environment["commit"] and environment["threads"] == 1
     lines = study().rerun(study().args.rerun or 2)
