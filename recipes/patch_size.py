@@ -293,7 +293,7 @@ class Study:
         there = {
             tuple(row[name] for name in ("objective", "score", "gamma", "density", "seed"))
             for row in self.rows.rows
-            if (row["model"], row["task"]) == (self.model_name, args.task) and "relearned" in row
+            if (row["model"], row["task"]) == (self.model_name, self.task_name) and "relearned" in row
         }
         return len(wanted - there), len(wanted)
 
