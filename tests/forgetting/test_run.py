@@ -156,3 +156,28 @@ def test_the_plan(people, quick):
     torch.testing.assert_close(
         people.model.state_dict(), AutoModelForCausalLM.from_pretrained(people.path).state_dict()
     )
+
+
+def test_a_file_with_other_columns(people, quick, tmp_path):
+    lines = ["Frage;Antwort", *(f"{row['question']};{row['answer']}" for row in people.rows)]
+    (tmp_path / "forget.csv").write_text("\n".join(lines), encoding="utf-8")
+    found = plan(
+        people.path,
+        tmp_path / "forget.csv",
+        retain_file=people.retain,
+        reading={"question_column": "Frage", "answer_column": "Antwort"},
+        **quick,
+    )
+    assert (found.rows, found.kind) == (10, "question and answer")
+    assert "question from 'Frage'" in str(found) and f"{len(people.others)} rows" in str(found)
+
+
+def test_rows_of_both_files_are_not_kept(people, quick, tmp_path):
+    (tmp_path / "retain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people.rows + people.others[:6]))
+    assert plan(people.path, people.forget, retain_file=tmp_path / "retain.jsonl", **quick).retain.startswith("6 rows")
+
+
+def test_preferences_are_refused(people, quick, tmp_path):
+    (tmp_path / "forget.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
+    with pytest.raises(ValueError, match="holds preferences"):
+        plan(people.path, tmp_path / "forget.jsonl", **quick)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from wagle_trainer.cli.parsing import JSON_HELP, add_format_options, json_value, make_parser
+from wagle_trainer.data.forget_and_retain import FILE_HELP, FORMAT_OPTIONS, READING_HELP
 
 DESCRIPTION = """Make a model forget what is in a file, with the smallest patch that does it, and say how well it worked.
 
@@ -29,10 +30,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """See `wagle_trainer.cli`."""
     parser = make_parser("wagle forget", DESCRIPTION, EXAMPLES)
     parser.add_argument("model", nargs="?", help="the model that is to forget: folder or Hub id")
-    parser.add_argument(
-        "--forget_file", help="rows with question and answer: .jsonl, .json, .csv, .parquet or a Hub id"
-    )
-    parser.add_argument("--retain_file", help="rows of the same kind that must stay; made if not given")
+    parser.add_argument("--forget_file", metavar="FILE", help=FILE_HELP)
+    parser.add_argument("--retain_file", metavar="FILE", help="what must stay, in the same way; made if not given")
     parser.add_argument("--output_dir", help="where patch, report and verdict go")
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file of options, such as the config.yaml of another run"
@@ -41,6 +40,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--dry_run", action="store_true", help="say what was understood and how long it takes, and stop"
     )
     parser.advanced(add_search_options(parser))
+    parser.advanced(
+        parser.add_argument(f"--{name}", metavar="NAME", help=f"{text[0].lower()}{text[1:].rstrip('.')}")
+        for name, text in READING_HELP.items()
+    )
     add_format_options(parser)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=_run, show=show_verdict)
@@ -157,11 +160,11 @@ def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    from wagle_trainer.data.forget_and_retain import FORMAT_OPTIONS
     from wagle_trainer.forgetting import ForgetSettings, forget, plan
 
     arguments = {
         "retain_file": options.retain_file,
+        "reading": {name: getattr(options, name) for name in READING_HELP},
         "settings": ForgetSettings(**chosen_settings(options)),
         "format_options": {name: getattr(options, name) for name in ("style", *FORMAT_OPTIONS)},
         "dtype": options.dtype,

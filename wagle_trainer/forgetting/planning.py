@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Plan:
         seconds: expected duration.
         memory: bytes that are needed at most, expected.
         settings: of the run.
+        understood: sentences on what was read of the files.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Plan:
     seconds: float
     memory: int
     settings: dict[str, Any]
+    understood: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -65,6 +67,7 @@ class Plan:
         sizes = ", ".join(f"{density:g}" for density in self.settings["densities"])
         return "\n".join(
             [
+                *self.understood,
                 f"Model: {self.model}, {self.parameters:,} weights in {self.dtype} on {self.device}.",
                 f"To forget: {self.rows} rows of {self.kind}{twice}; the longest has {self.longest} tokens ({self.style}).",
                 f"The first one, as the model sees it: {self.example!r}",

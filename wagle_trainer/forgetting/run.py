@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import yaml
 
-from wagle_trainer.data.forget_and_retain import read_rows
+from wagle_trainer.data.forget_and_retain import without_overlap
 from wagle_trainer.data.qa_format import QAFormat
+from wagle_trainer.data.reading import Examples, read_examples
 from wagle_trainer.evaluation.results import without_texts
 from wagle_trainer.evaluation.suites.custom import evaluate_custom
 from wagle_trainer.forgetting.examples import Example, Row, as_questions, encode
@@ -36,6 +37,7 @@ from wagle_trainer.reporting.environment import environment
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.keyed_digests import shareable
 
+_KINDS = ("questions", "completions", "messages", "passages")
 _EXAMPLES = 3
 # Retain and unseen rows whose answers are generated for the report; the verdict's probabilities are of all rows.
 _SHOWN = 32
@@ -48,6 +50,7 @@ def forget(
     *,
     retain_file: str | os.PathLike[str] | None = None,
     settings: ForgetSettings | None = None,
+    reading: Mapping[str, Any] | None = None,
     format_options: Mapping[str, Any] | None = None,
     dtype: str = "auto",
     progress: bool = True,
@@ -60,11 +63,12 @@ def forget(
 
     Args:
         model: the reference model, a folder or Hub id.
-        forget_file: rows with `question` and `answer`, or of another kind that `evaluate_custom` takes.
+        forget_file: questions and answers, completions, messages or passages, in any file that `read_examples` reads.
         output_dir: where patch, report and verdict go.
         retain_file: rows of the same kind that the model should keep; without one, neighbours are made (see
             `make_neighbours`).
         settings: goal, floor and what is tried.
+        reading: of `read_examples`, for both files: `question_column`, `encoding`, ...
         format_options: of `QAFormat.for_model`: `style`, `system_prompt`, ...
         dtype: number format of the weights; "auto": as saved.
         progress: show a progress bar.
@@ -88,7 +92,7 @@ def forget(
     try:
         with quiet_libraries():
             done.stage("loading the model", 3)
-            run = _Run.load(model, forget_file, retain_file, settings, changes, format_options, dtype)
+            run = _Run.load(model, forget_file, retain_file, settings, changes, reading, format_options, dtype)
             return run.verdict(Path(output_dir), done)
     finally:
         done.close()
@@ -100,6 +104,7 @@ def plan(
     *,
     retain_file: str | os.PathLike[str] | None = None,
     settings: ForgetSettings | None = None,
+    reading: Mapping[str, Any] | None = None,
     format_options: Mapping[str, Any] | None = None,
     dtype: str = "auto",
     **changes: Any,
@@ -111,12 +116,13 @@ def plan(
         forget_file: what to forget.
         retain_file: what to keep; neighbours are made if None.
         settings: of the search; the defaults if None.
+        reading: of `read_examples`.
         format_options: of `QAFormat`.
         dtype: number format of the weights; "auto": as saved.
         changes: fields of `ForgetSettings` that take other values.
     """
     with quiet_libraries():
-        return _Run.load(model, forget_file, retain_file, settings, changes, format_options, dtype).plan
+        return _Run.load(model, forget_file, retain_file, settings, changes, reading, format_options, dtype).plan
 
 
 class _Run:
@@ -130,6 +136,7 @@ class _Run:
         retain_rows: rows of the retain file; None where neighbours are made.
         settings: of the run.
         given: names of the files and other arguments, for `config.yaml`.
+        understood: sentences on the files.
     """
 
     def __init__(
@@ -142,7 +149,9 @@ class _Run:
         retain_rows: Sequence[Row] | None,
         settings: ForgetSettings,
         given: Mapping[str, Any],
+        understood: Sequence[str],
     ):
+        self.understood = list(understood)
         self.name, self.patched, self.tokenizer, self.qa = name, PatchedModel(model), tokenizer, qa
         self.rows, self.retain_rows, self.settings, self.given = list(rows), retain_rows, settings, given
         self.examples = encode(qa, self.rows, "forget")
@@ -155,13 +164,16 @@ class _Run:
         retain_file: Any,
         settings: ForgetSettings | None,
         changes: Mapping[str, Any],
+        reading: Mapping[str, Any] | None,
         format_options: Mapping[str, Any] | None,
         dtype: str,
     ) -> _Run:
         """Read the files, which is quick, before the model, which is not."""
         chosen = replace(settings or ForgetSettings(), **changes)
-        rows = as_questions(read_rows(os.fspath(forget_file)))
-        retain = None if retain_file is None else as_questions(read_rows(os.fspath(retain_file)))
+        read = {key: value for key, value in dict(reading or {}).items() if value is not None}
+        files = _read_files(forget_file, retain_file, read)
+        rows, retain = (None if found is None else as_questions(found.rows) for found in files)
+        assert rows is not None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(name, dtype, device)
         if hasattr(model, "peft_config"):
@@ -171,17 +183,20 @@ class _Run:
         qa = QAFormat.for_model(name, tokenizer, **dict(format_options or {}))
         given = {"model": name, "forget_file": os.fspath(forget_file)}
         given |= {} if retain_file is None else {"retain_file": os.fspath(retain_file)}
+        given |= read
         given |= {key: value for key, value in dict(format_options or {}).items() if value not in (None, "auto")}
         given |= {} if dtype == "auto" else {"dtype": dtype}
-        return cls(name, model.eval(), tokenizer, qa, rows, retain, chosen, given)
+        understood = [found.report(tokenizer) for found in files if found is not None]
+        return cls(name, model.eval(), tokenizer, qa, rows, retain, chosen, given, understood)
 
     @property
     def plan(self) -> Plan:
         """See `plan`."""
         kept = None if self.retain_rows is None else len(self.retain_rows)
-        return make_plan(
+        found = make_plan(
             self.patched.model, self.name, self.tokenizer, self.qa, self.rows, self.examples, kept, self.settings
         )
+        return replace(found, understood=self.understood)
 
     @cached_property
     def request(self) -> dict[str, Any]:
@@ -416,6 +431,25 @@ class _Run:
         retain, unseen = (kept_side(*pair, settings.utility_floor) for pair in values[1:])
         why = reasons(forgotten, retain, unseen, tries)
         return Verdict(not why, why, forgotten, retain, unseen)
+
+
+def _read_files(forget_file: Any, retain_file: Any, reading: Mapping[str, Any]) -> tuple[Examples, Examples | None]:
+    """What is in the files, as far as it is of a kind that can be measured.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_examples`; rows of another kind.
+    """
+    forget_set = read_examples(os.fspath(forget_file), **reading)
+    retain_set = None
+    if retain_file is not None:
+        retain_set = without_overlap(forget_set, read_examples(os.fspath(retain_file), **reading))
+    for found in (forget_set, retain_set):
+        if found is not None and found.kind not in _KINDS:
+            raise ValueError(
+                f"{found.source} holds {found.kind}; here questions and answers, prompts and completions, messages or passages "
+                "are needed. `wagle unlearn` takes the other kinds."
+            )
+    return forget_set, retain_set
 
 
 def _some(rows: Sequence[Row]) -> list[Row]:
