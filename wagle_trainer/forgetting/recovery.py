@@ -12,6 +12,7 @@ from wagle_trainer.forgetting.examples import Row, encode, mean, probabilities
 from wagle_trainer.forgetting.neighbours import relation_of
 from wagle_trainer.forgetting.patches import PatchedModel
 from wagle_trainer.forgetting.settings import ForgetSettings
+from wagle_trainer.reporting.verdict import GONE
 
 # Words around a question that ask for the same: those who ask are not jailbreaking.
 _FRAMES = ("Please tell me: {question}", "{question} Answer in one sentence.")
@@ -92,9 +93,9 @@ def attack(
             with patched.taken_back():
                 return measure(patched.model, _, asked)
         values = probabilities(patched.model, tokenizer, encode(qa, asked, "attacked"), settings.eval_batch_size)
-        limits = [settings.forget_goal * before[row["index"]] for row in asked]
-        gone = [after[row["index"]] <= limit for row, limit in zip(asked, limits, strict=True)]
-        returned = [was and value > limit for was, value, limit in zip(gone, values, limits, strict=True)]
+        limits = [GONE * before[row["index"]] for row in asked]
+        gone = [after[row["index"]] < limit for row, limit in zip(asked, limits, strict=True)]
+        returned = [was and value >= limit for was, value, limit in zip(gone, values, limits, strict=True)]
         return {_MEASURE: mean(values), _GONE: float(sum(gone)), _RETURNED: float(sum(returned))}
 
     done: set[str] = set()

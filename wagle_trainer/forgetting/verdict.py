@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from wagle_trainer.reporting.verdict import GONE, UNCHANGED
+
 FORMAT_VERSION = 1
 _WORDS = {
     "relearning": "after relearning on the other half",
@@ -23,8 +25,8 @@ class Verdict:
         forgotten: whether the forget goal is met and the utility floor holds.
         reasons: sentences that say why not; empty where it is forgotten.
         forget: `before` and `after` (mean answer probabilities), `goal` (share of `before`), `answers`, `known` (before),
-            `gone` (at most `goal` as likely as before, of the known ones).
-        retain, unseen: `before`, `after`, `floor`, `answers`, `kept` (at least `floor` as likely as before).
+            `gone` (of the known ones, those whose tokens are less than half as likely as before).
+        retain, unseen: `before`, `after`, `floor`, `answers`, `kept` (at least 0.9 times as likely as before).
         attacks: name -> `before`, `after`, `attacked`, `recovered` (None: no rate), `returned` answers `of` those gone that
             were asked.
         patch: `path`, `bytes`, `weights`, `density`, `apply`, `revoke`, `merge`; None where no try could be used.
@@ -135,7 +137,7 @@ def forget_side(before: Sequence[float], after: Sequence[float], goal: float, kn
         "goal": goal,
         "answers": len(before),
         "known": len(pairs),
-        "gone": sum(b * goal >= a for b, a in pairs),
+        "gone": sum(a < GONE * b for b, a in pairs),
     }
 
 
@@ -146,7 +148,7 @@ def kept_side(before: Sequence[float], after: Sequence[float], floor: float) -> 
         "after": sum(after) / len(after),
         "floor": floor,
         "answers": len(before),
-        "kept": sum(a >= floor * b for b, a in zip(before, after, strict=True)),
+        "kept": sum(a >= UNCHANGED * b for b, a in zip(before, after, strict=True)),
     }
 
 
