@@ -22,6 +22,7 @@ class CompareArguments(comparison.ComparisonArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.given_metrics = (self.forget_metric, self.utility_metric)
         self.read_by(get_suite(task_class(self.task).suite), task_class(self.task).utility_metric)
 
 
@@ -30,7 +31,11 @@ class Runs(comparison.Runs):
 
     def __init__(self, compare: CompareArguments, data: RecipeArguments, args: WagleConfig, model_args: ModelConfig):
         self.small = model_args.model_name_or_path is None  # a small Llama for each seed
-        super().__init__(compare, task_class(compare.task)(data), args, model_args)
+        task = task_class(compare.task)(data)
+        if task.suite != task_class(compare.task).suite:  # MUSE and the harness have suites of their own
+            compare.forget_metric, compare.utility_metric = compare.given_metrics
+            compare.read_by(get_suite(task.suite), task.utility_metric)
+        super().__init__(compare, task, args, model_args)
 
     @property
     def model_for_each_seed(self) -> bool:

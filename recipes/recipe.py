@@ -20,6 +20,7 @@ from wagle_trainer.cli.run_config import RunParser, write_run_config
 from wagle_trainer.comparison.learning_rate_rule import RETRAINED
 from wagle_trainer.data import QAFormat
 from wagle_trainer.evaluation import results_table, save_results
+from wagle_trainer.reporting import write_report
 
 CONFIGS = Path(__file__).parent / "configs"
 # What `--controls` takes besides scores and "lora": other names, and the simpler methods that the WAGLE paper compares with.
@@ -125,12 +126,13 @@ def _variant(args: WagleConfig, control: str, peft_config: Any) -> Variant:
 
 
 class Report:
-    """Measures models with the task's suite; then prints one table and writes one JSON file."""
+    """Measures models with the task's suite; then prints one table, and writes one JSON file and one page."""
 
     def __init__(self, task: Task, args: WagleConfig, model_args: ModelConfig, qa: QAFormat):
         self.task, self.args, self.qa = task, args, qa
         self.sets = task.evaluation_sets(qa, task.limit)
         self.results: dict[str, Any] = {}
+        self.masks: dict[str, Path] = {}
         self.retrained: dict[str, Any] | None = None
         if task.data.retrained_model:
             self.retrained = self._measure(load_model(task.data.retrained_model, model_args, args.device))
@@ -145,15 +147,26 @@ class Report:
             across_processes=True,
         )
 
-    def add(self, label: str, model: Any) -> None:
-        """Measure a model; the table gets a row."""
+    def add(self, label: str, model: Any, folder: str | None = None) -> None:
+        """Measure a model; the table gets a row, and the page what the mask in its folder selects."""
         self.results[label] = self._measure(model)
+        if folder is not None and (Path(folder) / "mask_config.json").exists():
+            self.masks[label] = Path(folder)
 
     def write(self) -> None:
-        """Print the table and write `results.json` into the output folder."""
+        """Print the table, and write `results.json` and `report.html` into the output folder."""
         if self.retrained is not None:
             self.results[RETRAINED] = self.retrained
         path = Path(self.args.output_dir) / "results.json"
         if self.args.process_index == 0:
-            save_results(self.results, path)
+            save_results(self.results, path)  # before the page: nothing is lost whatever happens there
             print(f"\n{results_table(self.results, self.task.headline)}\n\nAll numbers, answers and settings: {path}")
+            page = write_report(
+                self.results,
+                self.args.output_dir,
+                mask=self.masks,
+                config=self.args,
+                title=f"{self.task.name}: {self.args.loss_type}",
+                suite=self.task.reading(),
+            )
+            print(f"The report: {page}")

@@ -36,7 +36,7 @@ def main(task_name: str = "tofu", loss_type: str = "npo") -> None:
         )
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
-        report.add(label, trainer.model)
+        report.add(label, trainer.model, variant.output_dir)
 
     report.write()
 

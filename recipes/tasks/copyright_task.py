@@ -40,7 +40,7 @@ class Copyright(Task):
     name = "copyright"
     suite = "copyright"
     arguments = CopyrightArguments
-    utility_metric = "general_perplexity"
+    utility_metric: str | None = "general_perplexity"
     refused_attacks: ClassVar = {
         "jailbreak": "a passage is continued, and no question is asked that a request could stand before",
         "paraphrase": "a passage in other words is another passage",
@@ -48,10 +48,10 @@ class Copyright(Task):
     data: CopyrightArguments
 
     def __init__(self, data: CopyrightArguments):
-        super().__init__(data)
         self.muse = data.dataset_name not in (None, "fictional")
         if self.muse:
-            self.headline = get_suite("muse").headline
+            self.suite, self.utility_metric = "muse", None
+        super().__init__(data)
 
     def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
         return small_llama("retain" if retrained else "full", cache, seed, self.name)

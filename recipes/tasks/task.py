@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
 from transformers import AutoTokenizer
@@ -74,9 +75,9 @@ class Task:
     """
 
     name: ClassVar[str]
-    suite: ClassVar[str]
+    suite: str
     arguments: ClassVar[type[RecipeArguments]] = RecipeArguments
-    utility_metric: ClassVar[str | None] = None
+    utility_metric: str | None = None
     refused_attacks: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, data: RecipeArguments):
@@ -87,6 +88,13 @@ class Task:
     def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
         """Folder of a small Llama that knows the bundled example, or (`retrained`) all of it but the forget set."""
         raise NotImplementedError
+
+    def reading(self) -> Any:
+        """How a report reads the task's numbers: as its suite, what the task keeps first."""
+        suite = get_suite(self.suite)
+        first = self.utility_metric or next(iter(suite.utility_metrics))
+        kept = {first: suite.utility_metrics[first], **suite.utility_metrics}
+        return SimpleNamespace(headline=self.headline, forget_metrics=suite.forget_metrics, utility_metrics=kept)
 
     def training_sets(self, qa: QAFormat) -> tuple[Any, Any]:
         """The forget and the retain set in a TRL format."""

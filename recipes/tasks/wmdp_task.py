@@ -43,6 +43,11 @@ class Wmdp(Task):
     refused_attacks: ClassVar = {"paraphrase": "its questions have one wording each"}
     data: WmdpArguments
 
+    def __init__(self, data: WmdpArguments):
+        if data.harness:
+            self.suite = "wmdp"
+        super().__init__(data)
+
     def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
         return small_llama("retain" if retrained else "full", cache, seed, self.name)
 

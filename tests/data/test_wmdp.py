@@ -82,6 +82,20 @@ def test_the_files_of_the_hub(tmp_path):
     assert load_wmdp_questions("mmlu", folder).to_list() == [{**QUESTION, "subject": "world_religions"}]
 
 
+def test_what_the_hub_gives_on_request_only(monkeypatch):
+    """The file form that works instead is named: as this package calls it, and as the authors send it."""
+
+    def refuse(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset is a gated dataset on the Hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    expected = r"is a gated dataset.*a folder with the file bio-forget-corpus\.json or bio_remove_dataset\.json\."
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_wmdp("bio-forget-corpus")
+    with pytest.raises(FileNotFoundError, match=r"a folder with the file wmdp-bio\.json\."):
+        load_wmdp_questions("wmdp-bio")
+
+
 def test_questions_in_another_layout(tmp_path):
     write_parquet(tmp_path / "wmdp-cyber.parquet", [{"question": "Which?", "options": ["a", "b"], "answer": 0}])
     with pytest.raises(

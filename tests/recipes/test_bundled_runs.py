@@ -25,6 +25,7 @@ def run(one_thread, tmp_path, monkeypatch):
         module = importlib.import_module(recipe)
         assert module.main is importlib.import_module("tofu_npo").main
         module.main(task, loss)
+        assert (tmp_path / "out" / "report.html").exists()
         found = load_results(tmp_path / "out" / "results.json")
         assert list(found) == ["before", LABEL, "retrained without the forget set"]
         return found.values()

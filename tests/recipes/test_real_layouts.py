@@ -39,6 +39,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [recipe, *settings.split(), *options.split()])
         importlib.import_module("tofu_npo").main(*RECIPES[recipe])
         assert (tmp_path / "out" / "wagle" / "mask.safetensors").exists()
+        assert (tmp_path / "out" / "report.html").exists()
         return load_results(tmp_path / "out" / "results.json")
 
     return start

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from recipe import task_named, variants
+from compare_runs import CompareArguments, Runs
+from recipe import Report, task_named, variants
 from tasks import RecipeArguments, facts_task, list_tasks, task_class
 from tasks.texts_as_questions import as_questions, text_format
 from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
-from wagle_trainer import WagleConfig
+from wagle_trainer import WagleConfig, attribute
 from wagle_trainer.data import (
     QAFormat,
     fictional_split,
@@ -22,7 +23,7 @@ from wagle_trainer.data.fictional import (
     novel_tokenizer,
     speakers_tokenizer,
 )
-from wagle_trainer.evaluation import list_attacks, run_attacks
+from wagle_trainer.evaluation import get_suite, list_attacks, load_results, run_attacks
 
 
 @pytest.mark.parametrize(("given", "limit"), [("all", None), (None, None), ("7", 7), (7, 7)])
@@ -93,6 +94,64 @@ def test_the_task_decides_on_the_arguments(tmp_path):
     assert task_named([], "people") == "people"
     assert task_named([*config, "--seeds", "0"]) == "detox"
     assert task_named([*config, "--task", "wmdp"]) == "wmdp"
+
+
+# How a task's numbers are read
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "suite", "forgotten", "kept"),
+    [
+        ("tofu", {}, "tofu", "forget_Q_A_Prob", "model_utility"),
+        ("wmdp", {}, "multiple_choice", "forget_accuracy", "retain_accuracy"),
+        ("wmdp", {"dataset_name": "hub", "harness": True}, "wmdp", "forget_accuracy", "retain_accuracy"),
+        ("copyright", {}, "copyright", "seen_ROUGE", "general_perplexity"),
+        (
+            "copyright",
+            {"dataset_name": "muse-bench/MUSE-Books"},
+            "muse",
+            "forget_verbmem_ROUGE",
+            "retain_knowmem_ROUGE",
+        ),
+        ("detox", {}, "detoxification", "toxicity", "general_perplexity"),
+    ],
+)
+def test_numbers_are_those_of_the_suite_that_measures(name, options, suite, forgotten, kept):
+    kind = task_class(name)
+    task = kind(kind.arguments(**options))
+    reading = task.reading()
+    assert task.suite == suite
+    assert reading.headline == get_suite(suite).headline
+    assert next(iter(reading.forget_metrics)) == forgotten
+    assert next(iter(reading.utility_metrics)) == kept
+    compare = CompareArguments(task=name)
+    model = ModelConfig(model_name_or_path="model")
+    runs = Runs(compare, kind.arguments(**options), WagleConfig(output_dir="out", use_cpu=True), model)
+    assert runs.task.suite == compare.suite.name == suite
+    assert (compare.forget_metric, compare.utility_metric) == (forgotten, kept)
+
+
+def test_a_recipe_writes_a_table_a_file_and_a_page(make_llama, tmp_path, capsys):
+    kind = task_class("detox")
+    task = kind(kind.arguments(evaluation_samples=2, continuation_tokens=4))
+    tokenizer = speakers_tokenizer()
+    ids = {key: getattr(tokenizer, key) for key in ("eos_token_id", "pad_token_id")}
+    models = [make_llama(seed=seed, vocab_size=len(tokenizer), **ids) for seed in (0, 1)]
+    args = WagleConfig(output_dir=str(tmp_path), use_cpu=True)
+    report = Report(task, args, ModelConfig(), QAFormat.for_tokenizer(tokenizer))
+    report.add("before", models[0])
+    mask = attribute(models[1], None, None, score="random", density=0.1, progress=False)
+    mask.save_pretrained(tmp_path / "random")
+    report.add("after, random mask 0.1", models[1], str(tmp_path / "random"))
+    report.add("after, no mask", models[1], str(tmp_path / "none"))
+    report.write()
+    printed = capsys.readouterr().out
+    assert "after, random mask 0.1" in printed
+    assert list(load_results(tmp_path / "results.json")) == ["before", "after, random mask 0.1", "after, no mask"]
+    page = load_results(tmp_path / "report.json")
+    assert list(page["masks"]) == ["after, random mask 0.1"]
+    assert page["table"]["before"]["general_perplexity"]["mean"] > 1
+    assert str(tmp_path / "report.html") in printed
 
 
 # What studies and attacks take of a task

@@ -59,12 +59,13 @@ def load_rows(
         rows, source = concatenate_datasets(parts) if len(parts) > 1 else parts[0], str(found[0])
     else:
         source = repr(name_or_path) if config is None else f"{name_or_path!r}, configuration {config!r},"
+        others = "".join(f" or {name}.json" for name in also if name not in (None, file))
         try:
             rows = load_from_hub(name_or_path, config, split)
         except (ConnectionError, FileNotFoundError) as error:
             raise FileNotFoundError(
                 f"{name_or_path!r} is neither a folder nor a dataset that the hub gives access to ({error}). "
-                f"Without a network, pass a folder with the file {file}.json{hint}."
+                f"Without a network, or without access to it, pass a folder with the file {file}.json{others}{hint}."
             ) from error
     _check_columns(rows, columns, source)
     return rows

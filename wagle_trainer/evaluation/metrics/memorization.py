@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,10 @@ def _is_top1(response: Any) -> tuple[Any] | None:
     return (response.score.is_top1,) if response.score is not None and response.score.is_top1 else None
 
 
-@register_metric(
-    "exact_memorization",
-    inputs=_INPUTS,
-    each=True,
-    range=SHARE,
-    more_known="higher",
-    of_response=_is_top1,
-    source=citations.MEMORIZATION,
-)
+_register = partial(register_metric, inputs=_INPUTS, each=True, range=SHARE, more_known="higher", of_response=_is_top1)
+
+
+@_register("exact_memorization", source=citations.MEMORIZATION)
 def exact_memorization(is_top1: ArrayLike) -> float:
     """Share of an answer's tokens that are the most likely ones after the true tokens before them.
 
@@ -46,15 +42,7 @@ def exact_memorization(is_top1: ArrayLike) -> float:
     return float(_flags(is_top1, "exact memorization").mean())
 
 
-@register_metric(
-    "verbatim_prefix",
-    inputs=_INPUTS,
-    each=True,
-    range=SHARE,
-    more_known="higher",
-    of_response=_is_top1,
-    source=citations.EXTRACTION,
-)
+@_register("verbatim_prefix", source=citations.EXTRACTION)
 def verbatim_prefix(is_top1: ArrayLike) -> float:
     """Share of an answer's tokens that greedy decoding reproduces before the first that differs.
 
@@ -71,15 +59,7 @@ def verbatim_prefix(is_top1: ArrayLike) -> float:
     return float(np.cumprod(flags).mean())
 
 
-@register_metric(
-    "extraction_strength",
-    inputs=_INPUTS,
-    each=True,
-    range=SHARE,
-    more_known="higher",
-    of_response=_is_top1,
-    source=citations.EXTRACTION,
-)
+@_register("extraction_strength", source=citations.EXTRACTION)
 def extraction_strength(is_top1: ArrayLike, *, at_least_one_token: bool = False) -> float:
     """1 - (1 / n) min{k : all tokens after the first k are predicted}: how short a prefix recalls the rest of an answer.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,12 @@ def _texts(response: Any) -> tuple[str, str] | None:
     return None if response.generation is None else (response.generation, response.answer)
 
 
-@register_metric(
-    "rouge_l_recall",
-    inputs=_INPUTS,
-    range=SHARE,
-    more_known="higher",
-    of_response=_texts,
-    source=citations.ROUGE,
+_register = partial(
+    register_metric, inputs=_INPUTS, range=SHARE, more_known="higher", of_response=_texts, source=citations.ROUGE
 )
+
+
+@_register("rouge_l_recall")
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Floats:
     """ROUGE-L recall with stemming: the share of the reference's words that the prediction has in the same order.
 
@@ -46,14 +44,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
     return _rouge(predictions, references, "rougeL", True, "recall")
 
 
-@register_metric(
-    "rouge_1_recall",
-    inputs=_INPUTS,
-    range=SHARE,
-    more_known="higher",
-    of_response=_texts,
-    source=citations.ROUGE,
-)
+@_register("rouge_1_recall")
 def rouge_1_recall(predictions: Sequence[str], references: Sequence[str]) -> Floats:
     """ROUGE-1 recall with stemming: the share of the reference's words that the prediction has, in any order.
 
@@ -70,9 +61,7 @@ def rouge_1_recall(predictions: Sequence[str], references: Sequence[str]) -> Flo
     return _rouge(predictions, references, "rouge1", True, "recall")
 
 
-@register_metric(
-    "rouge_l_f1", inputs=_INPUTS, range=SHARE, more_known="higher", of_response=_texts, source=citations.ROUGE
-)
+@_register("rouge_l_f1")
 def rouge_l_f1(predictions: Sequence[str], references: Sequence[str], *, use_stemmer: bool = False) -> Floats:
     """ROUGE-L F1: harmonic mean of the shares of either text's words that the other has in the same order.
 

@@ -21,6 +21,7 @@ from wagle_trainer.evaluation.suites.suite_inputs import (
     continuation,
     describe_model,
     groups_of,
+    load_split,
     read_set,
     text_ids,
 )
@@ -120,13 +121,8 @@ class Copyright(Suite):
             config: the hub dataset's configuration.
             limit: passages of each; None for all.
         """
-        from wagle_trainer.data.sources import first_rows, load_rows
-
-        folder = "" if config is None else f"{config}/"
-        return {
-            name: first_rows(load_rows(data, f"{folder}{split}", config=config, split=split, columns=("text",)), limit)
-            for name, split in (("seen", seen), ("unseen", unseen))
-        }
+        splits = {"seen": seen, "unseen": unseen}
+        return {name: load_split(data, split, ("text",), config, limit) for name, split in splits.items()}
 
     def evaluate(self, model: Any, tokenizer: Any, data: Any, **kwargs: Any) -> dict[str, Any]:
         """See `evaluate_copyright`."""
@@ -205,9 +201,7 @@ def evaluate_copyright(
         per_example[name] = groups_of(kept) | _per_example(
             tokenizer, passages[name], prompt_tokens, [scores[i] for i in chosen], [generations[i] for i in chosen]
         )
-    general = general_text.general_columns(model, tokenizer, datasets, **passes)
-    if general is not None:
-        per_example[general_text.SET] = general
+    missing = general_text.add_general(per_example, model, tokenizer, datasets, **passes)
     settings = {
         "suite": "copyright",
         **describe_model(model),
@@ -215,7 +209,7 @@ def evaluate_copyright(
         "prompt_tokens": prompt_tokens,
         "continuation_tokens": continuation_tokens,
         "examples": {name: len(columns["row"]) for name, columns in per_example.items()},
-        "missing": {} if general else {"general_perplexity": general_text.MISSING},
+        "missing": missing,
     }
     return {**Copyright().numbers(per_example, settings), "per_example": per_example, "settings": settings}
 

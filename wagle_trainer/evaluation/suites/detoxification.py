@@ -15,7 +15,7 @@ import numpy as np
 
 from wagle_trainer.evaluation.suites import general_text
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
-from wagle_trainer.evaluation.suites.suite_inputs import Row, describe_model, groups_of, read_set, text_ids
+from wagle_trainer.evaluation.suites.suite_inputs import Row, describe_model, groups_of, load_split, read_set, text_ids
 from wagle_trainer.evaluation.suites.suite_metric import SuiteMetric, mean_of
 
 # What scores texts: a function, or a measurement as `evaluate.load` gives it.
@@ -67,11 +67,7 @@ class Detoxification(Suite):
             config: the hub dataset's configuration.
             limit: prompts; None for all.
         """
-        from wagle_trainer.data.sources import first_rows, load_rows
-
-        folder = "" if config is None else f"{config}/"
-        rows = load_rows(data, f"{folder}{split}", config=config, split=split, columns=("prompt",))
-        return {"prompts": first_rows(rows, limit)}
+        return {"prompts": load_split(data, split, ("prompt",), config, limit)}
 
     def evaluate(self, model: Any, tokenizer: Any, data: Any, **kwargs: Any) -> dict[str, Any]:
         """See `evaluate_detoxification`."""
@@ -121,22 +117,19 @@ def evaluate_detoxification(
     rows = read_set(datasets, "prompts", ("prompt",))
     prompts = [row["prompt"]["text"] if isinstance(row["prompt"], Mapping) else row["prompt"] for row in rows]
     score = _scorer(_load_toxicity() if toxicity is None else toxicity)
+    passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
     generations = generate_greedy(
         model,
         tokenizer,
         [text_ids(tokenizer, prompt) for prompt in prompts],
         max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        across_processes=across_processes,
-        progress=progress,
+        **passes,
     )
     values = _checked(score(generations), len(generations))
-    per_example = {"prompts": {"question": prompts, "generation": generations, "toxicity": values} | groups_of(rows)}
-    general = general_text.general_columns(
-        model, tokenizer, datasets, batch_size=batch_size, across_processes=across_processes, progress=progress
-    )
-    if general is not None:
-        per_example[general_text.SET] = general
+    per_example: dict[str, dict[str, Any]] = {
+        "prompts": {"question": prompts, "generation": generations, "toxicity": values} | groups_of(rows)
+    }
+    missing = general_text.add_general(per_example, model, tokenizer, datasets, **passes)
     settings = {
         "suite": "detoxification",
         **describe_model(model),
@@ -145,7 +138,7 @@ def evaluate_detoxification(
         "threshold": threshold,
         "toxicity": _name_of(toxicity),
         "examples": {name: len(next(iter(columns.values()))) for name, columns in per_example.items()},
-        "missing": {} if general else {"general_perplexity": general_text.MISSING},
+        "missing": missing,
     }
     numbers = Detoxification().numbers(per_example, settings) | {"max_toxicity": max(values)}
     return {**numbers, "per_example": per_example, "settings": settings}

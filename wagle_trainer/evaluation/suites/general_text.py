@@ -56,3 +56,26 @@ def general_columns(
         **passes,
     )
     return {"row": kept, "log_prob": [score.mean_log_prob for score in scores]}
+
+
+def add_general(
+    per_example: dict[str, dict[str, Any]],
+    model: Any,
+    tokenizer: Any,
+    datasets: Mapping[str, Iterable[Row]],
+    **passes: Any,
+) -> dict[str, str]:
+    """Add the columns of the set "general" to a suite's examples.
+
+    Args:
+        per_example: what the suite has so far.
+        model, tokenizer, datasets, **passes: as for `general_columns`.
+
+    Returns:
+        The number that is missing and why; nothing where the set is there.
+    """
+    columns = general_columns(model, tokenizer, datasets, **passes)
+    if columns is None:
+        return {"general_perplexity": MISSING}
+    per_example[SET] = columns
+    return {}

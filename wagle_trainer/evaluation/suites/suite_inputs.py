@@ -33,6 +33,22 @@ def read_set(datasets: Mapping[str, Iterable[Row]], name: str, columns: Sequence
     return rows
 
 
+def load_split(data: str, split: str, columns: Sequence[str], config: str | None, limit: int | None) -> Any:
+    """The first rows of one split of a hub dataset, or of a folder with a file for each split.
+
+    Args:
+        data: hub id or folder.
+        split: of the dataset; in a folder the file's name without its ending.
+        columns: that the rows must have.
+        config: the hub dataset's configuration; in a folder, the folder that the files are in.
+        limit: number of rows; None for all.
+    """
+    from wagle_trainer.data.sources import first_rows, load_rows
+
+    folder = "" if config is None else f"{config}/"
+    return first_rows(load_rows(data, f"{folder}{split}", config=config, split=split, columns=columns), limit)
+
+
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """The column "group" of a set's examples, if its rows say which of them belong together."""
     return {"group": [row["group"] for row in rows]} if all(row.get("group") is not None for row in rows) else {}
