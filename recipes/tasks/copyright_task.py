@@ -52,6 +52,8 @@ class Copyright(Task):
         if self.muse:
             self.suite, self.utility_metric = "muse", None
         super().__init__(data)
+        if data.dataset_name is None and data.forget_file is None:
+            raise ValueError("Say which book is to be forgotten: --forget_file book.txt, or --dataset_name (MUSE's).")
 
     def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:
         return small_llama("retain" if retrained else "full", cache, seed, self.name)

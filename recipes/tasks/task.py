@@ -72,6 +72,7 @@ class Task:
         limit: rows of each evaluation set; None for all.
         headline: the columns of the table.
         refused_attacks: attacks that say nothing about it -> why.
+        files_beside_name: whether files can be given beside a data set, in place of some of its own.
     """
 
     name: ClassVar[str]
@@ -79,8 +80,12 @@ class Task:
     arguments: ClassVar[type[RecipeArguments]] = RecipeArguments
     utility_metric: str | None = None
     refused_attacks: ClassVar[Mapping[str, str]] = {}
+    files_beside_name: ClassVar[bool] = False
 
     def __init__(self, data: RecipeArguments):
+        files = (data.forget_file, data.retain_file)
+        if data.dataset_name is not None and files != (None, None) and not self.files_beside_name:
+            raise ValueError("Give either --dataset_name, or --forget_file and --retain_file, not both.")
         self.data = data
         self.limit = _rows_or_all(data.evaluation_samples)
         self.headline: Mapping[str, tuple[str, str]] = get_suite(self.suite).headline

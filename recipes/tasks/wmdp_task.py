@@ -8,13 +8,18 @@ from datasets import concatenate_datasets
 
 from tasks.task import RecipeArguments, Task, register_task
 from wagle_trainer.data import QAFormat, load_wmdp
+from wagle_trainer.data.forget_and_retain import read_rows
+from wagle_trainer.data.sources import first_rows
 from wagle_trainer.evaluation import get_suite
 from wagle_trainer.models.small_llama import small_llama
 
 
 @dataclass
 class WmdpArguments(RecipeArguments):
-    """The corpora and questions of WMDP. `dataset_name` is `fictional`, `hub`, or a folder with their files."""
+    """The corpora and questions of WMDP. `dataset_name` is `fictional`, `hub`, or a folder with their files.
+
+    `forget_file` and `retain_file` stand for corpora of your own beside the questions of `dataset_name`.
+    """
 
     forget_corpora: list[str] = field(
         default_factory=lambda: ["bio-forget-corpus", "cyber-forget-corpus"], metadata={"help": "Corpora to forget."}
@@ -40,6 +45,7 @@ class Wmdp(Task):
     name = "wmdp"
     suite = "multiple_choice"
     arguments = WmdpArguments
+    files_beside_name = True
     refused_attacks: ClassVar = {"paraphrase": "its questions have one wording each"}
     data: WmdpArguments
 
@@ -57,11 +63,16 @@ class Wmdp(Task):
         return None if self.data.dataset_name == "hub" else self.data.dataset_name
 
     def training_sets(self, qa: QAFormat) -> tuple[Any, Any]:
-        if self.data.dataset_name is None:
+        if self.data.dataset_name is None and self.data.retain_file is not None:
             return super().training_sets(qa)
-        limit = self.data.corpus_rows
-        forget = [load_wmdp(corpus, self.folder, limit=limit) for corpus in self.data.forget_corpora]
-        return concatenate_datasets(forget), load_wmdp(self.data.retain_corpus, self.folder, limit=limit)
+        data, limit = self.data, self.data.corpus_rows
+        if data.forget_file is not None:
+            forget = first_rows(read_rows(data.forget_file), limit)
+        else:
+            forget = concatenate_datasets([load_wmdp(name, self.folder, limit=limit) for name in data.forget_corpora])
+        if data.retain_file is not None:
+            return forget, first_rows(read_rows(data.retain_file), limit)
+        return forget, load_wmdp(data.retain_corpus, self.folder, limit=limit)
 
     def evaluation_sets(self, qa: QAFormat, limit: int | None) -> Any:
         if self.data.harness:

@@ -15,6 +15,7 @@ from wagle_trainer.data import (
     fictional_split,
     fictional_tokenizer,
     load_facts,
+    load_wmdp,
 )
 from wagle_trainer.data import facts as facts_module
 from wagle_trainer.data.facts import encode_cloze
@@ -94,6 +95,33 @@ def test_the_task_decides_on_the_arguments(tmp_path):
     assert task_named([], "people") == "people"
     assert task_named([*config, "--seeds", "0"]) == "detox"
     assert task_named([*config, "--task", "wmdp"]) == "wmdp"
+
+
+# Data by name or by files
+
+
+@pytest.mark.parametrize("name", ["tofu", "copyright", "detox"])
+@pytest.mark.parametrize("dataset_name", ["fictional", "some/where"])
+def test_a_name_and_a_file(name, dataset_name):
+    kind = task_class(name)
+    with pytest.raises(ValueError, match="either --dataset_name, or --forget_file"):
+        kind(kind.arguments(dataset_name=dataset_name, forget_file="book.txt"))
+
+
+def test_no_book():
+    kind = task_class("copyright")
+    with pytest.raises(ValueError, match="which book is to be forgotten: --forget_file"):
+        kind(kind.arguments(retain_file="other.txt"))
+
+
+def test_corpora_of_ones_own_beside_the_questions(tmp_path):
+    (tmp_path / "papers.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n', encoding="utf-8")
+    kind = task_class("wmdp")
+    task = kind(kind.arguments(dataset_name="fictional", forget_file=str(tmp_path / "papers.jsonl")))
+    forget, retain = task.training_sets(None)
+    assert forget["text"][:] == ["one", "two"]
+    assert retain["text"][:] == load_wmdp("wikitext", "fictional")["text"][:]
+    assert len(task.evaluation_sets(None, 3)["forget"]) == 3
 
 
 # How a task's numbers are read
