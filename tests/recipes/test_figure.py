@@ -73,7 +73,7 @@ def test_pages_have_the_table_and_the_figure_of_their_run(page):
         assert len(rows) >= 4, name
         for label, numbers in rows:
             assert label in labels
-            shown = [float(value) for value in re.findall(rf"{re.escape(label)} ([\d.e+-]+\d)", words)]
+            shown = [float(v) for v in re.findall(rf"{re.escape(label)} (\d+(?:\.\d+)?(?:e[+-]\d+)?)", words)]
             printed = [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e[+-]\d+)?", numbers)]
             assert len(shown) == 2, (name, label)
             assert all(any(abs(value - number) <= 0.006 * max(1, number) for number in printed) for value in shown)

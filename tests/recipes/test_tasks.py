@@ -121,7 +121,7 @@ def test_corpora_of_ones_own_beside_the_questions(tmp_path):
     forget, retain = task.training_sets(None)
     assert forget["text"][:] == ["one", "two"]
     assert retain["text"][:] == load_wmdp("wikitext", "fictional")["text"][:]
-    assert len(task.evaluation_sets(None, 3)["forget"]) == 3
+    assert len(task.evaluation_sets(None, 3)["forget"]) == 3 * len(task.data.forget_questions)
 
 
 # How a task's numbers are read
