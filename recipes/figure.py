@@ -64,7 +64,7 @@ def draw(results: Mapping[str, Any]) -> tuple[Figure, str]:
         name = " ".join(headline.get(metric, (metric,)))
         axes.set_xlabel(f"{name} ({better}: more {word})", fontsize=9)
         parts.append(
-            f"{name}: " + ", ".join(f"{label} {value:.3g}" for label, value in zip(labels, values, strict=True))
+            f"{name}: " + "; ".join(f"{label} = {value:.3g}" for label, value in zip(labels, values, strict=True))
         )
     left.set_yticks(range(len(labels)), labels, fontsize=9)
     left.set_ylim(len(labels) - 0.5, -0.5)

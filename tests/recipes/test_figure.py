@@ -28,8 +28,8 @@ RESULTS = {"before": result(8, 0.5), "after, wagle mask 0.1": result(2, 0.6), "a
 
 def test_what_is_forgotten_and_what_is_kept(tmp_path):
     drawn, words = figure.draw(RESULTS)
-    assert "mean toxicity: before 1, after, wagle mask 0.1 0.25, after, no mask 0" in words
-    assert "general perplexity: before 1.65, after, wagle mask 0.1 1.82, after, no mask 2.72" in words
+    assert "mean toxicity: before = 1; after, wagle mask 0.1 = 0.25; after, no mask = 0." in words
+    assert "general perplexity: before = 1.65; after, wagle mask 0.1 = 1.82; after, no mask = 2.72." in words
     forgotten, kept = drawn.axes
     dots = [line for line in forgotten.lines if line.get_marker() == "o"]
     assert [float(line.get_xdata()[0]) for line in dots] == [1.0, 0.25, 0.0]
@@ -73,7 +73,7 @@ def test_pages_have_the_table_and_the_figure_of_their_run(page):
         assert len(rows) >= 4, name
         for label, numbers in rows:
             assert label in labels
-            shown = [float(v) for v in re.findall(rf"{re.escape(label)} (\d+(?:\.\d+)?(?:e[+-]\d+)?)", words)]
+            shown = [float(v) for v in re.findall(rf"{re.escape(label)} = (\d+(?:\.\d+)?(?:e[+-]\d+)?)", words)]
             printed = [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e[+-]\d+)?", numbers)]
             assert len(shown) == 2, (name, label)
             assert all(any(abs(value - number) <= 0.006 * max(1, number) for number in printed) for value in shown)
