@@ -45,7 +45,7 @@ from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.compact_choice import use_compact_optimizer
 from wagle_trainer.masking.compact_updates import CompactUpdates
-from wagle_trainer.masking.gradient_check import GradientCheck
+from wagle_trainer.masking.gradient_check import GradientCheck, LossCheck
 from wagle_trainer.models.causality import check_causal
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
 from wagle_trainer.models.modes import without_dropout
@@ -159,6 +159,11 @@ class WagleTrainer(SFTTrainer):
             kwargs["peft_config"], self.lora_modules = setup.with_lora_modules(kwargs["peft_config"], model)
         with setup.for_sft_trainer(model) as arguments:
             super().__init__(**arguments, eval_dataset=eval_dataset, callbacks=callbacks, **kwargs)
+        self.args.logging_nan_inf_filter = (
+            False  # a loss that is not finite stops the run; the filter waits for the device
+        )
+        self._losses_of_step, self._in_training_step = LossCheck(), False
+        self.model_accepts_loss_kwargs = True  # says the same as `loss_is_scaled_for_ga` to Transformers before 5.19
         if self.lora_modules is not None:
             check_adapted_modules(self.model, self.lora_modules)
         self._set_up_pairs(setup)
@@ -286,7 +291,7 @@ class WagleTrainer(SFTTrainer):
         """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches and "forget" in batches[0]:
-            num_items = torch.tensor(sum(map(num_counted, batches)), device=device)
+            num_items = torch.tensor(sum(map(num_counted, batches))).to(device, non_blocking=True)
             num_items = self.accelerator.reduce(num_items, "sum")
         return batches, num_items
 
@@ -340,8 +345,9 @@ class WagleTrainer(SFTTrainer):
             total = total + 0 * sum(output.sum().sum() for output in outputs.values())
         if num_items_in_batch is None:
             num_items_in_batch = len(total) * self.accelerator.num_processes
-        if not bool(torch.isfinite(total.detach()).all()):  # no further synchronization: Trainer asks this, too
-            raise FloatingPointError(self._why_not_finite(model, inputs, losses))
+        self._losses_of_step.record(total.sum(), partial(self._why_not_finite, model, inputs, losses))
+        if not self._in_training_step:
+            self._losses_of_step.check()
         penalty = self.objective.forget.penalty(self.model, self.state.global_step / max(1, self.state.max_steps))
         if penalty is not None:
             total = total + penalty
@@ -387,19 +393,23 @@ class WagleTrainer(SFTTrainer):
                     'use gradient_checkpointing_kwargs={"use_reentrant": False}.'
                 )
         if model.training:
-            self._add_token_statistics(outputs)
+            self._add_token_statistics(outputs, slice(num_counted(inputs)))
         return outputs
 
-    def _add_token_statistics(self, outputs: dict[str, TokenLogProbs]) -> None:
-        """Add the batch's mean entropy and token accuracy, as `SFTTrainer` logs them, and the accuracy of each split."""
+    def _add_token_statistics(self, outputs: dict[str, TokenLogProbs], counted: slice) -> None:
+        """Add the batch's mean entropy and token accuracy, as `SFTTrainer` logs them, and the accuracy of each split.
+
+        Args:
+            counted: of the batch's examples; a batch of fillers adds nothing.
+        """
         number = {split: answers.mask.sum() for split, answers in outputs.items()}
         right = {split: answers.is_top1.sum() for split, answers in outputs.items() if answers.is_top1 is not None}
         entropy = sum(answers.entropy.sum() for answers in outputs.values() if answers.entropy is not None)
         total = torch.stack(list(number.values())).sum().clamp(min=1)
-        self._means.add("entropy", (entropy / total)[None])
-        self._means.add("mean_token_accuracy", (torch.stack(list(right.values())).sum() / total)[None])
+        self._means.add("entropy", (entropy / total)[None][counted])
+        self._means.add("mean_token_accuracy", (torch.stack(list(right.values())).sum() / total)[None][counted])
         for split, count in right.items():
-            self._means.add(f"{split}_mean_token_accuracy", (count / number[split].clamp(min=1))[None])
+            self._means.add(f"{split}_mean_token_accuracy", (count / number[split].clamp(min=1))[None][counted])
 
     def _why_not_finite(self, model: nn.Module, inputs: dict[str, Any], losses: dict[str, Tensor]) -> str:
         forget_loss = losses.get("forget_loss")
@@ -414,19 +424,31 @@ class WagleTrainer(SFTTrainer):
         """Forward and backward; gradients that no hook sees, as with FSDP1, are masked afterwards.
 
         Raises:
-            FloatingPointError: a gradient is not finite. A mask looks at them by itself, and a gradient scaler skips the
-                step.
+            FloatingPointError: a loss or a gradient is not finite. A mask looks at them by itself, in the optimizer step,
+                and a gradient scaler skips the step where a gradient is not.
         """
-        loss = super().training_step(*args, **kwargs)
+        self._in_training_step = True
+        try:
+            loss = super().training_step(*args, **kwargs)
+        finally:
+            self._in_training_step = False
         if self.accelerator.sync_gradients:
-            updates = self._attribution.updates if self._attribution is not None else None
-            if updates is not None:
-                updates.mask_gradients()
-            elif self.accelerator.scaler is None:
-                names = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
-                sharded = not current_engine().holds_full_weights
-                GradientCheck(names, sharded=sharded).check(names, self.state.global_step + 1)
+            self._check_step()
         return loss
+
+    def _check_step(self) -> None:
+        """Look at the losses and gradients of an optimizer step, or leave it to the mask."""
+        updates = self._attribution.updates if self._attribution is not None else None
+        if updates is not None:
+            updates.mask_gradients()
+            updates.gradient_check.losses = self._losses_of_step
+        if self.accelerator.scaler is not None:
+            self._losses_of_step.check()
+        elif updates is None:
+            names = {p: name for name, p in self.model.named_parameters() if p.requires_grad}
+            sharded = not current_engine().holds_full_weights
+            check = GradientCheck(names, sharded=sharded, losses=self._losses_of_step)
+            check.check(names, self.state.global_step + 1)
 
     @property
     def _compact_updates(self) -> CompactUpdates | None:

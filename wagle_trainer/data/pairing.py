@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from wagle_trainer.data.fingerprint import fingerprint
+from wagle_trainer.models.batch_layout import BatchLayout
 
 Example = dict[str, Any]
 Collator = Callable[[list[Example]], dict[str, Any]]
@@ -145,7 +146,7 @@ class PairCollator:
     """Batches of forget-retain pairs: {"forget": {...}, "retain": {...}}, each padded by itself by `collator`.
 
     Examples that are no pairs (evaluation sets) go to `collator` as they are. The batch of each split carries `index`,
-    (batch,) int64: the rows of its data set. Fillers are left out; a batch of nothing else keeps one, and says so by
+    (batch,) int64: the rows of its data set, and `layout`, a `BatchLayout`. Fillers are left out; a batch of nothing else keeps one, and says so by
     `filler` in the batch of the forget split.
     """
 
@@ -164,4 +165,7 @@ class PairCollator:
 
     def _batch(self, examples: list[Example]) -> dict[str, Any]:
         rows = [{key: value for key, value in example.items() if key != "index"} for example in examples]
-        return {**self.collator(rows), "index": torch.tensor([example["index"] for example in examples])}
+        index = [example["index"] for example in examples]
+        batch = self.collator(rows)
+        layout = {"layout": BatchLayout.of(batch, index)} if "labels" in batch else {}
+        return {**batch, "index": torch.tensor(index), **layout}

@@ -99,12 +99,12 @@ class ReferenceOutputs:
         for split, values in self.log_probs.items():
             answers = getattr(loss_inputs, split)
             if answers is not None:
-                reference = values[batch[split]["index"].cpu()].to(device)
+                reference = values[list(_rows(batch[split]))].to(device, non_blocking=True)
                 setattr(loss_inputs, f"{split}_reference", reference.sum(-1))
                 setattr(loss_inputs, f"{split}_reference_tokens", align(reference, answers.mask))
         for kind, outputs in (("logits", self.logits), ("states", self.states)):
             for split, output in outputs.items():
-                values = output.values(batch[split]["index"].tolist(), device)
+                values = output.values(_rows(batch[split]), device)
                 setattr(loss_inputs, f"{split}_reference_{kind}", values)
 
     def save(self, checkpoint: Path) -> None:
@@ -185,3 +185,8 @@ class ReferenceOutputs:
             process=self.args.process_index if share else 0,
             num_processes=self.args.world_size if share else 1,
         )
+
+
+def _rows(batch: dict[str, Any]) -> Sequence[int]:
+    """Rows of the data set in a batch; the host knows them of batches from the trainer's collator."""
+    return batch["layout"].rows if "layout" in batch else batch["index"].tolist()

@@ -88,7 +88,7 @@ class CompactUpdates:
         if held.isdisjoint({weights.parameter for weights in self._weights.values()}):
             raise ValueError("The optimizer holds none of the selected parameters: it was made for another model.")
         self._start: list[Tensor] = []  # the masters as the step of a closure began
-        self._check = GradientCheck({weights.master: name for name, weights in self._weights.items()})
+        self.gradient_check = GradientCheck({weights.master: name for name, weights in self._weights.items()})
         self._skipped = list(self._frozen) if skip_frozen else []
         for frozen in self._skipped:
             frozen.requires_grad_(False)
@@ -119,7 +119,7 @@ class CompactUpdates:
     def _take_gradient(self, weights: CompactWeights, _: Tensor) -> None:
         weights.take_gradient()
         if weights.master.grad is not None:
-            self._check.record(weights.master, finite_sum(weights.master.grad))
+            self.gradient_check.record(weights.master, finite_sum(weights.master.grad))
 
     # Between the model's parameters and the masters
 
@@ -303,7 +303,7 @@ class CompactUpdates:
                 "hooks. Nothing has changed yet; set compact_training=False."
             )
         if getattr(self.optimizer, "found_inf", None) is None:  # else a gradient scaler has looked, and skips the step
-            self._check.check(self.masters(), self.steps + 1)
+            self.gradient_check.check(self.masters(), self.steps + 1)
 
 
 def master_weights(model: nn.Module, mask: WeightMask, updates: Any) -> dict[str, Tensor]:

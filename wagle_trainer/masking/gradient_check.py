@@ -7,11 +7,38 @@ over processes. Sums of each gradient as it arrives tell which parameter was the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class LossCheck:
+    """The losses of one optimizer step, which are looked at when its gradients are: one wait for the device, not two."""
+
+    def __init__(self) -> None:
+        self._losses: list[tuple[Tensor, Callable[[], str]]] = []
+
+    def record(self, total: Tensor, explain: Callable[[], str]) -> None:
+        """Keep a loss, (), without looking at it, and what to say if it is not finite."""
+        self._losses.append((total.detach().float(), explain))
+
+    @property
+    def totals(self) -> list[Tensor]:
+        """The losses of the step so far."""
+        return [total for total, _ in self._losses]
+
+    def check(self) -> None:
+        """Raise FloatingPointError for the first loss of the step that is not finite, and forget them all."""
+        losses, self._losses = self._losses, []
+        for total, explain in losses:
+            if not bool(torch.isfinite(total)):
+                raise FloatingPointError(explain())
+
+    def clear(self) -> None:
+        """Forget the losses."""
+        self._losses = []
 
 
 class GradientCheck:
@@ -20,10 +47,12 @@ class GradientCheck:
     Args:
         names: parameter -> its name, for the error.
         sharded: each process holds a part of the gradients, so that the processes have to agree.
+        losses: looked at together with the gradients; their error comes first.
     """
 
-    def __init__(self, names: dict[Tensor, str], *, sharded: bool = False):
+    def __init__(self, names: dict[Tensor, str], *, sharded: bool = False, losses: LossCheck | None = None):
         self._names, self._sharded = names, sharded
+        self.losses = losses or LossCheck()
         self._sums: dict[Tensor, Tensor] = {}  # of the gradients as they arrived
 
     def record(self, parameter: Tensor, total: Tensor) -> None:
@@ -43,8 +72,10 @@ class GradientCheck:
         held = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
         sums = {parameter: finite_sum(gradient) for parameter, gradient in held}
         recorded, self._sums = self._sums, {}
-        if not self._any_not_finite(list(sums.values())):
+        if not self._any_not_finite([*sums.values(), *self.losses.totals]):
+            self.losses.clear()
             return
+        self.losses.check()
         culprit = _first_not_finite(recorded)
         if culprit is None and not _all_not_finite(sums):
             culprit = _first_not_finite(sums)

@@ -91,7 +91,7 @@ class MaskedUpdates:
             self._skipped = list(self._frozen)
             for parameter in self._skipped:
                 parameter.requires_grad_(False)
-        self._check = GradientCheck(self._names, sharded=self._sharded())
+        self.gradient_check = GradientCheck(self._names, sharded=self._sharded())
         if isinstance(self.optimizer, CompactAdamW):  # never touches an unselected weight
             self.optimizer.set_masks(self._packed)
         else:
@@ -155,12 +155,12 @@ class MaskedUpdates:
         for selected, grad in bits.unpacked_with(self._packed[parameter], local_part(parameter.grad)):  # type: ignore[arg-type]
             bits.zero_unselected(grad, selected)
             total = total + finite_sum(grad)
-        self._check.record(parameter, total)
+        self.gradient_check.record(parameter, total)
 
     @torch.no_grad()
     def _record_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self._check.record(parameter, finite_sum(parameter.grad))
+            self.gradient_check.record(parameter, finite_sum(parameter.grad))
 
     # Steps
 
@@ -209,7 +209,7 @@ class MaskedUpdates:
 
     def _look_at_gradients(self) -> None:
         if getattr(self.optimizer, "found_inf", None) is None:  # else a gradient scaler has looked, and skips the step
-            self._check.check(self._held(), self.steps + 1)
+            self.gradient_check.check(self._held(), self.steps + 1)
         if self.steps == 0:
             self._assert_gradients_masked()
         for parameter in self._frozen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,22 +17,15 @@ from wagle_trainer.models.architecture import (
     refuse_encoder_decoder,
     takes_positions,
 )
+from wagle_trainer.models.batch_layout import IGNORE_INDEX, BatchLayout, label_mask
 
-IGNORE_INDEX = -100
+__all__ = ["IGNORE_INDEX", "TokenLogProbs", "joint_token_log_probs", "label_mask", "token_log_probs"]
+
 # How much padding one forward pass for two batches may add. A pass of its own, with its backward, reads all weights and
 # adds to all gradients once more, which costs as much as about 50 tokens (SmolLM2-135M on a CPU) to 300 (a tiny model).
 MAX_PADDING = 64
 # Target tokens whose distributions over the vocabulary are in memory at once where only their entropy is wanted.
 ENTROPY_CHUNK = 128
-
-
-def label_mask(labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Positions whose *next* token carries a label. `labels` (batch, length) -> bool (batch, length - 1).
-
-    No token precedes the first one of an example, so its label does not count, whichever side the padding is on.
-    """
-    mask = labels[:, 1:] != IGNORE_INDEX
-    return mask if attention_mask is None else mask & attention_mask[:, :-1].bool()
 
 
 @dataclass
@@ -49,6 +43,8 @@ class TokenLogProbs:
             token, in nats.
         states: (batch, length - 1, hidden size) or None; what a layer gives out at the target tokens themselves, not
             at those that predict them.
+        counted: a mask and the number of its target tokens, if the host knows it; else, and where `mask` has been
+            replaced by another one, the device is asked.
 
     The methods that give one row per target token list them in row-major order: example by example.
     """
@@ -61,6 +57,7 @@ class TokenLogProbs:
     labels: Tensor | None = None
     states: Tensor | None = None
     entropy: Tensor | None = None
+    counted: tuple[Tensor, int] | None = None
 
     def sum(self) -> Tensor:
         """Log-probability of each full answer, (batch,)."""
@@ -77,21 +74,32 @@ class TokenLogProbs:
     def target_tokens(self) -> Tensor:
         """Ids of the target tokens, (target tokens,)."""
         assert self.labels is not None
-        return self.labels[self.mask]
+        return self.at_targets(self.labels)
 
     def target_logits(self) -> Tensor:
         """float32 logits that predict the target tokens, (target tokens, vocabulary)."""
         assert self.logits is not None and self.kept is not None
-        return self.logits[self.mask[:, self.kept]].float()
+        return self._at_targets(self.logits, self.mask[:, self.kept]).float()
 
     def target_states(self) -> Tensor:
         """float32 hidden states of the target tokens, (target tokens, hidden size)."""
         assert self.states is not None
-        return self.states[self.mask].float()
+        return self.at_targets(self.states).float()
+
+    def at_targets(self, values: Tensor) -> Tensor:
+        """The entries of values (batch, length - 1, ...) at the target tokens, (target tokens, ...)."""
+        return self._at_targets(values, self.mask)
+
+    def _at_targets(self, values: Tensor, mask: Tensor) -> Tensor:
+        """The entries of values (batch, length, ...) where the mask (batch, length) is set."""
+        if self.counted is None or self.counted[0] is not self.mask:
+            return values[mask]
+        return values.flatten(0, 1)[_positions(mask, self.counted[1])]
 
     def mean_of(self, values: Tensor) -> Tensor:
         """Mean of one value per target token over those of each example, (batch,); zero for an example without."""
-        rows = self.mask.nonzero()[:, 0]
+        numbers = torch.arange(len(self.mask), device=values.device)
+        rows = numbers.repeat_interleave(self.num_tokens(), output_size=len(values))
         total = torch.zeros(len(self.mask), dtype=values.dtype, device=values.device).index_add(0, rows, values)
         return total / self.num_tokens().clamp(min=1)
 
@@ -108,14 +116,14 @@ def forward_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, T
     """
     inputs = {key: batch[key] for key in _input_keys(batch)}
     attention_mask = inputs.get("attention_mask")
-    if (
-        attention_mask is not None
-        and "position_ids" not in inputs
-        and not bool(attention_mask[:, 0].all())
-        and takes_positions(model)
-    ):
+    if attention_mask is not None and "position_ids" not in inputs and _pads_left(batch) and takes_positions(model):
         inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
     return inputs
+
+
+def _pads_left(batch: Mapping[str, Any]) -> bool:
+    layout: BatchLayout | None = batch.get("layout")
+    return not bool(batch["attention_mask"][:, 0].all()) if layout is None else layout.pads_left
 
 
 @contextmanager
@@ -166,7 +174,7 @@ def _shape(batch: Mapping[str, Tensor]) -> tuple[int, int]:
 
 def token_log_probs(
     model: nn.Module,
-    batch: Mapping[str, Tensor],
+    batch: Mapping[str, Any],
     *,
     top1: bool = False,
     keep_logits: bool = False,
@@ -190,7 +198,7 @@ def token_log_probs(
     """
     with _outputs_of([] if layer is None else [layer], _shape(batch)) as outputs:
         logits, kept = _logits(model, batch)
-    result = _score(logits, kept, batch, top1, keep_logits)
+    result = _score(logits, kept, batch, top1, keep_logits, batch.get("layout"))
     if layer is not None:
         result.states = outputs[layer][:, 1:]
     return result
@@ -198,7 +206,7 @@ def token_log_probs(
 
 def joint_token_log_probs(
     model: nn.Module,
-    batches: Mapping[str, Mapping[str, Tensor]],
+    batches: Mapping[str, Mapping[str, Any]],
     *,
     keep_logits: Collection[str] = (),
     layers: Mapping[str, nn.Module] | None = None,
@@ -229,9 +237,9 @@ def joint_token_log_probs(
         # Split before the softmax: the backward pass then holds its gradient for one batch at a time.
         sizes = [len(batch["labels"]) for batch in group]
         for name, part in zip(names, logits.split(sizes), strict=True):
-            results[name] = _score(part, kept, batches[name], False, name in keep_logits)
+            results[name] = _score(part, kept, batches[name], False, name in keep_logits, together.get("layout"))
             if statistics:
-                _add_statistics(results[name], part, kept)
+                _add_statistics(results[name], part, kept, together.get("layout"))
         for i, name in enumerate(names):
             if name in layers:
                 length = group[i]["labels"].shape[1]
@@ -257,9 +265,11 @@ def _similar(batches: Mapping[str, Mapping[str, Tensor]], agree: Callable[[Tenso
     return groups
 
 
-def concatenate(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def concatenate(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One batch of all rows, padded on the right to the longest; every token keeps its column."""
     length = max(batch["labels"].shape[1] for batch in batches)
+    layouts: list[Any] = [batch.get("layout") for batch in batches]
+    known = {} if None in layouts else {"layout": BatchLayout.joined(layouts)}
     return {
         key: torch.cat(
             [
@@ -268,13 +278,17 @@ def concatenate(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             ]
         )
         for key in (*_input_keys(batches[0]), "labels")
-    }
+    } | known
 
 
-def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _logits(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Logits (batch, kept, vocabulary) of the positions that some example has a label after, and the positions."""
     refuse_encoder_decoder(model)
-    kept = label_mask(batch["labels"], batch.get("attention_mask")).any(0).nonzero().squeeze(-1)
+    layout: BatchLayout | None = batch.get("layout")
+    if layout is None:
+        kept = label_mask(batch["labels"], batch.get("attention_mask")).any(0).nonzero().squeeze(-1)
+    else:
+        kept = torch.tensor(layout.labelled, dtype=torch.long).to(batch["labels"].device, non_blocking=True)
     if kept.numel() == 0:  # nothing to score, but the caller may still need a differentiable zero
         kept = torch.zeros(1, dtype=torch.long, device=kept.device)
     inputs = forward_inputs(model, batch)
@@ -285,10 +299,22 @@ def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tens
     return model(**inputs).logits[:, kept], kept
 
 
-def _score(logits: Tensor, kept: Tensor, batch: Mapping[str, Tensor], top1: bool, keep_logits: bool) -> TokenLogProbs:
-    """Log-probabilities of `batch`'s labels from `logits` at `kept`, which may reach beyond its own length."""
+def _score(
+    logits: Tensor,
+    kept: Tensor,
+    batch: Mapping[str, Any],
+    top1: bool,
+    keep_logits: bool,
+    forward: BatchLayout | None = None,
+) -> TokenLogProbs:
+    """Log-probabilities of `batch`'s labels from `logits` at `kept`, some of which may lie beyond its own length.
+
+    Args:
+        forward: layout of what was run forward, if it is known.
+    """
     mask = label_mask(batch["labels"], batch.get("attention_mask"))
-    own = kept[kept < mask.shape[1]]
+    own = _within(kept, mask.shape[1], forward)
+    counted = (mask, batch["layout"].targets) if "layout" in batch else None
     labels = batch["labels"][:, 1:].masked_fill(~mask, IGNORE_INDEX)
     targets = labels[:, own]
     beyond = F.pad(targets, (0, len(kept) - len(own)), value=IGNORE_INDEX)
@@ -302,21 +328,40 @@ def _score(logits: Tensor, kept: Tensor, batch: Mapping[str, Tensor], top1: bool
     if top1:
         is_top1 = torch.zeros_like(mask).index_copy(1, own, logits.argmax(-1) == targets)
     if not keep_logits:
-        return TokenLogProbs(log_probs, mask, is_top1, labels=labels)
-    return TokenLogProbs(log_probs, mask, is_top1, logits, own, labels)
+        return TokenLogProbs(log_probs, mask, is_top1, labels=labels, counted=counted)
+    return TokenLogProbs(log_probs, mask, is_top1, logits, own, labels, counted=counted)
 
 
 @torch.no_grad()
-def _add_statistics(result: TokenLogProbs, logits: Tensor, kept: Tensor) -> None:
+def _add_statistics(result: TokenLogProbs, logits: Tensor, kept: Tensor, forward: BatchLayout | None) -> None:
     """Set `is_top1` and `entropy` of a result, a few target tokens at a time; no gradient passes through them."""
     assert result.labels is not None
     is_top1, entropy = torch.zeros_like(result.mask), torch.zeros_like(result.log_probs)
-    kept = kept[kept < result.mask.shape[1]]
-    for part in result.mask[:, kept].nonzero().split(ENTROPY_CHUNK):
-        rows, places = part.unbind(1)
+    kept = _within(kept, result.mask.shape[1], forward)
+    number = None if result.counted is None else result.counted[1]
+    for part in _positions(result.mask[:, kept], number).split(ENTROPY_CHUNK):
+        rows, places = part // len(kept), part % len(kept)
         scores = logits[rows, places].float()
         log_p = scores.log_softmax(-1)
         places = kept[places]
         is_top1[rows, places] = scores.argmax(-1) == result.labels[rows, places]
         entropy[rows, places] = -(log_p.exp() * log_p).sum(-1)
     result.is_top1, result.entropy = is_top1, entropy
+
+
+def _within(kept: Tensor, length: int, forward: BatchLayout | None) -> Tensor:
+    """The positions in `kept` below a length.
+
+    Args:
+        forward: layout of what was run forward, if it is known.
+    """
+    if forward is None:
+        return kept[kept < length]
+    return kept[: sum(position < length for position in forward.labelled or (0,))]
+
+
+def _positions(mask: Tensor, number: int | None) -> Tensor:
+    """Ascending flat positions where a mask is set; the device is not asked if their number is known."""
+    if number is None:
+        return mask.flatten().nonzero().squeeze(-1)
+    return (~mask).flatten().to(torch.uint8).argsort(stable=True)[:number]

@@ -112,7 +112,7 @@ class _ReferenceOutput:
 
     def values(self, rows: Iterable[int], device: torch.device) -> Tensor:
         """Return the output at the target tokens of these rows, one below the other."""
-        return torch.cat([self.hidden[row] for row in rows]).to(device)
+        return torch.cat([self.hidden[row] for row in rows]).to(device, non_blocking=True)
 
 
 def required_head(model: nn.Module, setting: str) -> nn.Module:

@@ -50,6 +50,6 @@ class FLAT(UnlearningLoss):
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None and inputs.chosen is not None
         forget, chosen = (
-            answer.mean_of(answer.log_probs[answer.mask].exp()) for answer in (inputs.forget, inputs.chosen)
+            answer.mean_of(answer.at_targets(answer.log_probs).exp()) for answer in (inputs.forget, inputs.chosen)
         )
         return self.conjugate(forget) - self.activation(chosen)

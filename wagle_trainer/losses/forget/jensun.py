@@ -51,7 +51,7 @@ class JensUn(UnlearningLoss):
         forget = inputs.forget
         log_p = forget.target_logits().log_softmax(-1)
         target = torch.tensor(self.target, device=log_p.device)
-        places = (forget.mask.cumsum(-1) - 1)[forget.mask] % len(target)
+        places = forget.at_targets(forget.mask.cumsum(-1) - 1) % len(target)
         log_q = log_p.gather(1, target[places][:, None])[:, 0]
         q = log_q.exp()
         return forget.mean_of(math.log(2) + (q * log_q - (1 + q) * q.log1p()) / 2)

@@ -32,6 +32,6 @@ class SatImp(UnlearningLoss):
 
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None
-        log_probs = inputs.forget.log_probs[inputs.forget.mask]
+        log_probs = inputs.forget.at_targets(inputs.forget.log_probs)
         p = log_probs.detach().exp().clamp(max=1)  # rounding may leave it just above, and a power of that is NaN
         return inputs.forget.mean_of(p**self.beta1 * (1 - p) ** self.beta2 * log_probs)

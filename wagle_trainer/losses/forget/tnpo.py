@@ -36,5 +36,5 @@ class TNPO(UnlearningLoss):
 
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None and inputs.forget_reference_tokens is not None
-        log_ratios = (inputs.forget.log_probs - inputs.forget_reference_tokens)[inputs.forget.mask]
+        log_ratios = inputs.forget.at_targets(inputs.forget.log_probs - inputs.forget_reference_tokens)
         return inputs.forget.mean_of(-2 / self.beta * F.logsigmoid(-self.beta * log_ratios))

@@ -32,5 +32,5 @@ class WGA(UnlearningLoss):
 
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None
-        log_probs = inputs.forget.log_probs[inputs.forget.mask]
+        log_probs = inputs.forget.at_targets(inputs.forget.log_probs)
         return inputs.forget.mean_of((self.beta * log_probs.detach()).exp() * log_probs)
