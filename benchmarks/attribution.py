@@ -46,7 +46,8 @@ def gradients_only(model: Any, forget: list[Any], retain: list[Any]) -> None:
 VARIANTS: dict[str, Any] = {
     "plain forward + backward (floor)": plain,
     "attribution without selection": gradients_only,
-    "attribution with selection and mask": partial(attribute, progress=False),
+    "attribution with selection and mask": partial(attribute, offload=None, progress=False),
+    "attribution with sums in host memory": partial(attribute, offload="cpu", progress=False),
 }
 
 

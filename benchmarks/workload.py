@@ -19,6 +19,7 @@ SPLITS = {"forget": "forget10", "retain": "retain90"}
 RANDOM_LLAMAS = {
     "tiny": (torch.float32, 256, True, 32, 64, 2, 2),
     "19m": (torch.float32, 49152, True, 256, 704, 8, 4),
+    "1b": (torch.bfloat16, 128256, True, 2048, 8192, 16, 32),  # Llama 3.2 1B
     "7b": (torch.bfloat16, 32000, False, 4096, 11008, 32, 32),  # Llama 2 7B
 }
 disable_progress_bars()

@@ -66,13 +66,14 @@ def test_attribution(run, model_folder):
     options = ("--examples", 4, "--batch_size", 2, "--questions", 4, "--raw_llama", "tiny")
     result = run("attribution.py", "--model", model_folder, *options)
     names = list(ratios(result))
-    assert names[:3] == [
+    assert names[:4] == [
         "plain forward + backward (floor)",
         "attribution without selection",
         "attribution with selection and mask",
+        "attribution with sums in host memory",
     ]
-    assert all(row["peak MiB over the model"] > 0 for row in result["rows"][:3])
-    assert [name.split(": ")[0] for name in names[3:]] == ["raw sets to mask, 4 + 4 questions, tiny model"] * 2
+    assert all(row["peak MiB over the model"] > 0 for row in result["rows"][:4])
+    assert [name.split(": ")[0] for name in names[4:]] == ["raw sets to mask, 4 + 4 questions, tiny model"] * 2
     assert result["rows"][-1]["speed-up"] == pytest.approx(1 / result["rows"][-1]["ratio"])
 
 
@@ -82,6 +83,38 @@ def test_attribution_memory(run):
     assert floor == 0
     assert device > 1.5  # both sums
     assert host < 0.5 > whole
+
+
+def test_gpu_runs_pieces_and_reports_those_that_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    gpu = importlib.import_module("gpu")
+    known = gpu.pieces({"tiny": ["--examples", "2", "--batch_size", "2"]})
+    assert {command[0] for command in known.values()} <= {path.name for path in BENCHMARKS.glob("*.py")}
+    chosen = {
+        "npo_tiny": known["npo_tiny"],
+        "broken": ["selection.py", "--weights", "nothing"],
+        "slow": ["selection.py", "--weights", "9"],
+    }
+    monkeypatch.setattr(gpu, "pieces", lambda shapes: chosen)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--shapes", "tiny", "--output_dir", str(tmp_path)])
+    outcome = {"npo_tiny": (0, ""), "broken": (2, "invalid int value: 'nothing'")}
+
+    def run(call, timeout, **_):
+        name = Path(call[-1]).stem
+        if name == "slow":
+            raise gpu.subprocess.TimeoutExpired(call, timeout)
+        if name == "npo_tiny":
+            Path(call[-1]).write_text("{}")
+        return gpu.subprocess.CompletedProcess(call, outcome[name][0], "", outcome[name][1])
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    with pytest.raises(SystemExit):
+        gpu.main()
+    rows = {row["piece"]: row["error"] for row in json.loads((tmp_path / "pieces.json").read_text())["rows"]}
+    assert rows["npo_tiny"] is None
+    assert "invalid int value" in rows["broken"] and "took more than" in rows["slow"]
+    del chosen["npo_tiny"]  # it has its file, and would not run again anyway
+    capsys.readouterr()
 
 
 def test_selection(run):

@@ -53,6 +53,7 @@ BY_RULE = {
     "max_steps": 1,
 }
 GIVEN = {"mask_path": "one/plain"}
+COMPACT = {"density": 0.05, "optim": "adamw_torch", "adam_epsilon": 1e-3, "attribution": "magnitude"}
 # Two processes with two examples each: the last batch has one example on one of them, and none on the other.
 UNEVEN = {"forget_rows": 5, "attribution": "magnitude", "adam_epsilon": 1e-3, "save_strategy": "no"}
 NAN = (GIVEN | {"poison": True}, None)
@@ -66,6 +67,7 @@ ONE = {
     "earlier": (EARLIER, None),
     "rule": (BY_RULE, None),
     "uneven": (UNEVEN, None),
+    "compact": (COMPACT, None),
 }
 CASES = {
     "ddp": (
@@ -89,11 +91,19 @@ CASES = {
             "adamw resumed": (ADAMW, "fsdp2/adamw"),
             "rule": (BY_RULE, None),
             "uneven": (UNEVEN, None),
+            "compact": (COMPACT, None),
+            "compact resumed": (COMPACT, "fsdp2/compact"),
             "nan": NAN,
         },
     ),
-    "fsdp2 on 4": (4, {"adamw resumed": (ADAMW, "fsdp2/adamw")}),
-    "fsdp1": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "fsdp1/given"), "nan": NAN}),
+    "fsdp2 on 4": (
+        4,
+        {"adamw resumed": (ADAMW, "fsdp2/adamw"), "compact resumed": (COMPACT, "fsdp2/compact")},
+    ),
+    "fsdp1": (
+        2,
+        {"plain": ({}, None), "given": (GIVEN, None), "given resumed": (GIVEN, "fsdp1/given"), "nan": NAN},
+    ),
     "zero1": (2, {"plain": ({}, None), "nan": NAN}),
     "zero2": (2, {"plain": ({}, None), "plain resumed": ({}, "zero2/plain"), "nan": NAN}),
     "zero3": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "zero3/given"), "nan": NAN}),
@@ -164,7 +174,7 @@ def results(output: Path, processes: int) -> list[dict]:
     return [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-def assert_like_one_process(run, one: Path, many: Path, processes: int, engine: str) -> None:
+def assert_like_one_process(run, one: Path, many: Path, processes: int, engine: str, density: float = 0.3) -> None:
     ranks = results(many, processes)
     assert [rank["world"] for rank in ranks] == [processes] * processes
     assert ranks[0]["engine"] == engine
@@ -177,7 +187,7 @@ def assert_like_one_process(run, one: Path, many: Path, processes: int, engine: 
             assert shared["texts"] == alone["texts"]
 
     masks = [WeightMask.from_pretrained(folder) for folder in (one, many)]
-    assert masks[0].num_selected == masks[1].num_selected == int(0.3 * masks[0].num_weights)
+    assert masks[0].num_selected == masks[1].num_selected == int(density * masks[0].num_weights)
     different = (masks[0] | masks[1]).num_selected - (masks[0] & masks[1]).num_selected
     assert different <= 1e-4 * masks[0].num_weights
     assert masks[0].info.effective_density == pytest.approx(masks[1].info.effective_density, abs=1e-3)
@@ -239,6 +249,19 @@ def test_fsdp2_resumes_on_as_many_processes_and_on_others(run):
     assert_like_one_process(run, run("one/adamw"), run("fsdp2 on 4/adamw resumed"), 4, "FSDP")
 
 
+def test_fsdp2_trains_compactly_and_resumes_on_any_number_of_processes(run):
+    """Gradients, masters and moments of the local rows alone; each process saves its own."""
+    two = run("fsdp2/compact")
+    assert {rank["updates"] for rank in results(two, 2)} == {"CompactUpdates"}
+    assert_like_one_process(run, run("one/compact"), two, 2, "FSDP", density=0.05)
+    assert_same_weights(run("fsdp2/compact resumed"), two)
+    assert_like_one_process(run, run("one/compact"), run("fsdp2 on 4/compact resumed"), 4, "FSDP", density=0.05)
+    masters = [load_file(folder / "masters.safetensors") for folder in (run("one/compact"), two)]
+    for name, values in masters[0].items():
+        torch.testing.assert_close(masters[1][name], values, rtol=1e-3, atol=1e-4)
+        assert masters[1][name].shape == values.shape
+
+
 @pytest.mark.parametrize(("engine", "kind"), [("ddp", "MULTI_CPU"), ("fsdp2", "FSDP")])
 def test_every_example_counts_once_where_processes_get_unequal_numbers(run, engine, kind):
     assert_like_one_process(run, run("one/uneven"), run(f"{engine}/uneven"), 2, kind)
@@ -257,8 +280,13 @@ def test_gamma_density_and_earlier_masks_reach_the_attribution(run, engine):
     assert masks[0].info.exclude_mask == masks[1].info.exclude_mask == earlier
 
 
-def test_fsdp1_trains_with_a_given_mask(run):
-    assert_like_one_process(run, run("one/plain"), run("fsdp1/given"), 2, "FSDP")
+@pytest.mark.parametrize("case", ["plain", "given"])
+def test_fsdp1(run, case):
+    """It computes the mask by itself, or trains with one that is given."""
+    assert_like_one_process(run, run("one/plain"), run(f"fsdp1/{case}"), 2, "FSDP")
+
+
+def test_fsdp1_resumes(run):
     assert_same_weights(run("fsdp1/given resumed"), run("fsdp1/given"))
 
 
@@ -272,8 +300,13 @@ def test_zero_1_and_2(run, stage):
 
 
 @needs_deepspeed
-def test_zero_3_trains_with_a_given_mask(run):
-    assert_like_one_process(run, run("one/plain"), run("zero3/given"), 2, "DEEPSPEED")
+@pytest.mark.parametrize("case", ["given"])
+def test_zero_3(run, case):
+    assert_like_one_process(run, run("one/plain"), run(f"zero3/{case}"), 2, "DEEPSPEED")
+
+
+@needs_deepspeed
+def test_zero_3_resumes(run):
     assert_same_weights(run("zero3/given resumed"), run("zero3/given"))
 
 

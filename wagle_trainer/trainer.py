@@ -44,6 +44,7 @@ from wagle_trainer.losses.reference_outputs import ReferenceOutputs
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.compact_choice import use_compact_optimizer
+from wagle_trainer.masking.compact_shards import has_shards, in_place_of_dense_state
 from wagle_trainer.masking.compact_updates import CompactUpdates
 from wagle_trainer.masking.gradient_check import GradientCheck, LossCheck
 from wagle_trainer.models.causality import check_causal
@@ -159,9 +160,6 @@ class WagleTrainer(SFTTrainer):
             kwargs["peft_config"], self.lora_modules = setup.with_lora_modules(kwargs["peft_config"], model)
         with setup.for_sft_trainer(model) as arguments:
             super().__init__(**arguments, eval_dataset=eval_dataset, callbacks=callbacks, **kwargs)
-        self.args.logging_nan_inf_filter = (
-            False  # a loss that is not finite stops the run; the filter waits for the device
-        )
         self._losses_of_step, self._in_training_step = LossCheck(), False
         self.model_accepts_loss_kwargs = True  # says the same as `loss_is_scaled_for_ga` to Transformers before 5.19
         if self.lora_modules is not None:
@@ -215,6 +213,7 @@ class WagleTrainer(SFTTrainer):
         if self._attribution is not None:
             self._attribution.masks_gradients, self._attribution.saves_mask = True, False
             self._attribution.data_parallel = self._data_parallel
+            self._attribution.wrapped = lambda: self.model_wrapped
             # A choice of the optimizer's moments alone is one of dense gradients.
             chosen = self.args.compact_training is not None or self.args.compact_optimizer is None
             self._attribution.compact_training = self.args.compact_training if chosen else False
@@ -529,6 +528,7 @@ class WagleTrainer(SFTTrainer):
                 self._attribution.mask = None  # the checkpoint's is the one in force
         self.references.load(folder, self.model, self.accelerator)
         self._density_is_logged = False
+        self._losses_of_step.clear()  # of a run that was broken off
         try:
             with without_dropout(self.model) if self.args.disable_dropout else nullcontext():
                 return super().train(folder, trial, ignore_keys_for_eval)
@@ -578,6 +578,17 @@ class WagleTrainer(SFTTrainer):
                     "needs larger steps than training all weights does."
                 )
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As `Trainer._save_optimizer_and_scheduler`; the compact state of sharded weights has files of its own."""
+        updates = self._compact_updates
+        with in_place_of_dense_state(save=None if updates is None else updates.save_shard):
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As `Trainer._load_optimizer_and_scheduler`; compact state of sharded weights is read with the mask."""
+        with in_place_of_dense_state(skip_loading=checkpoint is not None and has_shards(Path(checkpoint))):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
     def _save_checkpoint(self, model, trial):
         # The references first, so that a checkpoint that is complete has them.
         if self.args.should_save:
@@ -591,8 +602,13 @@ class WagleTrainer(SFTTrainer):
         """As `Trainer._run_epoch`, but a run that is resumed at its last step takes no further one."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
+            return
+        # The filter waits for the device, to leave losses out of the logs that stop the run here.
+        filtered, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
+        try:
             super()._run_epoch(*args, **kwargs)
+        finally:
+            self.args.logging_nan_inf_filter = filtered
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer._save`; with `save_adapter`, the adapter in place of the model, or in a folder beside it."""

@@ -238,15 +238,11 @@ def _model_as_found(model: nn.Module) -> Iterator[None]:
     whole: Any = getattr(model, "config", None)
     if hasattr(whole, "use_cache"):
         found.append((whole, "use_cache", whole.use_cache))
-    patch = getattr(sft_trainer, "add_fused_lm_head", None)  # TRL before 1.15 has none
-    sft_trainer.add_fused_lm_head = lambda *args, **kwargs: None
+    patch, sft_trainer.add_fused_lm_head = sft_trainer.add_fused_lm_head, lambda *args, **kwargs: None
     try:
         yield
     finally:
-        if patch is None:
-            del sft_trainer.add_fused_lm_head
-        else:
-            sft_trainer.add_fused_lm_head = patch
+        sft_trainer.add_fused_lm_head = patch
         for owner, name, value in found:
             setattr(owner, name, value)
 

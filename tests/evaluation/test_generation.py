@@ -175,3 +175,42 @@ def test_samples_follow_the_model(llama, tokenizer):
 def test_sampling_options_out_of_range(llama, tokenizer, prompts, options):
     with pytest.raises(ValueError, match="num_samples must be|temperature > 0 and top_p in"):
         sample(llama, tokenizer, prompts, **options)
+
+
+@pytest.mark.parametrize("masked", [None, 7])
+def test_rows_that_have_ended_are_no_longer_computed(llama, tokenizer, prompts, monkeypatch, masked):
+    """The texts are those of whole batches, and of one prompt at a time where no token is masked."""
+    llama.generation_config.eos_token_id = 1
+    free = [set(text.split()[:16]) for text in one_by_one(llama, tokenizer, prompts, 40)]
+    common = {word: sum(word in words for words in free) for word in set.union(*free)}
+    stop = min(word for word, rows in common.items() if 0 < rows < len(prompts))
+    llama.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids(stop)]
+    sizes = []
+    original = type(llama).forward
+
+    def counting(self, *args, **kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(llama), "forward", counting)
+    options = {"max_new_tokens": 40, "batch_size": 8, "masked_token": masked, "progress": False}
+    found = generate_greedy(llama, tokenizer, prompts, **options)
+    computed = sum(sizes)
+    assert min(sizes) < len(prompts)
+    sizes.clear()
+    monkeypatch.setattr("wagle_trainer.evaluation.generation.can_shrink", lambda _: False)
+    assert generate_greedy(llama, tokenizer, prompts, **options) == found
+    assert set(sizes) == {len(prompts)}
+    assert computed < sum(sizes)
+
+
+def test_which_models_can_leave_rows_out(llama):
+    from wagle_trainer.evaluation.shrinking_batches import can_shrink
+
+    assert can_shrink(llama)
+    llama.generation_config.min_new_tokens = 3
+    assert not can_shrink(llama)
+    llama.generation_config.min_new_tokens = None
+    llama.config.layer_types = ["full_attention", "sliding_attention"]
+    llama.config.sliding_window = 4
+    assert not can_shrink(llama)

@@ -29,6 +29,7 @@ from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.masking import CompactUpdates, MaskedUpdates, WeightMask
 from wagle_trainer.masking.attach_mask import attach_mask
+from wagle_trainer.masking.compact_shards import has_shards
 from wagle_trainer.masking.compact_updates import master_weights
 from wagle_trainer.masking.masked_updates import innermost
 from wagle_trainer.masking.resumed_mask import resumed_mask
@@ -95,6 +96,7 @@ class WeightAttributionCallback(TrainerCallback):
         self.compact_training = compact_training
         self.qa_format = qa_format
         self.data_parallel: Callable[[], Any] | None = None
+        self.wrapped: Callable[[], Any] | None = None
         self._last_updates: MaskedUpdates | CompactUpdates | None = None
         self._unreached: UnreachedWeights | None = None
         self._prepared: dict[str, Dataset] | None = None
@@ -185,6 +187,7 @@ class WeightAttributionCallback(TrainerCallback):
             skip_frozen=_may_skip_frozen(args),
             compact=self.compact_training,
             data_parallel=self.data_parallel() if self.data_parallel is not None else None,
+            saves_shards=self.masks_gradients,
             saved_state=self._saved_optimizer(args, state) if state.global_step > 0 else None,
         )
         info = self.mask.info
@@ -294,7 +297,7 @@ class WeightAttributionCallback(TrainerCallback):
             for name, dataset in self._prepared.items()
         }
         mask = attribute(
-            current_engine().scoring_model(model),
+            current_engine().scoring_model(model, self.wrapped() if self.wrapped is not None else None),
             batches.get("forget"),
             batches.get("retain"),
             self.config,
@@ -314,8 +317,9 @@ class WeightAttributionCallback(TrainerCallback):
         ]
 
     def _saved_optimizer(self, args: Any, state: Any) -> Path | None:
-        files = (Path(folder) / OPTIMIZER_NAME for folder in self._checkpoints(args, state))
-        return next((file for file in files if file.is_file()), None)
+        folders = [Path(folder) for folder in self._checkpoints(args, state)]
+        states = (folder if has_shards(folder) else folder / OPTIMIZER_NAME for folder in folders)
+        return next((path for path in states if path.exists()), None)
 
     def _from_checkpoint(self, args: Any, state: Any) -> WeightMask:
         """The mask that the resumed run trained with."""

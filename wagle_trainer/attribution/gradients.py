@@ -136,6 +136,12 @@ def set_statistics(
             "processes. Compute the mask on one process or with data parallelism (`wagle attribute`), and pass it as "
             "mask_path."
         )
+    if "activation" in wanted and not getattr(model, "shows_inputs", True):
+        raise ValueError(
+            f"The score needs activations ({name}_activation), but this engine cuts the weights of the modules whose inputs "
+            "they are. Compute the mask on one process, with data parallelism or FSDP2, and pass it as mask_path."
+        )
+    run_backward = getattr(model, "run_backward", Tensor.backward)
     device = device_of(next(iter(parameters.values())))
     backward = "grad" in wanted or "square" in wanted
     with memory_advice(f"making room for the {name} gradient"):
@@ -171,7 +177,7 @@ def set_statistics(
                             "Nothing was written."
                         )
                     if backward:
-                        loss.backward()
+                        run_backward(loss)
             if sums is not None:
                 sums.finish()
     finally:

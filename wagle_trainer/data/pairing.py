@@ -58,7 +58,7 @@ class PairedDataset(Dataset):
 
 
 def num_counted(batch: dict[str, Any]) -> int:
-    """How many pairs of a batch count: none if it only keeps this process in step with others."""
+    """How many pairs of a batch count: none if it only keeps this process synchronised with others."""
     return 0 if "filler" in batch["forget"] else len(batch["forget"]["index"])
 
 

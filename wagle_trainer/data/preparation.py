@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTTrainer, get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
-from trl.data_utils import get_dataset_column_names, maybe_extract_prompt
+from trl.data_utils import maybe_extract_prompt
 
 from wagle_trainer.data.dataset_checks import columns_of_format, is_conversational, name_rows
 from wagle_trainer.data.no_cache import without_cache
@@ -44,7 +44,7 @@ def prepare_by_its_own_format(
         formatting_func = None
     trainer.completion_only_loss = args.completion_only_loss
     if args.completion_only_loss is None:
-        trainer.completion_only_loss = {"prompt", "completion"} <= set(get_dataset_column_names(dataset))
+        trainer.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or next(iter(dataset)))
     with without_cache() if name.startswith("forget") else nullcontext():
         return SFTTrainer._prepare_dataset(trainer, dataset, processing_class, args, packing, formatting_func, name)
 

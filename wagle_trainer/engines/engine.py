@@ -37,6 +37,7 @@ class Engine:
         gathers_weights_in_forward: forward passes gather weights from other processes, so that all processes have to run
             the same number of them.
         supports_compact_optimizer: `CompactAdamW` can hold the optimizer's state.
+        supports_compact_training: `CompactUpdates` can hold gradients, masters and the optimizer's state.
         resumes_on_other_process_counts: a checkpoint resumes on another number of processes.
         watched_by: tests in `tests/test_upstream.py` and `tests/test_distributed.py` that watch the facts about other
             libraries on which the class relies.
@@ -50,6 +51,7 @@ class Engine:
     masks_gradients_in_hooks: bool = True
     gathers_weights_in_forward: bool = False
     supports_compact_optimizer: bool = True
+    supports_compact_training: bool = True
     resumes_on_other_process_counts: bool = True
     watched_by: ClassVar[tuple[str, ...]] = ()
 
@@ -98,8 +100,12 @@ class Engine:
         """Why weights cannot be scored on this engine, as a sentence."""
         return f"Weights cannot be scored on {self.name}."
 
-    def scoring_model(self, model: nn.Module) -> nn.Module:
-        """The model to score: the same weights, without hooks that would take gradients away."""
+    def scoring_model(self, model: nn.Module, wrapped: Any = None) -> nn.Module:
+        """The model to score: the same weights, without hooks that would take gradients away.
+
+        Args:
+            wrapped: the engine's wrapper, which WagleTrainer knows.
+        """
         return model
 
     def forward_model(self, model: nn.Module, wrapped: nn.Module) -> nn.Module:
@@ -114,7 +120,8 @@ class Engine:
 class UnsupportedEngine(Engine):
     """Any engine that no other class describes."""
 
-    supports_masks = holds_full_weights = scores_weights = supports_compact_optimizer = False
+    supports_masks = holds_full_weights = scores_weights = False
+    supports_compact_optimizer = supports_compact_training = False
 
     def __init__(self, plugin: Any = None, name: str = "this engine"):
         super().__init__(plugin)

@@ -9,20 +9,21 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from wagle_trainer.engines.engine import Engine
+from wagle_trainer.engines.sharding import named_parameters
 
 
 class FSDP1(Engine):
-    """torch's `FullyShardedDataParallel`. No hook sees a gradient, and slices of parameters cannot be scored."""
+    """torch's `FullyShardedDataParallel`. No hook sees a gradient; full weights and gradients are gathered by unit."""
 
     name = "FSDP1"
     kinds = frozenset({DistributedType.FSDP})
     holds_full_weights = False
-    scores_weights = False
     masks_gradients_in_hooks = False
     gathers_weights_in_forward = True
     supports_compact_optimizer = False
+    supports_compact_training = False
     resumes_on_other_process_counts = False
-    watched_by = ("test_wrappers_have_the_names_that_we_take_away", "test_fsdp1_trains_with_a_given_mask")
+    watched_by = ("test_wrappers_have_the_names_that_we_take_away", "test_fsdp1")
 
     @classmethod
     def runs(cls, kind: DistributedType, plugin: Any) -> bool:
@@ -37,10 +38,11 @@ class FSDP1(Engine):
             )
         super().check(has_mask=has_mask, masks_gradients=masks_gradients)
 
-    @property
-    def why_no_scores(self) -> str:
-        """Why weights cannot be scored, as a sentence."""
-        return "FSDP1 flattens and cuts parameters, so weights cannot be scored on it."
+    def scoring_model(self, model: nn.Module, wrapped: Any = None) -> nn.Module:
+        """The model with its parameters sharded by rows."""
+        from wagle_trainer.engines.scoring_view import FSDP1View
+
+        return FSDP1View(model, list(named_parameters(model)))
 
     def gathered_root(self, model: nn.Module) -> AbstractContextManager[None]:
         """Gather the weights of the outermost unit, which `generate` does not run forward."""

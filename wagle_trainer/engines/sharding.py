@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 T = TypeVar("T")
 
@@ -27,7 +28,12 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward pass without a backward pass leaves some of them gathered
-    return {_WRAPPERS.sub("", name): parameter for name, parameter in model.named_parameters()}
+    return {unwrapped_name(name): parameter for name, parameter in model.named_parameters()}
+
+
+def unwrapped_name(name: str) -> str:
+    """A parameter's name in the unwrapped model."""
+    return _WRAPPERS.sub("", name)
 
 
 def shape_of(parameter: Tensor) -> tuple[int, ...]:
@@ -78,6 +84,14 @@ def shard(full: Tensor, parameter: Tensor) -> Tensor:
     # Without a source rank every process takes its part of what it has: nothing is sent.
     part = distribute_tensor(full.to(mesh.device_type), mesh, placements, src_data_rank=None).to_local()
     return part.to(local_part(parameter).device)  # with parameter offloading that is the CPU
+
+
+def rows_before(parameter: Tensor) -> int:
+    """Number of rows of a parameter that lie on earlier processes; none of one that is not sharded."""
+    if not isinstance(parameter, DTensor):
+        return 0
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return offset[0]
 
 
 def gather(part: Tensor, parameter: Tensor) -> Tensor:

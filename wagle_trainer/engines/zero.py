@@ -19,17 +19,17 @@ class DeepSpeedZero(Engine):
     kinds = frozenset({DistributedType.DEEPSPEED})
     holds_full_weights = False
     supports_compact_optimizer = False
+    supports_compact_training = False
     resumes_on_other_process_counts = False
     watched_by = (
         "test_deepspeed_is_where_we_look_for_it",
         "test_zero_1_and_2",
-        "test_zero_3_trains_with_a_given_mask",
+        "test_zero_3",
     )
 
     def __init__(self, plugin: Any):
         super().__init__(plugin)
         self.name = f"DeepSpeed ZeRO-{plugin.zero_stage}"
-        self.scores_weights = plugin.zero_stage != 3
         self.gathers_weights_in_forward = plugin.zero_stage == 3
 
     def check(self, *, has_mask: bool, masks_gradients: bool) -> None:
@@ -38,6 +38,7 @@ class DeepSpeedZero(Engine):
             raise ValueError(
                 f"Weight masks support DeepSpeed with ZeRO stage 1, 2 or 3, not stage {self.plugin.zero_stage}."
             )
+        self.scores_weights = self.plugin.zero_stage != 3
         super().check(has_mask=has_mask, masks_gradients=masks_gradients)
 
     @property
@@ -45,7 +46,7 @@ class DeepSpeedZero(Engine):
         """Why weights cannot be scored, as a sentence."""
         return "ZeRO-3 reduces gradients into its buffers as they arrive, so weights cannot be scored on it."
 
-    def scoring_model(self, model: nn.Module) -> nn.Module:
+    def scoring_model(self, model: nn.Module, wrapped: Any = None) -> nn.Module:
         """The model without ZeRO's hooks, which take gradients away as they arrive."""
         return WithoutHooks(model)
 

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
+from wagle_trainer.evaluation.shrinking_batches import CHUNK, can_shrink, generate_shrinking
 from wagle_trainer.models.architecture import refuse_encoder_decoder, stands_left_padding
 from wagle_trainer.models.log_probs import IGNORE_INDEX
 from wagle_trainer.models.modes import evaluation_mode, preserved_rng
@@ -153,6 +154,9 @@ def _continue(
         pad_token_id=filler,
     )
     device = next(model.parameters()).device
+    together = current_engine().gathers_weights_in_forward
+    # Draws depend on the rows of a batch, so that samples are left as they are.
+    shrinks = seed is None and max_new_tokens > CHUNK and bool(stop) and not together and can_shrink(model)
     texts: dict[int, str] = {}
     # Some recurrent models read padding as text: their batches need none.
     equal = len({len(prompt) for prompt in prompts}) > 1 and batch_size > 1 and not stands_left_padding(model)
@@ -176,13 +180,16 @@ def _continue(
             rows = [prompts[index] for index in batch]
             input_ids = pad(rows, filler, "left").to(device)
             attention_mask = pad([[int(token != masked_token) for token in row] for row in rows], 0, "left").to(device)
-            output = model.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                generation_config=config,
-                # Where weights are gathered from other processes, one whose answers have ended goes on with them.
-                synced_gpus=current_engine().gathers_weights_in_forward,
-            )
+            if shrinks and len(batch) > 1:
+                output = generate_shrinking(model, input_ids, attention_mask, config, stop)
+            else:
+                output = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    generation_config=config,
+                    # Where weights are gathered from other processes, one whose answers have ended goes on with them.
+                    synced_gpus=together,
+                )
             for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 # What follows the end is filler, which need not be a special token that decoding would drop.
                 end = next((position for position, token in enumerate(tokens) if token in stop), len(tokens))

@@ -26,6 +26,7 @@ def attach_mask(
     skip_frozen: bool = False,
     compact: bool | None = False,
     data_parallel: Any = None,
+    saves_shards: bool = False,
     saved_state: Path | None = None,
 ) -> MaskedUpdates | CompactUpdates:
     """Attach a mask in the way that the engine, the optimizer and the density allow.
@@ -34,11 +35,14 @@ def attach_mask(
         model: the unwrapped model, as `MaskedUpdates` takes it.
         compact: train compact masters; None does so up to density 0.1, where it is possible.
         skip_frozen, data_parallel, saved_state: see `CompactUpdates`.
+        saves_shards: see `obstacle_to_compact_training`.
 
     Raises:
         ValueError: `compact` is True, but not possible; or as `MaskedUpdates`.
     """
-    obstacle = obstacle_to_compact_training(model, innermost(optimizer), data_parallel=data_parallel)
+    obstacle = obstacle_to_compact_training(
+        model, innermost(optimizer), data_parallel=data_parallel, saves_shards=saves_shards
+    )
     if compact and obstacle is not None:
         raise ValueError(
             f"compact_training=True is not possible: {obstacle}. Leave it out to train with dense gradients."

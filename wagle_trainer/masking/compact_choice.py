@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim import Optimizer
 
@@ -68,18 +69,26 @@ def use_compact_optimizer(args: Any, mask: WeightMask | None) -> bool:
     return True
 
 
-def obstacle_to_compact_training(model: nn.Module, optimizer: Optimizer, *, data_parallel: Any = None) -> str | None:
+def obstacle_to_compact_training(
+    model: nn.Module, optimizer: Optimizer, *, data_parallel: Any = None, saves_shards: bool = False
+) -> str | None:
     """Why `CompactUpdates` cannot train this model, as the end of a sentence; None if they can.
 
     Args:
         optimizer: the innermost one.
         data_parallel: the `DistributedDataParallel` around the model, if it is known.
+        saves_shards: checkpoints hold the state of sharded weights (see `compact_shards`), as WagleTrainer's do.
     """
     engine = current_engine()
     kind = type(optimizer)
-    if not (engine.holds_full_weights and engine.supports_compact_optimizer):
+    if not engine.supports_compact_training:
         return f"{engine.name} shards gradients and the optimizer's state itself"
-    if dist.is_initialized() and dist.get_world_size() > 1 and data_parallel is None:
+    if not engine.holds_full_weights:
+        if not saves_shards:
+            return "only WagleTrainer can save the compact state of sharded weights"
+        if AcceleratorState().mixed_precision == "fp16":
+            return f"float16 scales gradients, which {engine.name} has not been tried with; use bfloat16"
+    elif dist.is_initialized() and dist.get_world_size() > 1 and data_parallel is None:
         return "only WagleTrainer can average compact gradients over several processes"
     if kind is CompactAdamW:
         return "the optimizer is CompactAdamW, which reads dense gradients"

@@ -19,11 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wagle_trainer.engines.sharding import named_parameters
+from wagle_trainer.engines.sharding import gather, is_sharded, local_part, named_parameters
+from wagle_trainer.masking.compact_shards import cut, load_shards, save_shard, selected_before
 from wagle_trainer.masking.compact_weights import CompactWeights
 from wagle_trainer.masking.gradient_check import GradientCheck, finite_sum
 from wagle_trainer.masking.mask import WeightMask
-from wagle_trainer.masking.masked_updates import innermost
+from wagle_trainer.masking.masked_updates import innermost, local_bits
 from wagle_trainer.masking.optimizer_modes import guard_modes
 from wagle_trainer.masking.update_checks import (
     check_forward_changes_no_weight,
@@ -45,7 +46,7 @@ class CompactUpdates:
             reduction of dense gradients is switched off; the compact ones are averaged instead.
         skip_frozen: compute no gradient for parameters without selected weights.
         saved_state: a file with the optimizer's state dict to resume from, read again here since an optimizer of
-            16-bit parameters rounds what it loads.
+            16-bit parameters rounds what it loads; on sharded weights the checkpoint's folder (see `compact_shards`).
 
     Raises:
         MaskMismatchError: the mask does not fit the model.
@@ -82,13 +83,15 @@ class CompactUpdates:
             if selected == 0:
                 self._frozen.append(parameter)
             else:
-                packed = None if selected == parameter.numel() else mask.packed(name)
+                packed = None if selected == parameter.numel() else local_bits(mask, name, parameter)
                 self._weights[name] = CompactWeights(parameter, packed)
+        self._sharded = is_sharded(weights.parameter for weights in self._weights.values())
         held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         if held.isdisjoint({weights.parameter for weights in self._weights.values()}):
             raise ValueError("The optimizer holds none of the selected parameters: it was made for another model.")
         self._start: list[Tensor] = []  # the masters as the step of a closure began
-        self.gradient_check = GradientCheck({weights.master: name for name, weights in self._weights.items()})
+        names: dict[Tensor, str] = {weights.master: name for name, weights in self._weights.items()}
+        self.gradient_check = GradientCheck(names, sharded=self._sharded)
         self._skipped = list(self._frozen) if skip_frozen else []
         for frozen in self._skipped:
             frozen.requires_grad_(False)
@@ -129,19 +132,45 @@ class CompactUpdates:
         Frozen parameters get empty stand-ins, so that the numbering of a saved state stays.
         """
         state = self.optimizer.state_dict()
-        if saved_state is not None:
+        if saved_state is not None and not self._sharded:
             state = torch.load(saved_state, map_location="cpu", weights_only=True)
         masters = {weights.parameter: weights.master for weights in self._weights.values()}
         self._stand_ins = {
-            parameter: masters[parameter] if parameter in masters else nn.Parameter(parameter.new_empty(0).float())
-            for parameter in held
+            parameter: masters[parameter] if parameter in masters else _empty(parameter) for parameter in held
         }
         self._by_master = {weights.master: weights for weights in self._weights.values()}
         self.optimizer.state.clear()
         self._exchange(self._stand_ins)
+        if saved_state is not None and self._sharded:
+            state = self._from_shards(saved_state)
         if state["state"]:
             self.optimizer.load_state_dict(self._fit_state(self.optimizer, state))
             self._write()
+
+    def _from_shards(self, checkpoint: Path) -> dict[str, Any]:
+        """The state dict of the rows on this process, from the files of all processes that wrote a checkpoint."""
+        shards = load_shards(checkpoint)
+        held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        names: dict[Tensor, str] = {weights.master: name for name, weights in self._weights.items()}
+        states: dict[int, dict[str, Any]] = {}
+        masters: dict[int, Tensor] = {}
+        for index, parameter in enumerate(held):
+            if parameter not in names:
+                continue
+            name, length = names[parameter], parameter.numel()
+            start = selected_before(self.mask, name, self._weights[name].parameter)
+            parts = [shard["state"].get(index, {}) for shard in shards]
+            states[index] = {
+                key: cut([part[key] for part in parts], start, length) if isinstance(value, Tensor) else value
+                for key, value in parts[0].items()
+            }
+            if index in shards[0][MASTERS_KEY]:
+                masters[index] = cut([shard[MASTERS_KEY][index] for shard in shards], start, length)
+        return {"state": states, "param_groups": shards[0]["param_groups"], MASTERS_KEY: masters}
+
+    def save_shard(self, checkpoint: Path) -> None:
+        """Write the optimizer's state for the rows on this process into a checkpoint. All processes call it."""
+        save_shard(self.optimizer.state_dict(), checkpoint)
 
     def _exchange(self, others: Mapping[Tensor, Tensor]) -> None:
         """Put other tensors in place of those that the optimizer holds; their state stays with their place."""
@@ -179,10 +208,13 @@ class CompactUpdates:
     def master_weights(self) -> dict[str, Tensor]:
         """The float32 values of the selected weights, in the order of their flat positions.
 
+        All processes call it where weights are sharded.
+
         Returns:
             name -> float32 (number of selected weights,), on the CPU.
         """
-        return {name: weights.values() for name, weights in self._weights.items()}
+        local = {name: weights.values() for name, weights in self._weights.items()}
+        return {name: _from_all(values) for name, values in local.items()} if self._sharded else local
 
     def mask_gradients(self) -> None:
         """Nothing is left to mask: hooks have taken the gradients."""
@@ -255,8 +287,18 @@ class CompactUpdates:
             their norm before, ().
         """
         self.reduce_gradients()
-        norm: Tensor = clip_grad_norm_(self.masters(), max_norm)
+        norm: Tensor = self._clip_shards(max_norm) if self._sharded else clip_grad_norm_(self.masters(), max_norm)
         self.grad_norm = norm
+        return norm
+
+    @torch.no_grad()
+    def _clip_shards(self, max_norm: float) -> Tensor:
+        """As `torch.nn.utils.clip_grad_norm_`, by the norm of all processes."""
+        gradients = [master.grad for master in self.masters() if master.grad is not None]
+        squares = nn.utils.get_total_norm(gradients).to(self.masters()[0].device).square()
+        dist.all_reduce(squares)
+        norm = squares.sqrt()
+        nn.utils.clip_grads_with_norm_(self.masters(), max_norm, norm)
         return norm
 
     @torch.no_grad()
@@ -314,8 +356,23 @@ def master_weights(model: nn.Module, mask: WeightMask, updates: Any) -> dict[str
     """
     if isinstance(updates, CompactUpdates):
         return updates.master_weights()
-    parameters = named_parameters(model)
-    return {name: parameters[name].detach()[mask[name].to(parameters[name].device)].float().cpu() for name in mask}
+    found = {}
+    for name, parameter in named_parameters(model).items():
+        if name in mask:
+            full = gather(local_part(parameter.detach()), parameter)
+            found[name] = full[mask[name].to(full.device)].float().cpu()
+    return found
+
+
+def _empty(parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(torch.empty(0, device=local_part(parameter).device))
+
+
+def _from_all(values: Tensor) -> Tensor:
+    """What the processes hold, one after the other."""
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, values)
+    return torch.cat(parts)
 
 
 def _free_gradient(parameter: Tensor) -> None:

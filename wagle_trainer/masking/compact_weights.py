@@ -1,10 +1,11 @@
-"""`CompactWeights`: float32 master values of the selected weights of one parameter."""
+"""`CompactWeights`: float32 master values of the selected weights of one parameter, or of its rows on this process."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from wagle_trainer.engines.sharding import local_part
 from wagle_trainer.masking import bits
 
 
@@ -12,8 +13,8 @@ class CompactWeights:
     """The selected weights of one parameter, as a flat float32 parameter that an optimizer can update.
 
     Args:
-        parameter: contiguous, of any floating-point format.
-        packed: packed bits of its selected weights, uint8 (ceil(numel / 8),); None if all are selected.
+        parameter: contiguous, of any floating-point format; sharded by FSDP2 or not.
+        packed: packed bits of the selected weights of its local part, uint8 (ceil(numel / 8),); None if all are selected.
 
     Attributes:
         master: float32 (number of selected weights,). `master.grad` sums the gradients that `take_gradient` takes.
@@ -22,11 +23,17 @@ class CompactWeights:
 
     def __init__(self, parameter: Tensor, packed: Tensor | None):
         self.parameter = parameter
-        self.positions = None if packed is None else bits.to_index(packed.to(parameter.device), parameter.numel())
-        self.master = nn.Parameter(self.take(parameter.detach()).float().clone())
+        local = self.local
+        self.positions = None if packed is None else bits.to_index(packed.to(local.device), local.numel())
+        self.master = nn.Parameter(self.take(local).float().clone())
+
+    @property
+    def local(self) -> Tensor:
+        """The parameter's local part, without gradients; shares its memory."""
+        return local_part(self.parameter.detach())
 
     def take(self, tensor: Tensor) -> Tensor:
-        """The selected entries of a tensor of the parameter's shape, (number of selected weights,)."""
+        """The selected entries of a tensor of the local part's shape, (number of selected weights,)."""
         flat = tensor.reshape(-1)
         return flat if self.positions is None else flat.index_select(0, self.positions)
 
@@ -35,7 +42,7 @@ class CompactWeights:
         gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:
             return
-        selected = self.take(gradient).float()
+        selected = self.take(local_part(gradient)).float()
         if self.master.grad is None:
             # A view would keep the dense gradient in memory, and might be written to by others.
             self.master.grad = selected.clone() if self.positions is None else selected
@@ -44,14 +51,14 @@ class CompactWeights:
 
     def read(self) -> None:
         """Follow weights that something else than `write` has changed, such as a loaded checkpoint."""
-        current = self.take(self.parameter.detach())
+        current = self.take(self.local)
         rounded = self.master.detach().to(current.dtype)
         changed = bits.as_integers(rounded) != bits.as_integers(current)
         torch.where(changed, current.float(), self.master.detach(), out=self.master.detach())
 
     def write(self) -> None:
         """Round the master values to the parameter's format, and write them into it."""
-        flat, rounded = self.parameter.detach().view(-1), self.master.detach().to(self.parameter.dtype)
+        flat, rounded = self.local.view(-1), self.master.detach().to(self.parameter.dtype)
         if self.positions is None:
             flat.copy_(rounded)
         else:
@@ -71,9 +78,10 @@ class CompactWeights:
         Raises:
             ValueError: it belongs to another mask.
         """
+        value = local_part(value)
         if value.dim() == 0 or value.shape == self.master.shape:
             return value
-        if value.shape == self.parameter.shape:
+        if value.shape == self.local.shape:
             index = None if self.positions is None else self.positions.to(value.device)
             return value.reshape(-1) if index is None else value.reshape(-1).index_select(0, index)
         raise ValueError(

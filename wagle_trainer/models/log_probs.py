@@ -249,10 +249,11 @@ def joint_token_log_probs(
 
 def _similar(batches: Mapping[str, Mapping[str, Tensor]], agree: Callable[[Tensor], Tensor] | None) -> list[list[str]]:
     """Names of the batches that share a forward pass, longest first."""
-    shapes = torch.tensor([list(batch["labels"].shape) for batch in batches.values()], dtype=torch.float32)
+    shapes: list[Any] = [list(batch["labels"].shape) for batch in batches.values()]
     if agree is not None:
-        shapes = agree(shapes.to(next(iter(batches.values()))["labels"].device))
-    rows, lengths = (dict(zip(batches, column, strict=True)) for column in shapes.T.tolist())
+        device = next(iter(batches.values()))["labels"].device
+        shapes = agree(torch.tensor(shapes, dtype=torch.float32).to(device)).tolist()
+    rows, lengths = (dict(zip(batches, column, strict=True)) for column in zip(*shapes, strict=True))
     groups: list[list[str]] = []
     for name in sorted(batches, key=lambda name: -lengths[name]):
         group = [*groups[-1], name] if groups else [name]
