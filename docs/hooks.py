@@ -110,6 +110,13 @@ def parity() -> str:
     return f"{table(('default minus OpenUnlearning', *found), rows)}\n\n{text}"
 
 
+def attacks() -> str:
+    """Every attack with its description."""
+    from wagle_trainer.evaluation.attacks import describe_attacks
+
+    return table(("`run_attacks`", "Attack"), [(f"`{name}`", text) for name, text in describe_attacks().items()])
+
+
 def changelog() -> str:
     """The changelog without its title."""
     return (Path(__file__).parents[1] / "CHANGELOG.md").read_text().partition("\n")[2]
@@ -123,6 +130,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "suites": suites,
     "parity": parity,
+    "attacks": attacks,
     "changelog": changelog,
 }
 
