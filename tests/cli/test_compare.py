@@ -77,6 +77,7 @@ def test_a_comparison_of_objectives(compare, folder):
     markdown = (folder / "out" / "table.md").read_text().splitlines()
     assert len(markdown) == 2 + len(table)
     assert markdown[2].startswith("| before | ")
+    assert yaml.safe_load((folder / "out" / "config.yaml").read_text())["objectives"] == ["grad_diff", "rmu"]
     latex = (folder / "out" / "table.tex").read_text()
     assert latex.startswith("\\begin{tabular}{lrr")
     assert latex.count(r"\\") == 1 + len(table)

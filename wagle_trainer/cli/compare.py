@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from wagle_trainer.cli.parsing import JSON_HELP
+from wagle_trainer.cli.run_config import write_run_config
 from wagle_trainer.cli.training import parse_options
 
 DESCRIPTION = """Compare objectives, scores and densities on one model and one data set, over seeds. Each variant runs with every learning
 rate; the one that counts has the best utility among those that reach the forget goal. Each run is a file in --output_dir: a
 stopped comparison resumes, and seeds, objectives, scores, densities and learning rates can be added later.
 
-Writes report.html, report.json and results.json, and the table as table.csv, table.md and table.tex (--formats). All options
+Writes report.html, report.json, results.json and config.yaml, and the table as table.csv, table.md and table.tex (--formats). All options
 may stand in one YAML file for --config; the training options are those of `wagle unlearn`. In the paths of the model and the
 retrained model, {seed} stands for the seed, where each seed has models of its own."""
 EXAMPLES = """
@@ -77,7 +78,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     task = SuiteTask(data)
     compare.read_by(task.suite)
     return argparse.Namespace(
-        compare=compare, task=task, training=training, model=model, json=parsed.json, run=_run, show=str
+        compare=compare,
+        task=task,
+        training=training,
+        model=model,
+        json=parsed.json,
+        given=parsed.given,
+        run=_run,
+        show=str,
     )
 
 
@@ -87,6 +95,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.evaluation import load_results
 
     runs = Runs(options.compare, options.task, options.training, options.model)
+    write_run_config(runs.folder, options.given)
     text = run_comparison(runs)
     options.show = lambda _: text
     page = load_results(runs.folder / "report.json")
