@@ -26,8 +26,8 @@ class Habits:
         epsilon: added to the denominators of truth ratios, of probabilities with options and of privacy leakage.
         at_least_one_token: the extraction strength of an answer of n tokens is at least 1 / n.
         masks_padding_token: no token that equals the padding token is attended to.
-        drops_last_label: the last label is taken for the end of the answer, whatever it is; and labels begin after the
-            prompt's own number of tokens.
+        drops_last_label: the last label is taken for the end of the answer, whatever it is; labels begin after the
+            prompt's own number of tokens; and the answer's text is what its labels decode to.
     """
 
     epsilon: float = 0.0
@@ -44,6 +44,13 @@ class Habits:
         ids = ids if ids[-1] == eos else [*ids, eos]
         start = len(qa.prompt_ids(question))
         return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+
+    def answer_text(self, qa: QAFormat, question: str, answer: str) -> str:
+        """The answer whose compressed size a membership attack takes: as it is, or as decoded from its labels."""
+        if not self.drops_last_label:
+            return answer
+        labels = [label for label in self.encode(qa, question, answer)["labels"] if label != -100]
+        return qa.tokenizer.decode(labels, skip_special_tokens=True)
 
     def end(self, tokenizer: Any) -> int | Literal["last"] | None:
         """What ends an answer, as `score_answers` takes it."""

@@ -390,7 +390,7 @@ def evaluate_tofu(
         for name, values in _wagle_mia(model, qa, rows, passes).items():
             per_example[name]["question_answer_min_50"] = values
     for name in attacked:
-        answers = [row["answer"] for row in rows[name]]
+        answers = [habits.answer_text(qa, row["question"], row["answer"]) for row in rows[name]]
         per_example[name] |= membership_scores([score for [score] in scores[name]["answer"]], answers)
         if gradient_norm:
             per_example[name]["mia_gradnorm"] = gradient_norms(
