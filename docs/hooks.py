@@ -88,6 +88,24 @@ def suites() -> str:
     )
 
 
+def depths() -> str:
+    """Forget probability and unlearning depth of some of these models."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "objectives_compared" / "unlearning_depth.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    shown = sorted(rows.items(), key=lambda row: row[1]["unlearning_depth"])
+    return table(
+        ("", "forget prob", "unlearning depth"),
+        [
+            (
+                name,
+                f"{row['forget_Q_A_Prob']:.3f}" if "forget_Q_A_Prob" in row else "-",
+                f"{row['unlearning_depth']:.2f}",
+            )
+            for name, row in shown
+        ],
+    )
+
+
 def parity() -> str:
     """By how much default numbers differ from OpenUnlearning's code, by metric and format, where they do."""
     results = Path(__file__).parents[1] / "benchmarks" / "results" / "open_unlearning_parity.json"
@@ -129,6 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scores": scores,
     "metrics": metrics,
     "suites": suites,
+    "depths": depths,
     "parity": parity,
     "attacks": attacks,
     "changelog": changelog,
