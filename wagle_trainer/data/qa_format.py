@@ -172,7 +172,7 @@ class QAFormat:
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
             known = {name: saved[name] for name in _SAVED}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{file} is not what QAFormat.save_pretrained writes ({error}).") from error
         return cls(tokenizer, **known)
 

@@ -18,6 +18,7 @@ from wagle_trainer.utils.table_formats import csv_table, latex_table, markdown_t
 from wagle_trainer.utils.text_table import text_table
 
 RESULTS_NAME = "results.json"
+_DEEPEST = 100  # containers within each other; results have about ten
 
 
 def save_results(results: Any, path: str | PathLike[str]) -> None:
@@ -108,12 +109,25 @@ def load_results(path: str | PathLike[str]) -> Any:
     """
     if _is_on_the_hub(path):
         path = find_file(path, RESULTS_NAME, None, "results")
+    too_deep = f"{path} is nested too deeply to be what save_results writes."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply to be what save_results writes.") from error
+        raise ValueError(too_deep) from error
     except ValueError as error:
         raise ValueError(f"{path} is not the JSON that save_results writes ({error}).") from error
+    if _depth(found) > _DEEPEST:
+        raise ValueError(too_deep)
+    return found
+
+
+def _depth(value: Any) -> int:
+    """How many containers lie within each other; without recursion, which would end as the parser's does."""
+    depth, level = 0, [value]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        level = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)]
+    return depth
 
 
 def _is_on_the_hub(path: str | PathLike[str]) -> bool:

@@ -21,6 +21,7 @@ def load_model(path: str, dtype: str = "auto", device: Any = None) -> tuple[Any,
 
     Raises:
         OSError: there is no such model; names it.
+        ValueError: the configuration of an adapter is damaged.
     """
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,7 +30,14 @@ def load_model(path: str, dtype: str = "auto", device: Any = None) -> tuple[Any,
     with naming(path):
         is_adapter = find_adapter_config_file(path) is not None
         loader = AutoPeftModelForCausalLM if is_adapter else AutoModelForCausalLM
-        model = loader.from_pretrained(path, dtype=dtype).to(device)
+        try:
+            model = loader.from_pretrained(path, dtype=dtype).to(device)
+        except KeyError as error:
+            if not is_adapter:
+                raise
+            raise ValueError(
+                f"The adapter_config.json of {path!r} names a PEFT method that is not known: {error}."
+            ) from error
         try:
             return model, AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError):

@@ -21,7 +21,7 @@ def is_complete(folder: str | os.PathLike[str]) -> bool:
     """Whether the Trainer finished this checkpoint: its state, written last, is there and readable."""
     try:
         json.loads((Path(folder) / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return True
 
