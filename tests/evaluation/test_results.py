@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,20 @@ def test_results_of_a_reference_model_are_shared(monkeypatch, tmp_path):
         load_results("nowhere/results.json")
     with pytest.raises(ValueError, match="takes label -> what an evaluation returned"):
         push_results({"forget_Q_A_Prob": 0.25}, "reference")
+def test_five_hundred_accidents(damage, tmp_path):
+    """Results are plain JSON, so an altered digit is not noticed; what is no JSON is refused by name."""
+    path, draw, refused = tmp_path / "results.json", random.Random(0), 0
+    save_results(
+        {"after": {"forget_Prob": 0.5, "settings": {"style": "plain"}, "per_example": {"a": {"b": [1.5]}}}}, path
+    )
+    content = path.read_bytes()
+    for _ in range(500):
+        path.write_bytes(damage(content, draw))
+        error = None
+        try:
+            load_results(path)
+        except ValueError as refusal:
+            error = str(refusal)
+        assert error is None or str(path) in error
+        refused += error is not None
+    assert 250 < refused < 500
