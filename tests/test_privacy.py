@@ -132,7 +132,6 @@ def traces() -> dict[str, bytes | re.Pattern]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="JSON files are still read through the cache of datasets", strict=False)
 def test_no_file_holds_what_is_secret(ran):
     folder, _ = ran
     files = [path for path in folder.rglob("*") if path.is_file()]

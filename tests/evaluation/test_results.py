@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from wagle_trainer.evaluation import (
     add_results,
     get_suite,
     load_results,
+    load_results_by_label,
     push_results,
     results_table,
     save_results,
@@ -166,6 +168,8 @@ def test_results_of_a_reference_model_are_shared(monkeypatch, tmp_path):
         load_results("nowhere/results.json")
     with pytest.raises(ValueError, match="takes label -> what an evaluation returned"):
         push_results({"forget_Q_A_Prob": 0.25}, "reference")
+
+
 def test_five_hundred_accidents(damage, tmp_path):
     """Results are plain JSON, so an altered digit is not noticed; what is no JSON is refused by name."""
     path, draw, refused = tmp_path / "results.json", random.Random(0), 0
@@ -183,3 +187,30 @@ def test_five_hundred_accidents(damage, tmp_path):
         assert error is None or str(path) in error
         refused += error is not None
     assert 250 < refused < 500
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: [1], "results.json does not hold results by label"),
+        (lambda r: {"after": 0.5}, "'after' is not what an evaluation returns"),
+        (lambda r: {"after": r["after"] | {"settings": []}}, "results of 'after', settings is no set of names"),
+        (lambda r: {"after": r["after"] | {"settings": {"warnings": 1}}}, "settings.warnings is no set of names"),
+        (lambda r: {"after": [r["after"] | {"per_example": 1}]}, "per_example is no set of names"),
+        (lambda r: {"after": r["after"] | {"per_example": {"a": [1]}}}, "per_example.a is no set of names"),
+        (lambda r: {"after": r["after"] | {"per_example": {"a": {"b": 1}}}}, "per_example.a.b is no list of numbers"),
+        (
+            lambda r: {"after": r["after"] | {"per_example": {"a": {"b": [{}]}}}},
+            "per_example.a.b is no list of numbers",
+        ),
+        (lambda r: {"after": r["after"] | {"forget_Prob": 10**400}}, "forget_Prob is too large to be a metric"),
+    ],
+)
+def test_results_of_another_form_are_refused_by_place(change, message, tmp_path):
+    results = {"after": {"forget_Prob": 0.5, "settings": {"style": "plain"}, "per_example": {"a": {"b": [1.5, None]}}}}
+    path = tmp_path / "results.json"
+    save_results(results, path)
+    assert load_results_by_label(path) == results
+    path.write_text(json.dumps(change(results)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_results_by_label(path)

@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
-    from wagle_trainer.evaluation import add_results, load_results, results_table
+    from wagle_trainer.evaluation import add_results, load_results_by_label, results_table
     from wagle_trainer.evaluation.results import metrics_of, without_texts
     from wagle_trainer.evaluation.suites import get_suite
     from wagle_trainer.models.loading import load_model
@@ -98,9 +98,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     if options.reference is not None:
         settings["reference"] = _reference(options.reference)
     output = Path(options.output) if options.output is not None else None
-    known = load_results(output) if output is not None and output.exists() else {}
-    if not isinstance(known, Mapping) or not all(isinstance(results, Mapping | list) for results in known.values()):
-        raise ValueError(f"{output} does not hold results by label: name another --output.")
+    known = load_results_by_label(output) if output is not None and output.exists() else {}
     data = suite.load(*named, **data_options)
     state = PartialState()
     model, tokenizer = load_model(options.model, options.dtype, state.device)

@@ -53,13 +53,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    from wagle_trainer.evaluation import load_results
+    from wagle_trainer.evaluation import load_results, load_results_by_label
     from wagle_trainer.reporting import write_report
     from wagle_trainer.reporting.result_tables import write_tables
 
     attacks = None if options.attacks is None else load_results(options.attacks)
     page = write_report(
-        load_results(options.results),
+        load_results_by_label(options.results),
         options.output_dir,
         mask=options.mask,
         history=options.history,

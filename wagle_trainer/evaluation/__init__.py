@@ -34,6 +34,7 @@ _HOMES = {
     "list_suites": "suites",
     "load_metric": "evaluate_modules",
     "load_results": "results",
+    "load_results_by_label": "results",
     "localization_auc": "metrics",
     "localization_precision": "metrics",
     "log_truth_ratio": "metrics",

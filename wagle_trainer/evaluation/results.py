@@ -19,6 +19,7 @@ from wagle_trainer.utils.text_table import text_table
 
 RESULTS_NAME = "results.json"
 _DEEPEST = 100  # containers within each other; results have about ten
+_LARGEST = 10**300  # whole numbers that float takes
 
 
 def save_results(results: Any, path: str | PathLike[str]) -> None:
@@ -119,6 +120,51 @@ def load_results(path: str | PathLike[str]) -> Any:
     if _depth(found) > _DEEPEST:
         raise ValueError(too_deep)
     return found
+
+
+def load_results_by_label(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read a file of label -> results of one evaluation, or a list of them, and check what tables and reports rely on.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it does not hold results by label; names the file and the first place that is wrong.
+    """
+    found = load_results(path)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path} does not hold results by label: name another file.")
+    for label, results in found.items():
+        for result in results if isinstance(results, list) else [results]:
+            if not isinstance(result, Mapping):
+                raise ValueError(
+                    f"{path} does not hold results by label: {label!r} is not what an evaluation returns. If the file holds "
+                    'one evaluation without a label, write {label: results}, such as {"after": ...}.'
+                )
+            _check_form(result, f"{path}: of the results of {label!r},")
+    return dict(found)
+
+
+def _check_form(result: Mapping[str, Any], where: str) -> None:
+    settings, sets = result.get("settings", {}), result.get("per_example", {})
+    mappings = {"settings": settings, "per_example": sets}
+    if isinstance(settings, Mapping):
+        mappings |= {f"settings.{name}": settings.get(name, {}) for name in ("missing", "warnings", "examples")}
+    if isinstance(sets, Mapping):
+        mappings |= {f"per_example.{name}": columns for name, columns in sets.items()}
+    if wrong := [name for name, value in mappings.items() if not isinstance(value, Mapping)]:
+        raise ValueError(f"{where} {wrong[0]} is no set of names and values: the file was altered.")
+    for name, columns in sets.items():
+        if odd := [column for column, values in columns.items() if not _is_column(values)]:
+            raise ValueError(
+                f"{where} per_example.{name}.{odd[0]} is no list of numbers or texts: the file was altered."
+            )
+    if huge := [name for name, value in result.items() if isinstance(value, int) and abs(value) > _LARGEST]:
+        raise ValueError(f"{where} {huge[0]} is too large to be a metric: the file was altered.")
+
+
+def _is_column(values: Any) -> bool:
+    return isinstance(values, list) and not any(
+        isinstance(value, Mapping) or (isinstance(value, int) and abs(value) > _LARGEST) for value in values
+    )
 
 
 def _depth(value: Any) -> int:
@@ -234,7 +280,7 @@ def _notes(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple
 
 def _cell(name: str, numbers: Mapping[str, Any]) -> str:
     value = numbers.get(name)
-    if value is None:
+    if not isinstance(value, int | float):
         return "-"
     metric = next(readings(name, numbers), None)
     if metric is None or not metric.p_value:
