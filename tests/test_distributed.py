@@ -314,11 +314,15 @@ ZERO = [pytest.param(f"zero{stage}", marks=needs_deepspeed) for stage in (1, 2, 
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp1", "fsdp2", *ZERO])
-def test_a_gradient_that_is_nan_on_one_process_stops_all_before_a_weight_changes(run, engine):
+def test_a_gradient_that_is_nan_on_one_process_changes_no_weight(run, engine):
+    """All processes stop before the step; DeepSpeed leaves the step out, as a gradient scaler does, and goes on."""
     output = run(f"{engine}/nan")
     for rank in results(output, 2):
-        assert rank["steps"] == 1
-        assert "is NaN or infinite at optimizer step 2" in (rank["error"] or "it was not stopped")
+        if engine.startswith("zero"):
+            assert (rank["steps"], rank["error"]) == (4, None)
+        else:
+            assert rank["steps"] == 1
+            assert "is NaN or infinite at optimizer step 2" in (rank["error"] or "it was not stopped")
     mask, before = WeightMask.from_pretrained(output), load_file(run.folder / "model" / "model.safetensors")
     after = load_file(output / "weights.safetensors")
     for name in mask:

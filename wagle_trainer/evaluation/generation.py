@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
@@ -14,7 +16,12 @@ from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
 from wagle_trainer.evaluation.shrinking_batches import CHUNK, can_shrink, generate_shrinking
-from wagle_trainer.models.architecture import refuse_encoder_decoder, stands_left_padding
+from wagle_trainer.models.architecture import (
+    refuse_encoder_decoder,
+    stands_left_padding,
+    text_config,
+    unwrap,
+)
 from wagle_trainer.models.log_probs import IGNORE_INDEX
 from wagle_trainer.models.modes import evaluation_mode, preserved_rng
 
@@ -159,7 +166,8 @@ def _continue(
     shrinks = seed is None and max_new_tokens > CHUNK and bool(stop) and not together and can_shrink(model)
     texts: dict[int, str] = {}
     # Some recurrent models read padding as text: their batches need none.
-    equal = len({len(prompt) for prompt in prompts}) > 1 and batch_size > 1 and not stands_left_padding(model)
+    recurrent = not stands_left_padding(model)
+    equal = len({len(prompt) for prompt in prompts}) > 1 and batch_size > 1 and recurrent
     batches = shard_batches(
         batches_by_length([len(prompt) for prompt in prompts], batch_size, equal=equal), across_processes
     )
@@ -174,6 +182,7 @@ def _continue(
             disable=not shows_progress(progress, across_processes),
         ) as bar,
     ):
+        config.use_cache = not recurrent or _cache_is_right(model, filler)
         for batch in batches:
             if seed is not None:
                 torch.manual_seed(seed + batch[0])  # whichever process runs this batch
@@ -200,6 +209,53 @@ def _continue(
             bar.update(len(batch))
     texts = gather_results(texts, across_processes)
     return [texts[index] for index in range(len(prompts))]
+
+
+_CACHE_IS_RIGHT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _cache_is_right(model: Any, filler: int) -> bool:
+    """Whether generation gives the same logits with a cache and without: not so in RWKV (Transformers 5.24).
+
+    Probed once per model; all processes call this together.
+    """
+    bare = unwrap(model)
+    if bare not in _CACHE_IS_RIGHT:
+        device = next(model.parameters()).device
+        prompt = torch.arange(4, device=device)[None] % getattr(text_config(bare), "vocab_size", 16)
+        outputs = []
+        for use_cache in (True, False):
+            config = GenerationConfig(
+                do_sample=False,
+                num_beams=1,
+                use_cache=use_cache,
+                max_new_tokens=3,
+                pad_token_id=filler,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            with preserved_rng():
+                outputs.append(
+                    model.generate(
+                        input_ids=prompt,
+                        attention_mask=torch.ones_like(prompt),
+                        generation_config=config,
+                        synced_gpus=current_engine().gathers_weights_in_forward,
+                    )
+                )
+        _CACHE_IS_RIGHT[bare] = _same_logits(*outputs)
+    return _CACHE_IS_RIGHT[bare]
+
+
+def _same_logits(one: Any, other: Any) -> bool:
+    """Whether two greedy continuations have the same logits, up to the first token in which they differ."""
+    for step, (first, second) in enumerate(zip(one.logits, other.logits, strict=False), 1):
+        scale = second.float().std() + 1e-6
+        if bool((first.float() - second.float()).abs().max() / scale > 0.05):
+            return False
+        if not torch.equal(one.sequences[:, : 4 + step], other.sequences[:, : 4 + step]):
+            break  # a tie; later logits are those of other texts
+    return True
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> list[int]:
