@@ -39,7 +39,7 @@ for command in json.load(open(sys.argv[1])):
     sys.argv = ["wagle", *command]
     code = main(command)
     print(command[0], code, flush=True)
-    if code:
+    if code and (command[0], code) != ("forget", 3):  # the search is short: it need not have found a patch
         sys.exit(code)
 """
 
@@ -50,7 +50,7 @@ def ran(make_word_tokenizer, make_taught_llama, make_set, tmp_path_factory):
     inputs, home = tmp_path_factory.mktemp("inputs"), tmp_path_factory.mktemp("home")
     rows = [{"question": row["prompt"], "answer": row["completion"].strip()} for row in make_set(5)]
     rows[2]["answer"] = CANARY
-    others = [{"question": row["prompt"], "answer": row["completion"].strip()} for row in make_set(6, seed=1)]
+    others = [{"question": row["prompt"], "answer": row["completion"].strip()} for row in make_set(40, seed=1)]
     tokenizer = make_word_tokenizer()
     model = make_taught_llama(tokenizer, rows * 12, 64, 1e-2)
     model.save_pretrained(inputs / "model")
@@ -93,6 +93,18 @@ def ran(make_word_tokenizer, make_taught_llama, make_set, tmp_path_factory):
         str(home / "report"),
     ]
     shown += ["--config", str(inputs / "shown.yaml"), "--title", f"https://me:{PASSWORD}@example.org/title"]
+    search = [
+        "--max_tries",
+        "1",
+        "--densities",
+        "0.1",
+        "--learning_rates",
+        "0.01",
+        "--steps",
+        "10",
+        "--attacks",
+        "relearning",
+    ]
     commands = [
         [*unlearn, "--output_dir", str(home / "out")],
         [*unlearn, "--output_dir", str(home / "patch"), "--save_adapter", "true"],
@@ -101,6 +113,7 @@ def ran(make_word_tokenizer, make_taught_llama, make_set, tmp_path_factory):
         ["evaluate", str(home / "out"), *custom, "--label", "after"],
         ["attack", str(inputs / "model"), str(home / "out"), *sets, "--options", *attacks, *attacked],
         ["report", str(home / "results.json"), "--suite", "custom", *shown],
+        ["forget", str(inputs / "model"), *sets, "--output_dir", str(home / "forgotten"), *search],
     ]
     (inputs / "commands.json").write_text(json.dumps(commands))
     (home / "tmp").mkdir()

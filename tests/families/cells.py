@@ -264,20 +264,11 @@ CELLS: dict[str, Callable[[str], str | None]] = {
 
 # What is wrong in another library: (cell, family) -> how it shows, and where. A fix there has to take the entry out.
 WRONG = {
-    ("evaluation", "rwkv"): "greedy answers differ",
     ("training", "youtu"): "the saved model differs",
 }
 REASONS = {
-    (
-        "evaluation",
-        "rwkv",
-    ): "Transformers' generate gives other tokens for a batch of equal lengths than for its rows alone; "
-    "evaluate with --batch_size 1",
-    (
-        "training",
-        "youtu",
-    ): "Transformers' save_pretrained and from_pretrained alone change the embeddings; the trained model "
-    "in memory is right",
+    ("training", "youtu"): "Transformers' save_pretrained and from_pretrained alone change the embeddings; "
+    "the trained model in memory is right",
 }
 NEEDS_CAUSAL = ("mask", "log-probabilities", "training", "evaluation", "LoRA by score")
 NOT_REFUSED = "wrong: the model is not causal (its encoder reads the answer), and is not refused"

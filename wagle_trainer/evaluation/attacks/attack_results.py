@@ -75,9 +75,11 @@ def read_attack(attack: Mapping[str, Any]) -> dict[str, Any]:
         attack: what an attack returned, or what a file holds of it.
     """
     renamed = {key.replace("came_back", "recovered"): value for key, value in attack.items()}
-    if isinstance(renamed.get("points"), Sequence):
+    points = renamed.get("points")
+    if isinstance(points, Sequence):
+        if not all(isinstance(point, Mapping) for point in points):
+            raise ValueError(f"The points of the attack {renamed.get('attack')!r} are not what run_attacks returned.")
         renamed["points"] = [
-            {key.replace("came_back", "recovered"): value for key, value in point.items()}
-            for point in renamed["points"]
+            {key.replace("came_back", "recovered"): value for key, value in point.items()} for point in points
         ]
     return {"warning": None, **renamed}
