@@ -14,7 +14,6 @@ from wagle_trainer.forgetting.search import Try
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.keyed_digests import make_folder_key, sealed
-from wagle_trainer.utils.keyed_digests import make_folder_key, sealed
 
 _REQUEST = "request.json"
 _SETS = ("forget_set", "retain_set")
