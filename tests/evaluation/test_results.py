@@ -203,6 +203,14 @@ def test_five_hundred_accidents(damage, tmp_path):
             lambda r: {"after": r["after"] | {"per_example": {"a": {"b": [{}]}}}},
             "per_example.a.b is no list of numbers",
         ),
+        (
+            lambda r: {"after": r["after"] | {"per_example": {"a": {"b": [1, "x"]}}}},
+            "per_example.a.b is no list of numbers",
+        ),
+        (
+            lambda r: {"after": r["after"] | {"per_example": {"a": {"b": [1], "c": []}}}},
+            "the lists of per_example.a differ",
+        ),
         (lambda r: {"after": r["after"] | {"forget_Prob": 10**400}}, "forget_Prob is too large to be a metric"),
     ],
 )

@@ -162,9 +162,17 @@ def _check_form(result: Mapping[str, Any], where: str) -> None:
 
 
 def _is_column(values: Any) -> bool:
-    return isinstance(values, list) and not any(
-        isinstance(value, Mapping) or (isinstance(value, int) and abs(value) > _LARGEST) for value in values
-    )
+    """Whether these are numbers, texts, or lists of them, one kind in a column; None for what is not known."""
+    if not isinstance(values, list):
+        return False
+    kinds = {_kind(value) for value in values if value is not None}
+    return len(kinds) <= 1 and "" not in kinds
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, int | float):
+        return "number" if abs(value) <= _LARGEST else ""
+    return "text" if isinstance(value, str) else "list" if isinstance(value, list) else ""
 
 
 def _depth(value: Any) -> int:

@@ -275,8 +275,6 @@ class _Run:
         }
         if self.settings.save_generations:
             verdict.examples = _examples(before, after)
-        else:
-            results = {label: without_texts(result) for label, result in results.items()}
         verdict.versions = environment()["versions"]
         digests = {
             "forget_set": shareable(self.request["forget_set"]),
@@ -312,17 +310,18 @@ class _Run:
         return found
 
     def _evaluation(self, work: WorkFolder, label: str, sets: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-        return work.result(
-            label,
-            lambda: evaluate_custom(
+        def evaluate() -> dict[str, Any]:
+            found = evaluate_custom(
                 self.patched.model,
                 self.tokenizer,
                 sets,
                 qa_format=self.qa,
                 batch_size=self.settings.eval_batch_size,
                 progress=False,
-            ),
-        )
+            )
+            return found if self.settings.save_generations else without_texts(found)
+
+        return work.result(label, evaluate)
 
     def _levels(self, examples: Mapping[str, Sequence[Example]]) -> Levels:
         return levels_of(self.patched.model, self.tokenizer, examples, self.settings)

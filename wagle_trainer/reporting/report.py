@@ -274,7 +274,14 @@ def _histories(history: Any) -> dict[str, Sequence[Mapping[str, Any]]]:
 
 
 def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and "step" in entry and isinstance(entry.get("metrics"), Mapping)
+    """Whether this is a step with numbers by name."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("metrics"), Mapping):
+        return False
+    return all(_is_number(value) for value in (entry.get("step"), *entry["metrics"].values()))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 10**300
 
 
 def _attacks(attacks: Any) -> dict[str, list[Mapping[str, Any]]]:
