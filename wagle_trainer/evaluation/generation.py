@@ -251,7 +251,9 @@ def _same_logits(one: Any, other: Any) -> bool:
     """Whether two greedy continuations have the same logits, up to the first token in which they differ."""
     for step, (first, second) in enumerate(zip(one.logits, other.logits, strict=False), 1):
         scale = second.float().std() + 1e-6
-        if bool((first.float() - second.float()).abs().max() / scale > 0.05):
+        # Rounding, and the little that a few tokens of state change in the logits of a small model.
+        allowed = 1e-3 if first.dtype == torch.float32 else 0.05
+        if bool((first.float() - second.float()).abs().max() / scale > allowed):
             return False
         if not torch.equal(one.sequences[:, : 4 + step], other.sequences[:, : 4 + step]):
             break  # a tie; later logits are those of other texts
