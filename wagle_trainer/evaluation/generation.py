@@ -215,14 +215,14 @@ _CACHE_IS_RIGHT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _cache_is_right(model: Any, filler: int) -> bool:
-    """Whether generation gives the same logits with a cache and without: not so in RWKV (Transformers 5.24).
+    """Whether a batch gets the same logits with a cache and without: not so in RWKV (Transformers 5.24), which mixes rows.
 
     Probed once per model; all processes call this together.
     """
     bare = unwrap(model)
     if bare not in _CACHE_IS_RIGHT:
         device = next(model.parameters()).device
-        prompt = torch.arange(4, device=device)[None] % getattr(text_config(bare), "vocab_size", 16)
+        prompt = torch.arange(8, device=device).view(2, 4) % getattr(text_config(bare), "vocab_size", 16)
         outputs = []
         for use_cache in (True, False):
             config = GenerationConfig(
