@@ -157,6 +157,8 @@ def _check_form(result: Mapping[str, Any], where: str) -> None:
             raise ValueError(
                 f"{where} per_example.{name}.{odd[0]} is no list of numbers or texts: the file was altered."
             )
+        if len({len(values) for values in columns.values()}) > 1:
+            raise ValueError(f"{where} the lists of per_example.{name} differ in length: the file was altered.")
     if huge := [name for name, value in result.items() if isinstance(value, int) and abs(value) > _LARGEST]:
         raise ValueError(f"{where} {huge[0]} is too large to be a metric: the file was altered.")
 
