@@ -189,7 +189,7 @@ def _continue(
             rows = [prompts[index] for index in batch]
             input_ids = pad(rows, filler, "left").to(device)
             attention_mask = pad([[int(token != masked_token) for token in row] for row in rows], 0, "left").to(device)
-            if shrinks and len(batch) > 1:
+            if shrinks and config.use_cache and len(batch) > 1:
                 output = generate_shrinking(model, input_ids, attention_mask, config, stop)
             else:
                 output = model.generate(
