@@ -105,6 +105,61 @@ def test_conversation_in_other_words_needs_a_chat_template(word_tokenizer):
         check_chat_template(Dataset.from_list([{"conversations": turns}]), "forget", word_tokenizer)
 
 
+ALTERNATE = "{% if messages[0].role == 'system' or messages[1].role != 'assistant' %}{{ raise_exception('alternate') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "template", "message"),
+    [
+        (
+            [{"messages": USER + ASSISTANT}, {"messages": [*USER, *USER, *ASSISTANT]}],
+            ALTERNATE,
+            "Row 1 .*: alternate. Fix",
+        ),
+        (
+            [{"conversations": [{"from": "system", "value": "w1"}, {"from": "gpt", "value": "w2"}]}],
+            ALTERNATE,
+            "Row 0 ",
+        ),
+        ([{"prompt": [{"role": "system", "content": "w1"}, *USER], "completion": ASSISTANT}], ALTERNATE, "Row 0 "),
+        (
+            [{"prompt": USER, "chosen": ASSISTANT, "rejected": USER}],
+            "{{ messages[1].content.x.y }}",
+            "Row 0 .* undefined",
+        ),
+        (
+            [
+                {
+                    "messages": [
+                        {"role": "user", "content": [{"type": "text", "text": "w1"}]},
+                        {"role": "assistant", "content": []},
+                    ]
+                }
+            ],
+            "{{ messages[0].content }}",
+            "Row 0 .*prints the parts of a content as Python does",
+        ),
+    ],
+)
+def test_a_row_that_a_template_refuses_is_named(rows, template, message, word_tokenizer):
+    word_tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=message) as error:
+        check_chat_template(Dataset.from_list(rows), "forget", word_tokenizer)
+    assert "of the forget set cannot be written with this template" in str(error.value)
+
+
+def test_a_conversation_without_the_assistant_is_named():
+    with pytest.raises(ValueError, match="Row 1 of the forget set has no turn of the assistant .* speakers are user"):
+        check_set(Dataset.from_list([{"messages": USER + ASSISTANT}, {"messages": USER}]), "forget")
+
+
+def test_a_call_of_a_tool_is_no_empty_answer():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_set(Dataset.from_list([{"messages": [*USER, call]}]), "forget")
+
+
 @pytest.mark.parametrize("form", ["text", "prompt_completion", "preference"])
 def test_texts_need_an_end(form, make_set, chat_tokenizer):
     check_eos_token(make_set(2, form), "forget", chat_tokenizer)

@@ -37,10 +37,10 @@ RUN_ALONE = ("demo",)
 EXAMPLES = """
   wagle demo
   wagle forget MODEL --forget_file forget.jsonl --output_dir out
-  wagle unlearn --model_name_or_path MODEL --dataset_name locuslab/TOFU --density 0.05 --output_dir out
-  wagle evaluate MODEL --dataset_name locuslab/TOFU --label before --output results.json
-  wagle evaluate out --dataset_name locuslab/TOFU --label after --output results.json
-  wagle attack MODEL out --dataset_name locuslab/TOFU --label after --output attacks.json
+  wagle unlearn --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --density 0.05 --output_dir out
+  wagle evaluate MODEL --forget_file forget.jsonl --retain_file retain.jsonl --label before --output results.json
+  wagle evaluate out --forget_file forget.jsonl --retain_file retain.jsonl --label after --output results.json
+  wagle attack MODEL out --forget_file forget.jsonl --retain_file retain.jsonl --label after --output attacks.json
   wagle report results.json --mask out --attacks attacks.json --output_dir report
 
 Every command has its own --help with examples."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wagle_trainer.cli.evaluate import check_taken
+from wagle_trainer.cli.own_files import add_file_options, read_own_sets, tell
 from wagle_trainer.cli.parsing import (
     JSON_HELP,
     add_format_options,
@@ -59,14 +60,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         metavar="KEY=VALUE",
         default=[],
-        help="what else to choose of it: forget_split, limit",
+        help="what else to choose: forget_split, limit",
     )
-    parser.add_argument(
-        "--forget_file", help="in its place, a .jsonl, .json, .csv or .parquet file of question and answer"
-    )
-    parser.add_argument(
-        "--retain_file", help="with it, other questions and answers: what relearning_unrelated trains on"
-    )
+    add_file_options(parser, unseen=False)
     parser.add_argument("--seed", type=int, default=42, help="of everything random (default: %(default)s)")
     add_model_options(parser)
     add_format_options(parser)
@@ -82,6 +78,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
     from wagle_trainer.evaluation import add_results, list_attacks, load_results, run_attacks
+    from wagle_trainer.evaluation.own_rows import check_questions, format_of
     from wagle_trainer.models.loading import load_model
     from wagle_trainer.utils.trackers import check_trackers
 
@@ -92,7 +89,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     known = load_results(output) if output is not None and output.exists() else {}
     if not isinstance(known, Mapping) or not all(isinstance(found, Mapping) for found in known.values()):
         raise ValueError(f"{output} does not hold attacks by label: name another --output.")
-    forget, others = _load_sets(options)
+    sets = read_own_sets(options)
+    forget, others = _own_questions(options, sets) if sets else _load_sets(options)
     if others and "relearning_unrelated" in (options.attacks or list_attacks()):
         chosen["relearning_unrelated"] = {"data": others} | chosen.get("relearning_unrelated", {})
     label, device = options.label or options.after, PartialState().device
@@ -103,6 +101,12 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
     before, _ = load_model(options.before, options.dtype, device)
     after, tokenizer = load_model(options.after, options.dtype, device)
+    tell(sets, tokenizer)
+    qa_format = chosen_format(options, options.after, tokenizer)
+    if sets and _no_tags(options):
+        qa_format = format_of(sets["forget"], qa_format)
+    for name, rows in (("forget", forget), ("retain", others)) if sets else ():
+        check_questions(rows, qa_format, name)
     found = run_attacks(
         before,
         _plain(after),
@@ -110,7 +114,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         forget,
         options.attacks,
         options=chosen,
-        qa_format=chosen_format(options, options.after, tokenizer),
+        qa_format=qa_format,
         batch_size=options.batch_size,
         seed=options.seed,
         on_result=keep,  # after each attack, so that a later one that fails does not cost the others
@@ -124,22 +128,36 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load_sets(options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
-    """The forget set, and other questions; the latter may be empty."""
-    from wagle_trainer.data.forget_and_retain import read_rows
+    """The forget set of TOFU, and its retain set."""
     from wagle_trainer.evaluation import get_suite
 
-    if (options.dataset_name is None) == (options.forget_file is None):
+    if options.dataset_name is None:
         raise ValueError("Say what was to be forgotten: either --dataset_name or --forget_file.")
-    if options.forget_file is not None:
-        if options.data_options:
-            raise ValueError("--data_options choose from --dataset_name; they say nothing of --forget_file.")
-        return list(read_rows(options.forget_file)), list(
-            read_rows(options.retain_file)
-        ) if options.retain_file else []
     suite, data_options = get_suite("tofu"), pairs(options.data_options)
     check_taken(suite, options.dataset_name, data_options)
     data = suite.load(options.dataset_name, **data_options)
     return list(data["forget"]), list(data["retain"])
+
+
+def _own_questions(options: argparse.Namespace, sets: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    """The forget and the retain set of files of one's own as questions and answers; the latter may be empty."""
+    from wagle_trainer.evaluation.own_rows import as_questions
+
+    if options.dataset_name is not None:
+        raise ValueError("Say what was to be forgotten: either --dataset_name or --forget_file, not both.")
+    data_options = pairs(options.data_options)
+    unknown = [name for name in data_options if name != "limit"]
+    if unknown:
+        raise ValueError(f"--data_options take no {', '.join(unknown)} beside --forget_file; they take limit.")
+    forget, retain = (
+        as_questions(sets[name], name, **data_options) if name in sets else [] for name in ("forget", "retain")
+    )
+    return forget, retain
+
+
+def _no_tags(options: argparse.Namespace) -> bool:
+    tags = ("question_prefix", "question_suffix", "answer_prefix")
+    return all(getattr(options, name) is None for name in tags)
 
 
 def _by_attack(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wagle_trainer.cli.own_files import add_file_options, read_own_sets, tell
 from wagle_trainer.cli.parsing import (
     JSON_HELP,
     add_format_options,
@@ -18,10 +19,12 @@ from wagle_trainer.cli.parsing import (
     make_parser,
     pairs,
 )
+from wagle_trainer.data.forget_and_retain import READING_HELP
 
 DESCRIPTION = """Measure a model with a suite. The results are added to --output under --label, so that one file holds the rows
 of one table: before, after, control."""
 EXAMPLES = """
+  wagle evaluate MODEL --forget_file forget.jsonl --retain_file retain.jsonl --label before --output results.json
   wagle evaluate MODEL --suite tofu --dataset_name fictional --label before --output results.json
   wagle evaluate out --suite tofu --dataset_name locuslab/TOFU --data_options forget_split=forget05 limit=40 \\
       --label after --output results.json
@@ -39,7 +42,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser = make_parser("wagle evaluate", f"{DESCRIPTION}\n\nsuites:\n{suites}", EXAMPLES)
     parser.add_argument("model", help="a model or PEFT adapter: folder or Hub id")
-    parser.add_argument("--suite", default="tofu", help="its name (default: %(default)s)")
+    parser.add_argument("--suite", help="its name (default: custom with --forget_file, else tofu)")
     parser.add_argument(
         "--dataset_name", help="where the suite's data are: folder or Hub id; the suite's own if not given"
     )
@@ -50,6 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=[],
         help="what else the suite's data take: a split, a limit",
     )
+    add_file_options(parser)
     parser.add_argument(
         "--options",
         nargs="+",
@@ -83,6 +87,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
     from wagle_trainer.evaluation import add_results, load_results_by_label, results_table
+    from wagle_trainer.evaluation.own_rows import measured_rows
     from wagle_trainer.evaluation.results import metrics_of, without_texts
     from wagle_trainer.evaluation.suites import get_suite
     from wagle_trainer.models.loading import load_model
@@ -90,18 +95,26 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
     # Whatever can be refused is, before a model is loaded.
     check_trackers(options.log_to)
-    suite = get_suite(options.suite)
+    sets = read_own_sets(options)
+    suite = get_suite(options.suite or ("custom" if sets else "tofu"))
     named = [options.dataset_name] if options.dataset_name is not None else []
     data_options = pairs(options.data_options)
-    check_taken(suite, options.dataset_name, data_options)
+    if sets:
+        _check_own_files(suite, options.dataset_name, data_options)
+    else:
+        check_taken(suite, options.dataset_name, data_options)
     settings = {**pairs(options.options), "batch_size": options.batch_size}
     if options.reference is not None:
         settings["reference"] = _reference(options.reference)
     output = Path(options.output) if options.output is not None else None
     known = load_results_by_label(output) if output is not None and output.exists() else {}
-    data = suite.load(*named, **data_options)
+    if sets:
+        data = {name: measured_rows(examples, name, **data_options) for name, examples in sets.items()}
+    else:
+        data = suite.load(*named, **data_options)
     state = PartialState()
     model, tokenizer = load_model(options.model, options.dtype, state.device)
+    tell(sets, tokenizer)
     if suite.takes_qa_format:
         options.style = settings.pop("style", options.style)
         settings["qa_format"] = chosen_format(options, options.model, tokenizer)
@@ -111,6 +124,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         if "unexpected keyword argument" not in str(error):
             raise
         raise ValueError(f"The suite {suite.name!r} does not take this: {error}.") from error
+    if sets:
+        results["settings"]["files"] = {name: examples.source for name, examples in sets.items()}
     if not options.save_generations:
         results = without_texts(results)
     label = options.label or options.model
@@ -120,6 +135,21 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     rows = {name: row for name, row in {**known, label: results}.items() if isinstance(row, Mapping)}
     options.show = lambda _: results_table(rows, suite.headline)
     return {label: {name: value for name, value in results.items() if name != "per_example"}}
+
+
+def _check_own_files(suite: Any, dataset_name: str | None, data_options: Mapping[str, Any]) -> None:
+    if suite.name != "custom":
+        raise ValueError(
+            f"The suite {suite.name!r} has data of its own: give --dataset_name in place of --forget_file, or leave --suite out."
+        )
+    if dataset_name is not None:
+        raise ValueError("Give either --dataset_name or --forget_file, not both.")
+    unknown = [name for name in data_options if name != "limit"]
+    if unknown:
+        raise ValueError(
+            f"--data_options take no {', '.join(unknown)} beside --forget_file; they take limit. Columns are named by "
+            "--question_column and so on."
+        )
 
 
 def _reference(text: str) -> Mapping[str, Any]:
@@ -146,7 +176,7 @@ def _reference(text: str) -> Mapping[str, Any]:
 def check_taken(suite: Any, dataset_name: str | None, options: Mapping[str, Any]) -> None:
     """Raise ValueError unless the suite's `load` can be called with these."""
     if dataset_name is None and inspect.signature(suite.load).parameters["data"].default is inspect.Parameter.empty:
-        raise ValueError(f"The suite {suite.name!r} brings no data of its own: name them with --dataset_name.")
+        raise ValueError(f"The suite {suite.name!r} brings no data of its own: name them with {_place(suite)}.")
     taken = _options(suite)
     unknown = [name for name in options if name not in taken]
     if unknown:
@@ -156,6 +186,16 @@ def check_taken(suite: Any, dataset_name: str | None, options: Mapping[str, Any]
         )
 
 
+def _place(suite: Any) -> str:
+    return "--forget_file" if suite.name == "custom" else "--dataset_name"
+
+
 def _options(suite: Any) -> list[str]:
     """What a suite's `load` takes besides the data's place."""
-    return [name for name in inspect.signature(suite.load).parameters if name != "data"]
+    parameters = inspect.signature(suite.load).parameters.values()
+    return [
+        name
+        for parameter in parameters
+        if parameter.name != "data"
+        for name in (READING_HELP if parameter.kind is parameter.VAR_KEYWORD else [parameter.name])
+    ]

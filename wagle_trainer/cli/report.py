@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wagle_trainer.cli.own_files import add_file_options, read_own_sets, tell
 from wagle_trainer.cli.parsing import JSON_HELP, make_parser, show_lines
 
 DESCRIPTION = """Make a page of results (what `wagle evaluate --output` or a recipe wrote), with their intervals, figures and example
@@ -16,7 +17,7 @@ EXAMPLES = """
   wagle report results.json --mask out --history out/history.json --attacks attacks.json --output_dir report
   wagle report out/results.json --verdict out/verdict.json --answers 0
   wagle report results.json --formats csv latex
-  wagle report results.json --suite muse --title "MUSE news\""""
+  wagle report results.json --forget_file forget.jsonl --retain_file retain.jsonl --title "What was forgotten\""""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -37,7 +38,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=3,
         help="forget questions whose answers are shown, where the results have them; 0 for none (default: %(default)s)",
     )
-    parser.add_argument("--suite", default="tofu", help="whose results these are (default: %(default)s)")
+    parser.add_argument("--suite", help="whose results these are (default: as the results say, or tofu)")
+    add_file_options(parser)
     parser.add_argument("--title", default="Unlearning report", help="of the page (default: %(default)s)")
     parser.add_argument("--output_dir", default="report", help="folder to write (default: %(default)s)")
     parser.add_argument(
@@ -57,18 +59,25 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.reporting import write_report
     from wagle_trainer.reporting.result_tables import write_tables
 
+    sets = read_own_sets(options)
+    tell(sets)
     attacks = None if options.attacks is None else load_results(options.attacks)
+    results = load_results_by_label(options.results)
+    config = _config(options)
+    if sets:
+        _check_measured_on(sets, results, options.results)
+        config = {**(config or {}), "data": {name: examples.summary() for name, examples in sets.items()}}
     page = write_report(
-        load_results_by_label(options.results),
+        results,
         options.output_dir,
         mask=options.mask,
         history=options.history,
         attacks=attacks,
-        config=_config(options),
+        config=config,
         verdict=None if options.verdict is None else load_results(options.verdict),
         answers=options.answers,
         title=options.title,
-        suite=options.suite,
+        suite=options.suite or _suite_of(results),
     )
     if options.formats:
         write_tables(load_results(page.with_name("report.json")), options.output_dir, options.formats)
@@ -82,6 +91,40 @@ def _config(options: argparse.Namespace) -> Mapping[str, Any] | None:
     beside = [Path(options.mask)] if options.mask is not None else []
     found = [folder / "config.yaml" for folder in (*beside, Path(options.results).parent)]
     return next((_read_config(str(path)) for path in found if path.is_file()), None)
+
+
+def _suite_of(results: Any) -> str:
+    """The suite that the settings of the results name.
+
+    Raises:
+        ValueError: the results are of several suites.
+    """
+    names = {settings["suite"] for _, settings in _settings(results) if "suite" in settings}
+    if len(names) > 1:
+        raise ValueError(
+            f"The results are of several suites, {', '.join(sorted(names))}: make a file of each, or choose one with --suite."
+        )
+    return next(iter(names), "tofu")
+
+
+def _check_measured_on(sets: Mapping[str, Any], results: Any, file: str) -> None:
+    """Raise ValueError if the results say that they were measured on more rows than the files have, or on other sets."""
+    for label, settings in _settings(results):
+        counts: Any = settings.get("examples")
+        for name, examples in sets.items() if isinstance(counts, Mapping) else ():
+            if counts.get(name, 0) > len(examples):
+                raise ValueError(
+                    f"The results of {label!r} in {file} were measured on {counts[name]} rows of the {name} set, but "
+                    f"{examples.source} has {len(examples)}: it is another file."
+                )
+
+
+def _settings(results: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Label and settings of every run."""
+    for label, found in results.items() if isinstance(results, Mapping) else ():
+        for run in found if isinstance(found, list) else [found]:
+            if isinstance(run, Mapping) and isinstance(run.get("settings"), Mapping):
+                yield label, run["settings"]
 
 
 def _read_config(path: str) -> Mapping[str, Any]:

@@ -30,9 +30,11 @@ SHOWN = {
     "data": {
         "forget_file": (
             "FILE",
-            "what to forget: .jsonl, .json, .csv or .parquet with question and answer, or any TRL format",
+            "what to forget: .jsonl, .json, .csv, .tsv, .parquet, .txt, a folder or a Hub id; most shapes are known",
         ),
         "retain_file": ("FILE", "what to keep, in the same way"),
+        "question_column": ("NAME", "where a file's columns are not known; with it --answer_column, or --text_column"),
+        "drop_overlap": ("", "take rows out of the retain set that are in the forget set, too"),
         "dataset_name": ("NAME", "in their place a TOFU: locuslab/TOFU, a folder, or the bundled 'fictional'"),
         "forget_split": ("SPLIT", "with it: forget01, forget05 or forget10"),
     },

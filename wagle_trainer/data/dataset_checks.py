@@ -158,26 +158,31 @@ def check_chat_template(dataset: Dataset, name: str, processing_class: Any) -> N
             "(or chat_template_path), or pass text: for questions and answers, "
             'QAFormat.for_tokenizer(tokenizer, style="plain").dataset(...).'
         )
+    if hasattr(processing_class, "tokenizer"):
+        return  # TRL rewrites messages for a multimodal model's processor
     columns = columns_of_format(dataset.column_names) or ()
     for row, example in enumerate(dataset.with_format(None)):
-        prompt = (
-            example.get("prompt")
-            if isinstance(example.get("prompt"), list) and "prompt" in dataset.column_names
-            else []
-        )
-        for column in columns:
-            if column != "prompt":
-                turns = prompt + example[column] if column in ("completion", "chosen", "rejected") else example[column]
-                _check_rendering(processing_class, turns, example, f"Row {row} of the {name} set")
+        where = f"Row {row} of the {name} set"
+        prompt = example.get("prompt") or []
+        if columns in (("prompt", "completion"), ("chosen", "rejected")):
+            if prompt:
+                _check_rendering(processing_class, prompt, example, where, add_generation_prompt=True)
+            for answer in (example[column] for column in columns if column != "prompt"):
+                _check_rendering(processing_class, [*prompt, *answer], example, where)
+        else:
+            _check_rendering(processing_class, example[columns[0]], example, where)
 
 
-def _check_rendering(processing_class: Any, turns: list[Any], example: dict[str, Any], where: str) -> None:
+def _check_rendering(
+    processing_class: Any, turns: list[Any], example: dict[str, Any], where: str, add_generation_prompt: bool = False
+) -> None:
     tools = example.get("tools")
     options = example.get("chat_template_kwargs") or {}
     with naming_template(where):
         text = processing_class.apply_chat_template(
             [_in_chatml(turn) for turn in turns],
             tokenize=False,
+            add_generation_prompt=add_generation_prompt,
             tools=json.loads(tools) if isinstance(tools, str) else tools,
             **options,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.answer_scores import score_answers
-from wagle_trainer.evaluation.suites.custom import encode_row
+from wagle_trainer.evaluation.own_rows import encode_row
 
 Row = Mapping[str, Any]
 

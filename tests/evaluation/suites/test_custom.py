@@ -145,7 +145,5 @@ def test_what_cannot_be_measured_is_named(model, words, sets, message):
 def test_a_row_that_a_template_refuses_is_named(model, words):
     words.chat_template = "{{ raise_exception('roles must alternate') }}"
     rows = [{"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}]
-    with pytest.raises(
-        ValueError, match="Row 0 of the forget set cannot be written with this chat template: roles must"
-    ):
+    with pytest.raises(ValueError, match="Row 0 of the forget set cannot be written with this template: roles must"):
         evaluate(model, words, {"forget": rows})

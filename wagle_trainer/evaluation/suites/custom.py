@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from wagle_trainer.evaluation.suites.response import Response, add_columns
 from wagle_trainer.evaluation.suites.suite import Suite, register_suite
-from wagle_trainer.evaluation.suites.suite_inputs import Row, continuation, describe_model, groups_of, text_ids
+from wagle_trainer.evaluation.suites.suite_inputs import Row, describe_model, groups_of
 from wagle_trainer.evaluation.suites.suite_metric import Auc, SuiteMetric, mean_of
 
 if TYPE_CHECKING:  # it needs a tokenizer's package
     from wagle_trainer.data.qa_format import QAFormat
 
 _SETS = ("forget", "retain", "unseen")
-_KINDS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
 # Stem of the metric's name, column, second line of the head, description.
 _MEASURED = (
     ("Prob", "probability", "prob", "Probability of the answer: exp(mean log-probability per token)."),
@@ -71,21 +69,33 @@ class Custom(Suite):
     metrics: ClassVar = CUSTOM_METRICS
 
     def load(
-        self, data: str, *, retain: str | None = None, unseen: str | None = None, limit: int | None = None
+        self,
+        data: str,
+        *,
+        retain: str | None = None,
+        unseen: str | None = None,
+        limit: int | None = None,
+        **columns: str | None,
     ) -> Any:
         """The sets.
 
         Args:
-            data: the forget file: .json, .jsonl, .csv or .parquet, or a hub id.
+            data: the forget file, in any shape that `wagle_trainer.data.read_examples` knows.
             retain: the file of what the model should keep.
             unseen: the file of rows like those to forget that no model was trained on.
             limit: rows of each set, drawn evenly over groups; None for all.
+            **columns: `question_column`, `answer_column`, `text_column`, `group_column` and `encoding`, as for
+                `read_examples`.
         """
-        from wagle_trainer.data.forget_and_retain import read_rows
-        from wagle_trainer.data.groups import with_groups
+        from wagle_trainer.data.reading import read_examples
+        from wagle_trainer.evaluation.own_rows import measured_rows
 
         files = {"forget": data, "retain": retain, "unseen": unseen}
-        return {name: with_groups(read_rows(file), None, limit) for name, file in files.items() if file is not None}
+        return {
+            name: measured_rows(read_examples(file, **columns), name, limit)
+            for name, file in files.items()
+            if file is not None
+        }
 
     def evaluate(self, model: Any, tokenizer: Any, data: Any, **kwargs: Any) -> dict[str, Any]:
         """See `evaluate_custom`."""
@@ -144,6 +154,7 @@ def evaluate_custom(
     from wagle_trainer.evaluation.answer_scores import score_answers
     from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
     from wagle_trainer.evaluation.membership_attacks import membership_scores
+    from wagle_trainer.evaluation.own_rows import encode_row
 
     for name, value in (("prompt_tokens", prompt_tokens), ("continuation_tokens", continuation_tokens)):
         if value < 1:
@@ -214,85 +225,3 @@ def _read(datasets: Mapping[str, Iterable[Row]]) -> dict[str, list[Row]]:
         if not found:
             raise ValueError(f"The {name} set is empty.")
     return rows
-
-
-@dataclass
-class EncodedRow:
-    """One row as text and as tokens.
-
-    Attributes:
-        question, answer: as text.
-        prompt: tokens that generation starts from.
-        encoded: tokens and labels of prompt and answer.
-    """
-
-    question: str
-    answer: str
-    prompt: list[int]
-    encoded: dict[str, list[int]]
-
-
-def encode_row(
-    qa: QAFormat, row: Row, where: str, prompt_tokens: int = 50, continuation_tokens: int = 100
-) -> EncodedRow:
-    """One row of any kind that `evaluate_custom` takes, as text and as tokens.
-
-    Args:
-        qa: how questions and answers become text.
-        row: see `evaluate_custom`.
-        where: what to call it in errors, such as "Row 3 of the forget set".
-        prompt_tokens, continuation_tokens: of a passage, see `evaluate_custom`.
-
-    Raises:
-        ValueError: it is of no known kind, or the chat template refuses it.
-    """
-    kind = next((kind for kind in _KINDS if all(row.get(column) for column in kind)), None)
-    if kind is None:
-        wanted = "; ".join(" and ".join(kind) for kind in _KINDS)
-        raise ValueError(f"{where} has none of: {wanted}. It has {', '.join(map(str, row))}; is one of them empty?")
-    if kind == ("question", "answer"):
-        question, answer = str(row["question"]), str(row["answer"])
-        return EncodedRow(question, answer, qa.prompt_ids(question), qa.encode(question, answer))
-    if kind == ("text",):
-        return _passage(qa.tokenizer, str(row["text"]), where, prompt_tokens, continuation_tokens)
-    if kind == ("messages",):
-        last = max((i for i, turn in enumerate(row["messages"]) if turn.get("role") == "assistant"), default=None)
-        if last is None:
-            raise ValueError(f"{where} has no turn of the assistant among its messages.")
-        return _conversation(qa, list(row["messages"][:last]), row["messages"][last], where)
-    if isinstance(row["prompt"], str):
-        prompt = text_ids(qa.tokenizer, row["prompt"])
-        ids = [*text_ids(qa.tokenizer, row["prompt"] + row["completion"]), qa.tokenizer.eos_token_id]
-        return EncodedRow(row["prompt"], row["completion"].strip(), prompt, continuation(ids, len(prompt)))
-    return _conversation(qa, list(row["prompt"]), row["completion"][-1], where)
-
-
-def _passage(tokenizer: Any, text: str, where: str, prompt_tokens: int, continuation_tokens: int) -> EncodedRow:
-    ids = text_ids(tokenizer, text)
-    start = prompt_tokens if len(ids) >= 2 * prompt_tokens else len(ids) // 2
-    if start < 1 or start == len(ids):
-        raise ValueError(f"{where} is a passage of {len(ids)} tokens: it takes at least two.")
-    ids = ids[: start + continuation_tokens]
-    prompt, answer = (tokenizer.decode(part, skip_special_tokens=True).strip() for part in (ids[:start], ids[start:]))
-    return EncodedRow(prompt, answer, ids[:start], continuation(ids, start))
-
-
-def _conversation(qa: QAFormat, turns: list[Any], answer: Any, where: str) -> EncodedRow:
-    said = str(answer["content"])
-    question = "\n".join(str(turn["content"]) for turn in turns)
-    if qa.style == "plain":
-        return EncodedRow(question, said, qa.prompt_ids(question), qa.encode(question, said))
-    options = getattr(qa, "chat_template_kwargs", None) or {}
-    try:
-        prompt, ids = (
-            list(
-                qa.tokenizer.apply_chat_template(
-                    messages, tokenize=True, return_dict=True, add_generation_prompt=generation, **options
-                )["input_ids"]
-            )
-            for messages, generation in ((turns, True), ([*turns, answer], False))
-        )
-    except Exception as error:  # templates raise errors of their own kinds
-        raise ValueError(f"{where} cannot be written with this chat template: {error}") from error
-    same = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
-    return EncodedRow(question, said, prompt, continuation(ids, same))
