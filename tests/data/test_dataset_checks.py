@@ -125,7 +125,7 @@ ALTERNATE = "{% if messages[0].role == 'system' or messages[1].role != 'assistan
         (
             [{"prompt": USER, "chosen": ASSISTANT, "rejected": USER}],
             "{{ messages[1].content.x.y }}",
-            "Row 0 .* undefined",
+            "Row 0 .*no element 1",
         ),
         (
             [
