@@ -181,3 +181,9 @@ def test_preferences_are_refused(people, quick, tmp_path):
     (tmp_path / "forget.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
     with pytest.raises(ValueError, match="holds preferences"):
         plan(people.path, tmp_path / "forget.jsonl", **quick)
+
+
+def test_several_processes_are_refused(people, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one process"):
+        forget(people.path, people.forget, tmp_path)

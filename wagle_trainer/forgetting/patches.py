@@ -139,7 +139,7 @@ class PatchedModel:
         self._base = self.patch = None
         for parameter in self.model.parameters():
             parameter.grad = None
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(parameter.is_floating_point())
 
 
 class _Watch(TrainerCallback):

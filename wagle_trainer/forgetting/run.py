@@ -78,7 +78,7 @@ def forget(
         The verdict, as `verdict.json` holds it.
 
     Raises:
-        ValueError: a file that cannot be read, too few neighbours, an output folder of another request.
+        ValueError: a file that cannot be read, too few neighbours, an output folder of another request; several processes.
         FileNotFoundError: a file or model is missing.
 
     Example:
@@ -88,6 +88,8 @@ def forget(
         verdict.forgotten, verdict.patch["bytes"]
         ```
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("forget runs on one process: start it without torchrun or accelerate launch.")
     done = Progress(progress)
     try:
         with quiet_libraries():
