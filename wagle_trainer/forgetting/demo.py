@@ -33,8 +33,10 @@ def demo(output_dir: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [json.dumps(row, ensure_ascii=False) for row in fictional_split("forget10")]
-    write_atomically(folder / FORGET_FILE, ("\n".join(rows) + "\n").encode())
+    kept = ("question", "answer", "paraphrased_question")
+    rows = [{name: row[name] for name in kept} for row in fictional_split("forget10_perturbed")]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    write_atomically(folder / FORGET_FILE, ("\n".join(lines) + "\n").encode())
     with quiet_libraries():
         model = small_llama("full", folder, seed, progress=progress)
     return forget(
