@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from wagle_trainer.adapters import SparseAdapter
 from wagle_trainer.data.forget_and_retain import without_overlap
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.data.reading import Examples, read_examples
@@ -32,6 +33,7 @@ from wagle_trainer.forgetting.search import Try, best_try, next_try
 from wagle_trainer.forgetting.settings import ForgetSettings
 from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons
 from wagle_trainer.forgetting.work_folder import WorkFolder, digest_of
+from wagle_trainer.masking import WeightMask
 from wagle_trainer.models.loading import load_model
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.utils.atomic_files import write_atomically
@@ -236,48 +238,41 @@ class _Run:
 
         done.stage("scoring the weights", 25)
         tokens = {name: [one.tokens for one in found] for name, found in examples.items()}
-        masks = work.masks(
-            self.settings.densities,
-            lambda: masks_by_density(
-                self.patched.model,
-                tokens["forget"],
-                tokens["retain"],
-                self.settings.score,
-                self.settings.densities,
-                batch_size=self.settings.batch_size,
-                seed=self.settings.seed,
-            ),
-        )
+        masks = self._masks(work, tokens)
         tries = self._search(work, yardstick, masks, tokens, done)
         best = best_try(tries)
         if best is None:
             raise FloatingPointError("The loss of every try was not finite: give smaller --learning_rates.")
-        patch = work.patch(best)
+        patch, mask = work.patch(best), masks[tries[best].density]
         self.patched.apply(patch)
-        mask = masks[tries[best].density]
 
         done.stage("measuring the patched model", 80)
         after = self._evaluation(work, "after", shown)
         levels = Levels(work.result("levels_after", lambda: dict(self._levels(examples).values)))
         done.stage("attacking", 97)
-        rows = attack_rows(self.rows, [value >= self.settings.known for value in yardstick.before.values["forget"]])
-        attacks = work.result("attacks", lambda: self._attacks(rows, yardstick, levels, done))
+        attacks = work.result("attacks", lambda: self._attacks(yardstick, levels, done))
         done.stage("writing the report", 100)
         self.patched.revert()
         results = {"before": before, "after": after}
         verdict = self._verdict(yardstick.before, levels, len(tries))
-        verdict.attacks = summary(attacks)
+        verdict.attacks, verdict.tries = summary(attacks), [one.as_dict() for one in tries]
         verdict.patch = write_patch(folder, patch, mask, self.qa, self.name, results)
-        verdict.tries = [one.as_dict() for one in tries]
+        self._complete(verdict, folder, neighbours, patch, mask)
+        if self.settings.save_generations:
+            verdict.examples = _examples(before, after)
+        write_outputs(folder, verdict, results, mask, attacks, config)
+        return verdict
+
+    def _complete(
+        self, verdict: Verdict, folder: Path, neighbours: Neighbours, patch: SparseAdapter, mask: WeightMask
+    ) -> None:
+        """Say in a verdict what it was made of."""
         verdict.neighbours = {
             "from": neighbours.source,
             **neighbours.counts(),
             "train": str(folder / "retain_train.jsonl"),
             "unseen": str(folder / "retain_unseen.jsonl"),
         }
-        if self.settings.save_generations:
-            verdict.examples = _examples(before, after)
-        verdict.versions = environment()["versions"]
         digests = {
             "forget_set": shareable(self.request["forget_set"]),
             "retain_set": shareable(digest_of([*neighbours.train, *neighbours.unseen])),
@@ -286,9 +281,23 @@ class _Run:
             "mask": mask.digest,
         }
         verdict.digests = {name: digest for name, digest in digests.items() if digest is not None}
+        verdict.versions = environment()["versions"]
         verdict.settings, verdict.output_dir, verdict.model = self.settings.as_dict(), str(folder), self.name
-        write_outputs(folder, verdict, results, mask, attacks, config)
-        return verdict
+
+    def _masks(self, work: WorkFolder, tokens: Mapping[str, Any]) -> dict[float, WeightMask]:
+        settings = self.settings
+        return work.masks(
+            settings.densities,
+            lambda: masks_by_density(
+                self.patched.model,
+                tokens["forget"],
+                tokens["retain"],
+                settings.score,
+                settings.densities,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+            ),
+        )
 
     def _neighbours(self, work: WorkFolder, folder: Path) -> Neighbours:
         def make() -> dict[str, Any]:
@@ -408,8 +417,9 @@ class _Run:
         seconds = time.perf_counter() - started
         return Try(density, rate, steps, levels.mean("forget"), kept, unseen, met, within, seconds)
 
-    def _attacks(self, rows: Sequence[Row], yardstick: Yardstick, after: Levels, done: Progress) -> dict[str, Any]:
-        count = len(self.settings.attacks)
+    def _attacks(self, yardstick: Yardstick, after: Levels, done: Progress) -> dict[str, Any]:
+        before, count = yardstick.before.values["forget"], len(self.settings.attacks)
+        rows = attack_rows(self.rows, [value >= self.settings.known for value in before])
         finished: list[str] = []
 
         def tell(name: str) -> None:
@@ -422,7 +432,7 @@ class _Run:
             if is_text
             else self.qa
         )
-        levels = (yardstick.before.values["forget"], after.values["forget"])
+        levels = (before, after.values["forget"])
         return attack(self.patched, self.tokenizer, rows, *levels, qa, self.settings, on_attack=tell)
 
     def _verdict(self, before: Levels, after: Levels, tries: int) -> Verdict:
