@@ -16,13 +16,9 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 LOSSES = {
     "npo": {"loss_type": "npo"},
     "kl": {"loss_type": "grad_diff", "loss_kwargs": {"retain_loss": "kl"}},
-    "simnpo": {"loss_type": "simnpo"},
-    "wga": {"loss_type": "wga"},
     "tnpo": {"loss_type": "tnpo"},
     "rmu": {"loss_type": "rmu", "loss_kwargs": {"layer": 1}},
-    "undial": {"loss_type": "undial"},
     "satimp": {"loss_type": "satimp"},
-    "pdu": {"loss_type": "pdu", "loss_kwargs": {"retain_eps": 0.3}},
 }
 
 

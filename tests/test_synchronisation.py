@@ -78,11 +78,8 @@ class Steps(TrainerCallback):
 LOSSES = {
     "npo": {"loss_type": "npo"},
     "npo with kl": {"loss_type": "npo", "loss_kwargs": {"retain_loss": "kl"}},
-    "simnpo": {"loss_type": "simnpo"},
-    "wga": {"loss_type": "wga"},
     "tnpo": {"loss_type": "tnpo"},
     "rmu": {"loss_type": "rmu", "loss_kwargs": {"layer": 1}},
-    "undial": {"loss_type": "undial"},
 }
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wagle_trainer.engines.sharding import gather, is_sharded, local_part, named_parameters
+from wagle_trainer.engines.sharding import device_of, gather, is_sharded, local_part, named_parameters
 from wagle_trainer.masking.compact_shards import cut, load_shards, save_shard, selected_before
 from wagle_trainer.masking.compact_weights import CompactWeights
 from wagle_trainer.masking.gradient_check import GradientCheck, finite_sum
@@ -295,9 +295,10 @@ class CompactUpdates:
     def _clip_shards(self, max_norm: float) -> Tensor:
         """As `torch.nn.utils.clip_grad_norm_`, by the norm of all processes."""
         gradients = [master.grad for master in self.masters() if master.grad is not None]
-        squares = nn.utils.get_total_norm(gradients).to(self.masters()[0].device).square()
+        device = device_of(next(iter(self._weights.values())).parameter)  # offloaded masters lie elsewhere
+        squares = nn.utils.get_total_norm(gradients).square().to(device)
         dist.all_reduce(squares)
-        norm = squares.sqrt()
+        norm = squares.sqrt().to(self.masters()[0].device)
         nn.utils.clip_grads_with_norm_(self.masters(), max_norm, norm)
         return norm
 
