@@ -106,7 +106,10 @@ CASES = {
     ),
     "zero1": (2, {"plain": ({}, None), "nan": NAN}),
     "zero2": (2, {"plain": ({}, None), "plain resumed": ({}, "zero2/plain"), "nan": NAN}),
-    "zero3": (2, {"given": (GIVEN, None), "given resumed": (GIVEN, "zero3/given"), "nan": NAN}),
+    "zero3": (
+        2,
+        {"plain": ({}, None), "given": (GIVEN, None), "given resumed": (GIVEN, "zero3/given"), "nan": NAN},
+    ),
 }
 
 
@@ -300,8 +303,9 @@ def test_zero_1_and_2(run, stage):
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("case", ["given"])
+@pytest.mark.parametrize("case", ["plain", "given"])
 def test_zero_3(run, case):
+    """It computes the mask by itself, or trains with one that is given."""
     assert_like_one_process(run, run("one/plain"), run(f"zero3/{case}"), 2, "DEEPSPEED")
 
 

@@ -50,9 +50,12 @@ class HostSums:
         staged: copy through buffers; by default if the gradients are not in host memory.
 
     Example:
-        >>> sums = HostSums(parameter.device)
-        >>> sums.add(parameter.grad, total)
+        >>> total = torch.zeros(2)
+        >>> sums = HostSums(torch.device("cpu"))
+        >>> sums.add(torch.ones(2), total)
         >>> sums.finish()
+        >>> total
+        tensor([1., 1.])
     """
 
     def __init__(self, device: torch.device, *, chunk: int = CHUNK, staged: bool | None = None):

@@ -1,6 +1,6 @@
-"""`ScoringView`: a model that FSDP1 cuts up, seen as one whose parameters are sharded by rows.
+"""`ScoringView`: a model that FSDP1 or ZeRO-3 cuts up, seen as one whose parameters are sharded by rows.
 
-Scores need weights and gradients tensor by tensor, and FSDP1 holds slices of whatever was next to each other. The view
+Scores need weights and gradients tensor by tensor, and both engines hold slices of whatever was next to each other. The view
 copies each process's rows of every weight (1 / number of processes of the model), runs the engine forward and backward, and
 hands each full gradient on as the rows on this process, as FSDP2 would.
 """
@@ -8,6 +8,7 @@ hands each full gradient on as the rows on this process, as FSDP2 would.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from wagle_trainer.engines.sharding import local_part, shard, unwrapped_name
+from wagle_trainer.engines.sharding import local_part, named_parameters, shard, unwrapped_name
 
 
 class ScoringView(nn.Module):
@@ -119,3 +120,40 @@ class FSDP1View(ScoringView):
                     if parameter.grad is not None:
                         self._deliver(name, parameter.grad)
         self.module.zero_grad(set_to_none=True)
+
+
+class Zero3View(ScoringView):
+    """Gathers the weights one at a time, and averages each gradient as it arrives; ZeRO's buffers get zeros."""
+
+    def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed import zero
+
+        for name, parameter in named_parameters(self.module.module).items():  # type: ignore[arg-type]
+            if parameter.requires_grad:
+                with zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else nullcontext():
+                    yield name, parameter.detach()
+
+    def run_backward(self, loss: Tensor) -> None:
+        """See `ScoringView.run_backward`."""
+        engine: Any = self.module
+        scale = float(getattr(engine.optimizer, "loss_scale", 1.0))
+        handles = [
+            parameter.register_hook(self._receive(name, scale))
+            for name, parameter in named_parameters(engine.module).items()
+            if name in self._leaves
+        ]
+        try:
+            engine.backward(loss, scale_wrt_gas=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _receive(self, name: str, scale: float) -> Any:
+        @torch.no_grad()
+        def receive(gradient: Tensor) -> Tensor:
+            full = gradient.float().div_(scale * dist.get_world_size())
+            dist.all_reduce(full)
+            self._deliver(name, full)
+            return torch.zeros_like(gradient)
+
+        return receive

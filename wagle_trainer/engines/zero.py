@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from wagle_trainer.engines.engine import Engine
+from wagle_trainer.engines.sharding import named_parameters
 
 
 class DeepSpeedZero(Engine):
@@ -38,16 +39,24 @@ class DeepSpeedZero(Engine):
             raise ValueError(
                 f"Weight masks support DeepSpeed with ZeRO stage 1, 2 or 3, not stage {self.plugin.zero_stage}."
             )
-        self.scores_weights = self.plugin.zero_stage != 3
+        # Stage 3 scores by the engine's own passes, which only WagleTrainer can run.
+        self.scores_weights = self.plugin.zero_stage != 3 or masks_gradients
         super().check(has_mask=has_mask, masks_gradients=masks_gradients)
 
     @property
     def why_no_scores(self) -> str:
         """Why weights cannot be scored, as a sentence."""
-        return "ZeRO-3 reduces gradients into its buffers as they arrive, so weights cannot be scored on it."
+        return (
+            "ZeRO-3 reduces gradients into its buffers as they arrive, so the callback alone cannot score weights on it; "
+            "WagleTrainer can."
+        )
 
     def scoring_model(self, model: nn.Module, wrapped: Any = None) -> nn.Module:
-        """The model without ZeRO's hooks, which take gradients away as they arrive."""
+        """The model without ZeRO's hooks, which take gradients away; of stage 3, with its parameters sharded by rows."""
+        if self.plugin.zero_stage == 3:
+            from wagle_trainer.engines.scoring_view import Zero3View
+
+            return Zero3View(wrapped, list(named_parameters(model)))
         return WithoutHooks(model)
 
     def forward_model(self, model: nn.Module, wrapped: nn.Module) -> nn.Module:
