@@ -56,10 +56,20 @@ def compare(folder, wagle, monkeypatch):
     return run
 
 
-def test_a_comparison_of_objectives(compare, folder):
-    code, out, err = compare()
+def test_a_comparison_of_objectives(compare, folder, monkeypatch):
+    logged = {}
+    monkeypatch.setattr("wagle_trainer.utils.trackers.check_trackers", lambda names: None)
+    monkeypatch.setattr(
+        "wagle_trainer.utils.trackers.log_to_trackers",
+        lambda names, label, numbers, **options: logged.update({label: numbers}),
+    )
+    code, out, err = compare("--log_to", "tensorboard")
     assert code == 0, err
     rows = [f"{objective}, {mask}" for objective in ("grad_diff", "rmu") for mask in ("magnitude 0.1", "no mask")]
+    assert list(logged) == ["before", *rows]
+    assert all("forget_Prob" in numbers for numbers in logged.values())
+    written = yaml.safe_load((folder / "out" / "config.yaml").read_text())
+    assert written["objectives"] == ["grad_diff", "rmu"] and written["log_to"] == ["tensorboard"]
     results = load_results(folder / "out" / "results.json")
     assert list(results) == ["before", *rows]
     assert all(len(results[row]) == 2 for row in ("before", *rows)), "each seed has a model of its own"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from wagle_trainer.cli.parsing import JSON_HELP
@@ -58,10 +59,21 @@ SHOWN = {
         "output_dir": ("DIR", "where runs, report and tables go"),
         "formats": ("NAME ...", "tables beside the report: csv, markdown, latex"),
         "processes": ("NUMBER", "runs side by side"),
+        "log_to": ("NAME ...", "trackers that get the table, a run for each row: wandb, trackio, tensorboard"),
         "json": ("", JSON_HELP),
         "help-all": ("", "all options, those of training as well"),
     },
 }
+
+
+@dataclass
+class TrackingArguments:
+    """Where the table is logged."""
+
+    log_to: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Trackers that get the table, a run for each row: wandb, trackio, tensorboard."},
+    )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -69,11 +81,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     from wagle_trainer.comparison.arguments import ComparisonArguments
     from wagle_trainer.comparison.run_comparison import check_can_compare
     from wagle_trainer.comparison.suite_task import MeasuredDataArguments, SuiteTask
+    from wagle_trainer.utils.trackers import check_trackers
 
-    parsed = parse_options(
-        "compare", DESCRIPTION, EXAMPLES, arguments, (ComparisonArguments, MeasuredDataArguments), shown=SHOWN
-    )
-    (compare, data), training, model = parsed.first, parsed.training, parsed.model
+    dataclasses = (ComparisonArguments, MeasuredDataArguments, TrackingArguments)
+    parsed = parse_options("compare", DESCRIPTION, EXAMPLES, arguments, dataclasses, shown=SHOWN)
+    (compare, data, tracking), training, model = parsed.first, parsed.training, parsed.model
+    check_trackers(tracking.log_to)
     check_can_compare(training, model)
     task = SuiteTask(data)
     compare.read_by(task.suite)
@@ -82,6 +95,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         task=task,
         training=training,
         model=model,
+        log_to=tracking.log_to,
         json=parsed.json,
         given=parsed.given,
         run=_run,
@@ -93,11 +107,15 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from wagle_trainer.comparison.run_comparison import run_comparison
     from wagle_trainer.comparison.runs import Runs
     from wagle_trainer.evaluation import load_results
+    from wagle_trainer.utils.trackers import log_to_trackers
 
     runs = Runs(options.compare, options.task, options.training, options.model)
     write_run_config(runs.folder, options.given)
     text = run_comparison(runs)
     options.show = lambda _: text
     page = load_results(runs.folder / "report.json")
+    for label, row in page["table"].items() if options.log_to else ():
+        means = {name: interval["mean"] for name, interval in row.items()}
+        log_to_trackers(options.log_to, label, means, settings=options.given, folder=runs.folder)
     shown = ("summary", "notes", "columns", "table", "comparisons")
     return {"report": str(runs.folder / "report.html"), **{name: page[name] for name in shown}}
