@@ -169,7 +169,11 @@ class CompactUpdates:
         return {"state": states, "param_groups": shards[0]["param_groups"], MASTERS_KEY: masters}
 
     def save_shard(self, checkpoint: Path) -> None:
-        """Write the optimizer's state for the rows on this process into a checkpoint. All processes call it."""
+        """Write the optimizer's state for the rows on this process into a checkpoint. All processes call it.
+
+        Args:
+            checkpoint: folder of the checkpoint.
+        """
         save_shard(self.optimizer.state_dict(), checkpoint)
 
     def _exchange(self, others: Mapping[Tensor, Tensor]) -> None:
