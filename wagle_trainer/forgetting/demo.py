@@ -39,10 +39,6 @@ def demo(output_dir: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
     write_atomically(folder / FORGET_FILE, ("\n".join(lines) + "\n").encode())
     with quiet_libraries():
         model = small_llama("full", folder, seed, progress=progress)
-    return forget(
-        model,
-        folder / FORGET_FILE,
-        folder / "out",
-        progress=progress,
-        **{"relearning_rate": RELEARNING_RATE} | changes,
-    )
+    # The people are invented, so their answers can be shown.
+    settings = {"relearning_rate": RELEARNING_RATE, "save_generations": True} | changes
+    return forget(model, folder / FORGET_FILE, folder / "out", progress=progress, **settings)
