@@ -81,7 +81,7 @@ def test_attribution_memory(run):
     result = run("attribution_memory.py", "--random_llama", "19m", "--examples", 2)
     floor, device, host, whole = (row["x parameters"] for row in result["rows"])
     assert floor == 0
-    assert device > 1.5  # both sums
+    assert device > 1  # sums of the forget and of the retain gradients
     assert host < 0.5 > whole
 
 

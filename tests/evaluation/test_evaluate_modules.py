@@ -65,6 +65,13 @@ CASES = {
         (1 - math.exp(-1)) / 2,
         None,
     ),
+    # The second example has no layer that counts; of the first, layers 0 and 2 do: (0.2 + 1) / (0.4 + 1).
+    "unlearning_depth": (
+        {"predictions": [[0.2, 0.3, 2.0], [1.0, 1.0, 1.0]], "references": [[0.4, 0.01, 1.0], [0.0, 0.01, -1.0]]},
+        {},
+        1.2 / 1.4,
+        None,
+    ),
     "verbatim_prefix": ({"predictions": [[True, True, False, True], [False]]}, {}, 0.25, [0.5, 0.0]),
     "zlib": ({"predictions": [3.0], "references": ["ä text"]}, {}, 3 / len(zlib.compress("ä text".encode())), None),
 }

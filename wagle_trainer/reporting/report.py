@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -281,7 +282,8 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < 10**300
+    """Whether this is a number that a plot can show; `check_finite` names those that are not finite."""
+    return isinstance(value, int | float) and (not math.isfinite(value) or abs(value) < 10**300)
 
 
 def _attacks(attacks: Any) -> dict[str, list[Mapping[str, Any]]]:
