@@ -125,6 +125,9 @@ def load_results(path: str | PathLike[str]) -> Any:
 def load_results_by_label(path: str | PathLike[str]) -> dict[str, Any]:
     """Read a file of label -> results of one evaluation, or a list of them, and check what tables and reports rely on.
 
+    Args:
+        path: a file, or a repository on the Hub, as for `load_results`.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it does not hold results by label; names the file and the first place that is wrong.
