@@ -69,7 +69,8 @@ def trade_off(
         colour = _COLOURS[index % len(_COLOURS)]
         places = [[interval.mean for interval in points[label]] for label in labels]
         axes.plot(*zip(*places, strict=True), color=colour, linewidth=0.8, alpha=0.6)
-        for label, marker in zip(labels, _MARKERS * len(labels), strict=False):
+        shift = index // len(_COLOURS)  # where colours come again, markers tell the points apart
+        for label, marker in zip(labels, _MARKERS[shift:] + _MARKERS * len(labels), strict=False):
             _point(axes, points[label], label, color=colour, marker=marker)
     limits = (axes.get_xlim(), axes.get_ylim()) if len(points) > _CROWDED else None
     for index, (label, place) in enumerate((references or {}).items()):
