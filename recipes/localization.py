@@ -160,15 +160,16 @@ def quiet() -> dict[str, Any]:
 
 
 def scored(model: Any, sets: dict[str, list[Any]], label: str, density: float) -> tuple[WeightMask, dict[str, Tensor]]:
-    """The mask of a score, and the scores themselves."""
+    """The mask of a score over all parameters, and the scores themselves; zero where the score ranks nothing."""
     name, gamma = spread(label)
     function = get_score(name)
     values: list[Tensor] = []
 
     @wraps(function)
-    def kept(*args: Any, **kwargs: Any) -> Tensor:
+    def kept(*args: Any, **kwargs: Any) -> Tensor | None:
         result = function(*args, **kwargs)
-        values.append(result.clone())
+        if result is not None:  # a parameter that the score cannot rank is not in the mask
+            values.append(result.clone())
         return result
 
     batches = {which: [pad_examples(sets[which][:40])] for which in ("forget", "retain")}
@@ -181,7 +182,9 @@ def scored(model: Any, sets: dict[str, list[Any]], label: str, density: float) -
         gamma=1e-6 if gamma is None else gamma,
         progress=False,
     )
-    return mask, dict(zip(mask, values, strict=True))
+    ranked = dict(zip(mask, values, strict=True))
+    unranked = {name: torch.zeros(p.shape) for name, p in model.named_parameters() if name not in ranked}
+    return complete(mask, model), ranked | unranked
 
 
 class Planted:

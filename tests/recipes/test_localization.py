@@ -71,6 +71,15 @@ def test_scores_are_those_of_the_mask(localization, sets, make_llama):
     assert localization_auc(numbers, selected) == 1
 
 
+def test_a_score_that_cannot_rank_all_parameters(localization, sets, make_llama):
+    """Embeddings have no input features: Wanda leaves them out, and they count as not found."""
+    model = make_llama()
+    mask, values = localization.scored(model, sets, "wanda", 0.1)
+    names = [name for name, _ in model.named_parameters()]
+    assert set(mask) == set(values) == set(names)
+    assert mask.num_selected_in("model.embed_tokens.weight") == 0 and not values["model.embed_tokens.weight"].any()
+
+
 def test_a_planted_model_is_found_by_what_changed(localization, arguments, sets, make_llama, word_tokenizer):
     """After large steps, planted weights are large: magnitude must find them, chance must not."""
     model = make_llama(initializer_range=0.02)
