@@ -62,7 +62,7 @@ class Group:
         return sorted({row["density"] for row in self.rows if label_of(row) == label})
 
     def chosen(self, label: str, density: float) -> dict[int, Row]:
-        """Seed -> row, at the learning rate that most seeds were run with: the one that the first seed chose."""
+        """Seed -> row, at the learning rate that most seeds were run with; of several, the one that the first seed chooses."""
         same = [row for row in self.rows if label_of(row) == label and row["density"] == density]
         rates: dict[float, dict[int, Row]] = {}
         for row in same:
@@ -124,12 +124,11 @@ class Group:
         return sorted({row["seed"] for row in self.rows} & set(self.references))
 
     def _shortfall(self, rows: Mapping[int, Row]) -> float:
-        """Mean over seeds."""
-        masked = any(row["score"] != "none" for row in rows.values())
+        """On the first seed, which chooses the learning rates."""
+        seed = min(rows)
+        masked = rows[seed]["score"] != "none"
         dense = self.chosen("all weights", 1.0) if masked else {}
-        return sum(
-            shortfall(row, self.references[seed], self.utility_loss, dense.get(seed)) for seed, row in rows.items()
-        ) / len(rows)
+        return shortfall(rows[seed], self.references[seed], self.utility_loss, dense.get(seed))
 
 
 def shortfall(row: Row, reference: Row, utility_loss: float, dense: Row | None = None) -> float:

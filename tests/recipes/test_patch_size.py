@@ -422,6 +422,10 @@ def test_the_rate_that_all_seeds_were_run_with_counts(report):
     [group] = report.groups(content(rows))
     assert {seed: found["forget"] for seed, found in group.chosen("snip", 1e-3).items()} == {0: 0.05, 1: 0.06}
     assert not group.at_edge("snip", 1e-3)
+    # Run with both, the second seed would choose the other one: it has no say.
+    rows.append(row("snip", 1e-3, 1, 0.0, rate=1e-4))
+    [group] = report.groups(content(rows))
+    assert {seed: found["forget"] for seed, found in group.chosen("snip", 1e-3).items()} == {0: 0.05, 1: 0.06}
     assert "| snip | 0.001 | 0.001 | 0.0001 to 0.01 | 2 | 0.055 |" in report.markdown(report.table(group))
 
 
