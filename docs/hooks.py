@@ -94,10 +94,11 @@ def depths() -> str:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     shown = sorted(rows.items(), key=lambda row: row[1]["unlearning_depth"])
     return table(
-        ("", "forget prob", "unlearning depth"),
+        ("", "learning rate", "forget prob", "unlearning depth"),
         [
             (
                 name,
+                str(row.get("learning_rate", "-")),
                 f"{row['forget_Q_A_Prob']:.3f}" if "forget_Q_A_Prob" in row else "-",
                 f"{row['unlearning_depth']:.2f}",
             )
