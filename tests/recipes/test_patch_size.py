@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytestmark = pytest.mark.slow
 
@@ -250,7 +251,8 @@ def test_tasks_are_those_of_the_recipes(patch_size, runs, tmp_path, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["patch_size.py", "--task", task, "--output_dir", str(tmp_path), "--seeds", "7"])
     patch_size.main()
     assert made[0] == (name, "small-llama", None, "fictional", ["none"])
-    assert made[-1][-1] == ["random", "gradient", "snip", "wagle:1e-6"]
+    written = yaml.safe_load((RECIPES / "configs" / f"patch_size_{name}.yaml").read_text(encoding="utf-8"))
+    assert made[-1][-1] == written.get("scores", ["random", "gradient", "snip", "wagle:1e-6"])
 
 
 def test_facts_of_the_study_are_capitals_unless_told(patch_size, runs, tmp_path):
