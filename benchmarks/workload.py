@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset, disable_progress_bars
 from measure import DEVICE
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -94,4 +95,4 @@ def load(
 
 def to_device(batch: Any) -> dict[str, Any]:
     """A batch on the model's device."""
-    return {key: value.to(DEVICE) for key, value in batch.items()}
+    return send_to_device(batch, DEVICE)
