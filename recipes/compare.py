@@ -9,10 +9,9 @@ can be added later. `wagle compare` does the same for a model and data of your o
 """
 
 import sys
-from pathlib import Path
 
 from compare_runs import CompareArguments, Runs
-from recipe import CONFIGS, task_named
+from recipe import on_bundled_config, task_named
 from tasks import task_class
 from trl import ModelConfig, TrlParser
 
@@ -20,15 +19,13 @@ from wagle_trainer import WagleConfig
 from wagle_trainer.comparison.run_comparison import check_can_compare, run_comparison
 
 
-def _default_config(task: str) -> Path:
+def _bundled_config(task: str) -> str:
     bundled = {"tofu": "compare_fictional", "facts": "compare_facts"}
-    return CONFIGS / f"{bundled.get(task, f'compare_{task}_fictional')}.yaml"
+    return bundled.get(task, f"compare_{task}_fictional")
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if "--config" not in arguments and "--model_name_or_path" not in arguments:
-        arguments = ["--config", str(_default_config(task_named(arguments))), *arguments]
+    arguments = on_bundled_config(sys.argv[1:], _bundled_config(task_named(sys.argv[1:])))
     task = task_named(arguments)
     parser = TrlParser((CompareArguments, task_class(task).arguments, WagleConfig, ModelConfig))
     compare, data, args, model_args = parser.parse_args_and_config(arguments)

@@ -39,7 +39,7 @@ import datasets
 import torch
 from patch_size_report import shortfall, write_report
 from patch_size_runs import NO_MASK, Bench, Rows, differences, environment, spread
-from recipe import CONFIGS, task_named
+from recipe import on_bundled_config, task_named
 from tasks import RecipeArguments, Task, list_tasks, task_class
 from transformers.utils import logging
 from trl import TrlParser
@@ -368,11 +368,8 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    name = task_named(arguments, "people")
-    if "--config" not in arguments and "--model" not in arguments:
-        bundled = CONFIGS / f"patch_size_{BUNDLED.get(name, name)}.yaml"
-        arguments = ["--config", str(bundled), *arguments]
+    name = task_named(sys.argv[1:], "people")
+    arguments = on_bundled_config(sys.argv[1:], f"patch_size_{BUNDLED.get(name, name)}", model="--model")
     parser = TrlParser((PatchSizeArguments, class_of(name).arguments))
     parser.set_defaults(**DEFAULTS.get(class_of(name).name, {}))
     args, data = parser.parse_args_and_config(arguments)

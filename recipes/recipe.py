@@ -31,7 +31,7 @@ LORA = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "
 
 
 def parse_arguments(task_name: str, loss_type: str) -> tuple[Task, WagleConfig, ModelConfig]:
-    """Arguments of the command line and of `--config`; with none at all, those of the bundled example.
+    """Arguments of the command line and of `--config`; with neither that nor a model, on top of the bundled example's.
 
     Args:
         task_name: one of `list_tasks()`.
@@ -39,7 +39,7 @@ def parse_arguments(task_name: str, loss_type: str) -> tuple[Task, WagleConfig, 
 
     Without a model, small Llamas are trained (or read from beside the output folder).
     """
-    arguments = sys.argv[1:] or ["--config", str(CONFIGS / f"{_bundled_config(task_name, loss_type)}.yaml")]
+    arguments = on_bundled_config(sys.argv[1:], _bundled_config(task_name, loss_type))
     parser = RunParser((task_class(task_name).arguments, WagleConfig, ModelConfig))
     parser.set_defaults(loss_type=loss_type)
     data, args, model_args = parser.parse_args_and_config(arguments)
@@ -56,6 +56,12 @@ def parse_arguments(task_name: str, loss_type: str) -> tuple[Task, WagleConfig, 
 
 def _bundled_config(task_name: str, loss_type: str) -> str:
     return f"fictional_{loss_type}" if task_name == "tofu" else f"{task_name}_fictional_{loss_type}"
+
+
+def on_bundled_config(arguments: Sequence[str], name: str, model: str = "--model_name_or_path") -> list[str]:
+    """Arguments, on top of a bundled configuration where they name neither a configuration nor a model."""
+    given = {argument.split("=")[0] for argument in arguments}
+    return list(arguments) if given & {"--config", model} else ["--config", str(CONFIGS / f"{name}.yaml"), *arguments]
 
 
 def task_named(arguments: Sequence[str], default: str = "tofu") -> str:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compare_runs import CompareArguments, Runs
-from recipe import Report, task_named, variants
+from recipe import Report, on_bundled_config, task_named, variants
 from tasks import RecipeArguments, facts_task, list_tasks, task_class
 from tasks.texts_as_questions import as_questions, text_format
 from transformers import AutoModelForCausalLM
@@ -25,6 +25,19 @@ from wagle_trainer.data.fictional import (
     speakers_tokenizer,
 )
 from wagle_trainer.evaluation import get_suite, list_attacks, load_results, run_attacks
+
+
+@pytest.mark.parametrize("given", [[], ["--output_dir", "out"], ["--density=0.1"]])
+def test_other_arguments_keep_the_bundled_example(given):
+    first, config, *others = on_bundled_config(given, "fictional_npo")
+    assert first == "--config"
+    assert config.endswith("fictional_npo.yaml")
+    assert others == given
+
+
+@pytest.mark.parametrize("given", [["--config", "mine.yaml"], ["--config=mine.yaml"], ["--model_name_or_path=mine"]])
+def test_a_configuration_or_a_model_replaces_the_bundled_example(given):
+    assert on_bundled_config(given, "fictional_npo") == given
 
 
 @pytest.mark.parametrize(("given", "limit"), [("all", None), (None, None), ("7", 7), (7, 7)])
