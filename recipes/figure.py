@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from tasks import list_tasks, task_class
 
 from wagle_trainer.evaluation import get_suite, load_results, results_table
 from wagle_trainer.reporting.intervals import example_interval
+from wagle_trainer.reporting.plots import svg
+from wagle_trainer.utils.atomic_files import write_atomically
 
 FORGOTTEN, KEPT, REFERENCE = "#D55E00", "#0072B2", "#777777"
 WORDS = {"lower": "less", "higher": "more"}
@@ -89,10 +89,9 @@ def _dots(axes: Axes, results: Mapping[str, Any], metric: str, colour: str) -> l
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write an SVG whose text stays text, so that it is small, and the same from the same numbers."""
+    """Write an SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "wagle", "font.family": "sans-serif"}):
-        FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None, "Creator": None})
+    write_atomically(path, svg(figure))
 
 
 def update_page(page: Path, run: str, table: str, image: str) -> None:

@@ -1,6 +1,7 @@
 """How few weights are enough to forget, and does it matter which? Scores by densities by seeds, each at its best rate.
 
 python recipes/patch_size.py                                  # the bundled people, a small Llama, under 10 minutes
+python recipes/patch_size.py --config recipes/configs/patch_size_people_study.yaml  # more scores, densities and seeds
 python recipes/patch_size.py --task wmdp                      # or copyright, detox: their bundled examples
 python recipes/patch_size.py --task facts --model SMOLLM2_FOLDER --output_dir outputs/patch_size
 python recipes/patch_size.py --task tofu --model SMOLLM2_FOLDER --dataset_name TOFU_FOLDER --output_dir outputs/patch_size

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from wagle_trainer.reporting.patch_size_plot import Panel, PatchPoint, patch_size_plot
-from wagle_trainer.reporting.plots import png
+from wagle_trainer.reporting.plots import png, svg
 from wagle_trainer.utils.atomic_files import write_atomically
 
 Row = Mapping[str, Any]
@@ -418,7 +417,7 @@ def write_report(content: Mapping[str, Any], folder: Path, utility_loss: float) 
         drawn = figure(group)
         picture = png(drawn)
         write_atomically(folder / f"{name}.png", picture)
-        FigureCanvasAgg(drawn).figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        write_atomically(folder / f"{name}.svg", svg(drawn))
         title, said = f"{group.model}, {group.task}, {group.objective}", sentences(group)
         tables = (size_table(group), table(group))
         parts.append(

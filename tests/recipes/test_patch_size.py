@@ -435,7 +435,8 @@ def test_report_has_figures_in_both_formats(report, tmp_path):
     rows = [row("none", 1.0, 0, 0.05), row("random", 1e-3, 0, 0.5), row("snip", 1e-3, 0, 0.05)]
     text = report.write_report(content(rows, [0]), tmp_path, 0.05)
     assert (tmp_path / "patch_size_t_npo.png").read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in (tmp_path / "patch_size_t_npo.svg").read_bytes()
+    drawn = (tmp_path / "patch_size_t_npo.svg").read_bytes()
+    assert b"<svg" in drawn
     assert (tmp_path / "report.md").read_text() == text
     assert (
         "(edge)" in text and "is the lowest or the highest that was tried: all weights at 1, random at 0.001" in text
@@ -443,6 +444,8 @@ def test_report_has_figures_in_both_formats(report, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 and "http://" not in page.replace("http-equiv", "")
     assert "*reached*" not in page and "<td>snip</td>" in page
+    report.write_report(content(rows, [0]), tmp_path, 0.05)
+    assert (tmp_path / "patch_size_t_npo.svg").read_bytes() == drawn, "the same rows give the same file"
 
 
 @pytest.mark.parametrize(
