@@ -223,6 +223,7 @@ class Bench:
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            summary_rows=0,  # the study measures all rows itself
         )
         trainer = WagleTrainer(
             model=self.model,

@@ -259,6 +259,7 @@ class Runs:
         args = self._arguments(variant, learning_rate)
         args.attribution_samples = args.attribution_samples or len(forget)  # as many of each set
         args.output_dir, args.save_strategy = str(self.folder), SaveStrategy.NO  # only the measurements are kept
+        args.summary_rows = 0  # the suite says more, and there is no saved model to go on with
         trainer = WagleTrainer(
             model=self._load(self.model(variant.seed)),
             args=args,
