@@ -29,7 +29,10 @@ def covered(level: float, spread: float, groups: int, rows: int) -> float:
 @pytest.mark.parametrize(
     ("level", "spread", "groups", "rows"),
     [
+        (0.0, 1.0, 3, 20),
+        (-4.0, 1.5, 3, 20),
         (0.0, 1.0, 5, 20),
+        (3.0, 1.0, 5, 20),
         (0.0, 1.0, 20, 20),  # TOFU's forget10
         (-4.0, 1.5, 10, 20),  # forgotten: most answers near zero, few not
         (-4.0, 1.5, 20, 20),

@@ -157,6 +157,8 @@ def test_utility_is_compared_among_those_that_reached_the_goal(write, several_se
     assert verdicts["random 0.05", "forget_Q_A_Prob"] in ("better", "no difference found")
     assert "random 0.05 did not reach the forget goal" in "".join(c["sentence"] for c in numbers["comparisons"])
     assert "only among models that reached the forget goal" in page.text
+    said = "on model utility: not compared for wagle 0.05 (the forget goal was missed by random 0.05)."
+    assert said in page.text
     _, numbers = write(several_seeds)
     assert all(c["verdict"] != "goal not reached" for c in numbers["comparisons"])
 

@@ -181,7 +181,8 @@ def _show(result: Mapping[str, Mapping[str, Any]]) -> str:
     for attack in next(iter(result.values())).values():
         strongest = max(attack["points"], key=lambda point: point["recovered_raw"])
         rate = "-" if attack["recovered"] is None else f"{attack['recovered']:.1%}"
-        rows.append([attack["attack"], rate, str(strongest["x"]), attack["settings"]["measure"]])
+        at = f"{strongest['x']} ({attack['unit']})"
+        rows.append([attack["attack"], rate, at, attack["settings"]["measure"]])
         if attack["warning"] is not None:
             warnings.append(f"{attack['attack']}: {attack['warning']}")
     return "\n".join([text_table(rows, header=0), *warnings])

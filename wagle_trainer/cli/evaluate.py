@@ -133,7 +133,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         known = add_results(label, results, output)
     log_numbers(options, label, metrics_of(results), {"model": options.model, "suite": options.suite})
     rows = {name: row for name, row in {**known, label: results}.items() if isinstance(row, Mapping)}
-    options.show = lambda _: results_table(rows, suite.headline)
+    headline = suite.headline
+    if sets and "unseen" not in sets:  # columns without a number in any row
+        headline = {name: head for name, head in headline.items() if any(name in row for row in rows.values())}
+    options.show = lambda _: results_table(rows, headline)
     return {label: {name: value for name, value in results.items() if name != "per_example"}}
 
 

@@ -276,6 +276,7 @@ class Runs:
         args = copy.copy(self.args)
         args.seed, args.learning_rate = variant.seed, learning_rate
         args.attribution, args.density = variant.score, variant.density
+        args.summary_rows = 0  # the report says it, and the next steps it names are not those of a comparison
         if variant.score != self.args.attribution:
             args.attribution_kwargs = None  # options of the other score
         if variant.objective is not None:

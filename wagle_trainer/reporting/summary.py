@@ -47,23 +47,13 @@ def verdict_sentences(tested: Sequence[Comparison], named: Mapping[str, str], ru
     for family, metric in dict.fromkeys((c.family, c.metric) for c in tested):
         same = [c for c in tested if (c.family, c.metric) == (family, metric)]
         verdicts = {
-            verdict: [c.label for c in same if c.verdict == verdict]
-            for verdict in dict.fromkeys(c.verdict for c in same)
+            verdict: [c for c in same if c.verdict == verdict] for verdict in sorted({c.verdict for c in same})
         }
-        verdicts.pop("not tested", None)
-        if not verdicts:
+        if set(verdicts) == {"not tested"}:
             continue
-        if set(verdicts) == {"goal not reached"}:
-            sentences.append(
-                f"Against {family}, {named.get(metric, metric)} is not compared: the forget goal was missed."
-            )
-            continue
-        found = "; ".join(
-            f"{verdict} {'for' if verdict in ('no difference found', 'goal not reached') else 'are' if len(labels) > 1 else 'is'} "
-            f"{_labels(labels, len(same))}"
-            for verdict, labels in sorted(verdicts.items())
-        )
-        sentences.append(f"Against {family}, on {named.get(metric, metric)}: {found} ({_how(same[0])}).")
+        found = "; ".join(_finding(verdict, some, len(same)) for verdict, some in verdicts.items())
+        how = f" ({_how(same[0])})" if set(verdicts) - {"not tested", "goal not reached"} else ""
+        sentences.append(f"Against {family}, on {named.get(metric, metric)}: {found}{how}.")
     if not sentences:
         sentences.append(
             "There is one run of each model, so nothing is said here about which of them is better: that takes several "
@@ -72,6 +62,17 @@ def verdict_sentences(tested: Sequence[Comparison], named: Mapping[str, str], ru
             else "No model was tested against another: there is no control among them, or the seeds change nothing."
         )
     return sentences
+
+
+def _finding(verdict: str, some: Sequence[Comparison], all_of: int) -> str:
+    """What was found of the models whose comparisons have this verdict."""
+    labels = _labels([c.label for c in some], all_of)
+    if verdict == "goal not reached":
+        missed = list(dict.fromkeys(label for c in some for label in c.missed))
+        return f"not compared for {labels} (the forget goal was missed by {_labels(missed, all_of)})"
+    if verdict in ("better", "worse"):
+        return f"{verdict} {'are' if len(some) > 1 else 'is'} {labels}"
+    return f"{verdict} for {labels}"
 
 
 def _how(comparison: Comparison) -> str:

@@ -20,13 +20,14 @@ class JensUn(UnlearningLoss):
 
     r_t repeats the tokens of the refusal over the answer. JS(p, onehot(r)) depends on q = p(r) alone and equals
     log 2 + (q * log q - (1 + q) * log(1 + q)) / 2: between 0 and log 2, with a gradient that fades at both ends. The
-    authors' code has the same target, clamps probabilities at 1e-9, and averages over the tokens of a batch, where this
-    loss averages over each answer first.
+    authors' code (nmndeep/JensUn-Unlearning at 9d0cfd5) has the same targets, clamps the forget term's probabilities at
+    1e-9, and averages over the tokens of a batch, where this loss averages over each answer first. Its first release
+    (925e221) differs: there every token of the refusal counts as 1 at every position, prompts and padding included.
 
     Data: forget and retain set in any TRL format.
 
     Args:
-        target: the refusal, or its token ids; "No idea" in the paper.
+        target: the refusal, or its token ids; "No idea" in the paper and in the authors' code, where both weights are 1.
 
     Example:
         >>> from wagle_trainer import WagleConfig

@@ -12,7 +12,8 @@ class KLMin(GradAscent):
         L = forget_weight * mean log p(forget answer) + retain_weight * mean KL(p_ref || p)
 
     The divergence is over the full vocabulary, at the positions that predict answer tokens of the retain set.
-    OpenUnlearning's code averages it over prompts and padding, too.
+    OpenUnlearning's code (GradDiff with `retain_loss_type: KL`) averages it over prompts and padding, too. Both weights
+    are 1 by default, here and there.
 
     Data: forget and retain set in any TRL format.
 

@@ -20,7 +20,7 @@ class PDU(UnlearningLoss):
     so that lambda grows for as long as the retain loss lies above `retain_eps`. It multiplies `retain_weight`, is logged
     as `retain_factor`, and is saved in every checkpoint. OpenUnlearning's code, which is the authors', takes the logits
     at the answer tokens themselves; here they are those that predict the answer tokens. It updates lambda after every
-    micro-batch, with the loss of that alone; here lambda moves once per optimizer step.
+    micro-batch, with the loss of that alone, or once per epoch; here lambda moves once per optimizer step.
 
     Data: forget and retain set in any TRL format.
 
@@ -28,9 +28,10 @@ class PDU(UnlearningLoss):
         retain_eps: the retain loss that is tolerated. The paper suggests somewhat more than that of the reference model;
             there is no default.
         dual_step_size: 1.0 in OpenUnlearning's configuration, 5 in the authors' runs on TOFU.
-        dual_warmup_epochs: epochs before lambda moves for the first time; 5 in OpenUnlearning's configuration.
-        initial_dual: lambda at the start; the authors recommend 50 to 100, since the squared logit term is large, and
-            take 100 on TOFU.
+        dual_warmup_epochs: epochs before lambda moves for the first time; 0 here, 5 in OpenUnlearning's configuration
+            and the authors' runs on TOFU.
+        initial_dual: lambda at the start; 1 here and in OpenUnlearning's configuration (`alpha`). The authors recommend
+            50 to 100, since the squared logit term is large, and take 100 on TOFU, with a `retain_eps` of 0.3.
 
     Example:
         >>> from wagle_trainer import WagleConfig

@@ -12,12 +12,14 @@ class SatImp(UnlearningLoss):
 
         L = mean over tokens of w_t * log p_t    with p_t = p(y_t | x, y_<t), w_t = p_t^beta1 * (1 - p_t)^beta2, detached
 
-    The first factor spares tokens that are forgotten already, the second those that the model is sure of anyway.
+    The first factor spares tokens that are forgotten already, the second those that the model is sure of anyway. The
+    authors' code (tmlr-group/SatImp at 7115261) has this loss without a retain loss as `satimp`, and with one weighed by
+    0.1 as `satimp_gd`; it averages over the tokens of a batch.
 
     Data: forget and retain set in any TRL format.
 
     Args:
-        beta1, beta2: 5 and 1 in the paper, with a retain loss weighed by 0.1 (`retain_weight`); the authors' repository
+        beta1, beta2: 5 and 1 in the paper, with a retain loss weighed by 0.1 (`retain_weight`); the authors' README
             recommends 5 and 0.1. OpenUnlearning's configuration has 5 and 1, and weighs the forget loss by 0.1 instead.
 
     Example:

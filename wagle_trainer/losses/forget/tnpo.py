@@ -15,12 +15,14 @@ class TNPO(UnlearningLoss):
         L = -2 / beta * mean over tokens of log sigmoid(-beta * log(p_t / p_ref,t))    with p_t = p(y_t | x, y_<t)
 
     Its gradient is that of gradient ascent with the paper's weights w_t = 2 p_t^beta / (p_t^beta + p_ref,t^beta). The
-    authors' code uses these weights, detached, with 1e-5 added to the denominator, and has no retain loss, or a KL one.
+    authors' code (tmlr-group/G-effect at ef368ee) uses these weights, detached, with 1e-5 added to the denominator, and
+    averages over the tokens of a batch. It has no retain loss as `tnpo`, and KL over all positions as `tnpo_kl`.
 
     Data: forget and retain set in any TRL format.
 
     Args:
-        beta: inverse temperature; 4 by default in the authors' code. For beta -> 0 TNPO becomes gradient ascent.
+        beta: inverse temperature. 1 here, where w_t = 2 p_t / (p_t + p_ref,t); 4 by default in the authors' code. For
+            beta -> 0 TNPO becomes gradient ascent.
 
     Example:
         >>> from wagle_trainer import WagleConfig

@@ -20,7 +20,7 @@ class UNDIAL(UnlearningLoss):
     Data: forget and retain set in any TRL format.
 
     Args:
-        beta: how much the true token's logit is lowered; 10 in OpenUnlearning's configuration.
+        beta: how much the true token's logit is lowered; 10 here and in OpenUnlearning's configuration.
 
     Example:
         >>> from wagle_trainer import WagleConfig
