@@ -289,6 +289,13 @@ def test_answers_are_left_out_on_request(write, single_runs):
     assert quantiles_for(1) == [0.5]
 
 
+def test_sampling_is_said_to_gain_by_chance(write, single_runs, attacks):
+    sampling = attacks["relearning"] | {"attack": "sampling", "recovered": 0.8}
+    _, numbers = write(single_runs, attacks=attacks | {"sampling": sampling})
+    said = "recovered by the strongest attack, sampling (the best of many answers, which chance alone makes better"
+    assert said in " ".join(numbers["verdict"]["lines"])
+
+
 def test_the_verdict_is_counted_from_the_examples(write, single_runs, attacks):
     before, after = (single_runs[label]["per_example"] for label in ("before", "after, wagle mask 0.05"))
     before["forget"]["probability"] = [0.9] * 11 + [0.1]  # one was not known

@@ -9,6 +9,9 @@ from wagle_trainer.reporting.report_inputs import Runs
 
 # By the mean probability per token that the model gives an answer (the geometric mean over its tokens).
 KNOWN, GONE, UNCHANGED = 0.5, 0.5, 0.9
+_BY_CHANCE = {
+    "sampling": " (the best of many answers, which chance alone makes better: compare with a retrained model)"
+}
 RULE = (
     f"An answer counts as known where the reference model gives its tokens a mean probability of at least {KNOWN:.0%}, as gone "
     f"where the unlearned model gives it less than {GONE:.0%} of that, and as unchanged at {UNCHANGED:.0%} of it or more."
@@ -118,7 +121,7 @@ def counted_verdict(runs: Runs, before: str, after: str, attacks: Sequence[Mappi
         strongest = max(rates, key=lambda attack: attack["recovered"])
         lines.append(
             f"{strongest['recovered']:.0%} of the forgotten knowledge was recovered by the strongest attack, "
-            f"{strongest['attack'].replace('_', ' ')}."
+            f"{strongest['attack'].replace('_', ' ')}{_BY_CHANCE.get(strongest['attack'], '')}."
         )
     if "others" in known:
         lines.append(_counted(f"other answers ({', '.join(others)})", known["others"], "unchanged"))
