@@ -76,6 +76,7 @@ def test_a_comparison_of_objectives(compare, folder, monkeypatch):
     assert results["before"][0]["forget_Prob"] != results["before"][1]["forget_Prob"]
     assert results[rows[0]][0]["forget_Prob"] != results[rows[2]][0]["forget_Prob"]
     assert "Each seed has a reference model of its own" in out
+    assert "Next, once it is saved" not in out + err, "a step of a comparison is no run of the user's"
 
     table = list(csv.DictReader((folder / "out" / "table.csv").read_text().splitlines()))
     assert [row["model"] for row in table] == ["before", *rows]
