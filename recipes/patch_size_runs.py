@@ -20,10 +20,11 @@ from datasets import Dataset
 from tasks.subject import Example, Subject
 from transformers import PrinterCallback
 
-from wagle_trainer import WagleConfig, WagleTrainer, WeightMask, __version__
+from wagle_trainer import WagleTrainer, WeightMask, __version__
 from wagle_trainer.data.facts import pad_examples
 from wagle_trainer.evaluation import load_results, save_results
 from wagle_trainer.evaluation.attacks.quantization import round_to_nearest
+from wagle_trainer.forgetting.patches import patch_config
 from wagle_trainer.models.log_probs import token_log_probs
 from wagle_trainer.models.modes import evaluation_mode
 
@@ -201,29 +202,19 @@ class Bench:
         """
         self.reset()
         key = (score, gamma, density)
-        args = WagleConfig(
-            output_dir=str(self.folder / "trainer"),
+        args = patch_config(
+            self.folder / "trainer",
+            rate,
+            self.steps,
+            self.batch_size,
+            self.seed,
             loss_type=objective,
             loss_kwargs={"beta": self.beta} if objective == "npo" else {},
             attribution=None if score == NO_MASK else "random" if score in self.given else score,
             attribution_samples=len(self.task.sets["forget"]),
             density=density,
             attribution_gamma=1e-6 if gamma is None else gamma,
-            learning_rate=rate,
-            max_steps=self.steps,
-            per_device_train_batch_size=self.batch_size,
-            lr_scheduler_type="linear",
-            weight_decay=0.0,
-            max_grad_norm=0.0,  # AdamW's steps do not depend on the gradient's scale
-            seed=self.seed,
             bf16=False,
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            summary_rows=0,  # the study measures all rows itself
         )
         trainer = WagleTrainer(
             model=self.model,

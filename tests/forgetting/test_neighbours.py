@@ -10,6 +10,7 @@ from wagle_trainer.forgetting import TooFewNeighboursError, make_neighbours, nei
 from wagle_trainer.forgetting.examples import encode, probabilities
 from wagle_trainer.forgetting.names import mentions, normalised, split_at_name
 from wagle_trainer.forgetting.neighbours import SURE, relation_of, split_rows
+from wagle_trainer.forgetting.question_forms import whole_names
 
 CAPITALS = [row for row in all_facts(["capital"]) if row["subject"] in ("France", "Italy", "Spain", "Japan")]
 
@@ -58,7 +59,7 @@ def test_answers_are_the_models_own_and_it_is_sure(made, people):
 
 def test_of_a_name_and_a_part_of_it_the_more_frequent_one_counts():
     proposed = Counter({"Ada Lovelace": 3, "Ada": 1, "Ada Lovelace Byron": 1, "Alan Turing": 1})
-    assert neighbours._whole_names(proposed) == ["Ada Lovelace", "Alan Turing"]
+    assert whole_names(proposed) == ["Ada Lovelace", "Alan Turing"]
 
 
 def test_the_same_again(made, people):

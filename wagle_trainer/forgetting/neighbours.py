@@ -18,7 +18,8 @@ from wagle_trainer.data.facts_tables import RELATIONS, Relation
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.generation import answer_limit, generate_greedy, generate_samples
 from wagle_trainer.forgetting.examples import Row, encode, mean, probabilities
-from wagle_trainer.forgetting.names import STARTERS, Slot, leading_name, mentions, normalised, split_at_name
+from wagle_trainer.forgetting.names import leading_name, mentions, normalised, split_at_name
+from wagle_trainer.forgetting.question_forms import Form, forms_of, whole_names
 
 ORIGINS = ("facts", "names", "general")
 # The model is sure of an answer of its own from this probability on. It is a geometric mean over tokens.
@@ -152,41 +153,6 @@ def relation_of(text: str, answer: str) -> tuple[str, str, str] | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Form:
-    """Forget questions that differ in their name only.
-
-    Attributes:
-        slot: the question without its name.
-        kind: forms that ask about the same kind of thing have the same.
-        names: of the forget set.
-        answer_begins: the answer up to where it repeats the name; None where none does.
-        repeats_name: whether most answers repeat the name.
-    """
-
-    slot: Slot
-    kind: int
-    names: list[str]
-    answer_begins: str | None
-    repeats_name: bool
-
-    def answer_about(self, name: str) -> str:
-        """How an answer about this name begins; empty where answers do not repeat the name."""
-        return f"{self.answer_begins} {name}".strip() if self.repeats_name else ""
-
-    def accepts(self, name: str) -> bool:
-        """Whether a proposed name looks like one: not longer than those of the forget set, and with numbers if they have."""
-        words = name.split()
-        longest = max(len(known.split()) for known in self.names) + 1
-        has_digits = any(any(map(str.isdigit, known)) for known in self.names)
-        return (
-            len(words) <= longest
-            and len(set(words)) == len(words)
-            and words[0].lower() not in STARTERS - {known.split()[0].lower() for known in self.names}
-            and any(map(str.isdigit, name)) == has_digits
-        )
-
-
 @dataclass
 class _Workshop:
     """What all three sources need."""
@@ -234,7 +200,7 @@ class _Workshop:
 
     def names(self, number: int) -> list[Row]:
         """The forget questions about other names, with the model's own answers."""
-        forms = self._forms()
+        forms = forms_of(self.slots, self.answers)
         if not forms:
             return []
         pools = self._pools(forms)
@@ -246,29 +212,7 @@ class _Workshop:
         limit = answer_limit(self._labels(), 200)
         return self._answered([(q, name) for q, name, _ in fresh], number, limit, "names", begins)
 
-    def _forms(self) -> list[_Form]:
-        """The forget questions without their names; each form once."""
-        found: dict[Slot, list[tuple[str, str]]] = {}
-        for split, answer in zip(self.slots, self.answers, strict=True):
-            if split is not None:
-                found.setdefault(split[0], []).append((split[1], answer))
-        kinds = _connected({slot: {normalised(name) for name, _ in pairs} for slot, pairs in found.items()})
-        forms = []
-        for slot, pairs in found.items():
-            begins = [answer[: answer.index(name)].rstrip() for name, answer in pairs if name in answer]
-            usual = Counter(begins).most_common(1)
-            forms.append(
-                _Form(
-                    slot,
-                    kinds[slot],
-                    [name for name, _ in pairs],
-                    usual[0][0] if usual else None,
-                    len(begins) * 2 > len(pairs),
-                )
-            )
-        return forms
-
-    def _pools(self, forms: Sequence[_Form]) -> dict[int, list[str]]:
+    def _pools(self, forms: Sequence[Form]) -> dict[int, list[str]]:
         """For each kind of thing that is asked about, names of such things.
 
         The model proposes them: it continues each question at the place of the name, and each answer that repeats the name
@@ -298,9 +242,9 @@ class _Workshop:
                 proposal = leading_name(text)
                 if proposal is not None and not mentions(proposal, self.names_to_forget) and form.accepts(proposal):
                     proposed[form.kind][proposal] += 1
-        return {kind: _whole_names(counter) for kind, counter in proposed.items()}
+        return {kind: whole_names(counter) for kind, counter in proposed.items()}
 
-    def _open_answer(self, form: _Form) -> list[int]:
+    def _open_answer(self, form: Form) -> list[int]:
         """Tokens of a question without its name and of its answer, up to where the answer repeats the name."""
         question = f"{form.slot.before} {form.slot.after}".strip()
         texts = [
@@ -447,23 +391,6 @@ def _sentence(template: str, subject: str, value: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _connected(by_form: Mapping[Slot, set[str]]) -> dict[Slot, int]:
-    """Form -> number of its kind: forms with a name in common are of one kind."""
-    kinds: dict[Slot, int] = {}
-    groups: list[tuple[set[str], list[Slot]]] = []
-    for form, names in by_form.items():
-        touching = [group for group in groups if group[0] & names]
-        merged: tuple[set[str], list[Slot]] = (set(names), [form])
-        for group in touching:
-            merged[0].update(group[0])
-            merged[1].extend(group[1])
-            groups.remove(group)
-        groups.append(merged)
-    for index, (_, forms) in enumerate(groups):
-        kinds |= dict.fromkeys(forms, index)
-    return kinds
-
-
 def _halves(rows: Sequence[Row], seed: int) -> Neighbours:
     """Both parts: rows about one name go together, and each origin is shared out evenly."""
     rng = random.Random(f"halves {seed}")
@@ -484,16 +411,6 @@ def _halves(rows: Sequence[Row], seed: int) -> Neighbours:
             sizes[smaller] += len(group)
     train, unseen = ([_without_name(row) for row in part] for part in parts)
     return Neighbours(train, unseen)
-
-
-def _whole_names(proposed: Counter[str]) -> list[str]:
-    """Names, most often proposed first; of two where one is a part of the other, the one proposed more often."""
-    kept: dict[str, str] = {}
-    for name, _ in proposed.most_common():
-        plain = normalised(name)
-        if not any(mentions(plain, {other}) or mentions(other, {plain}) for other in kept):
-            kept[plain] = name
-    return list(kept.values())
 
 
 def _first_sentences(text: str) -> str:

@@ -154,21 +154,28 @@ class _Watch(TrainerCallback):
             control.should_training_stop = True
 
 
-def _config(settings: ForgetSettings, learning_rate: float, folder: Path) -> WagleConfig:
+def patch_config(
+    folder: Path, learning_rate: float, steps: int, batch_size: int, seed: int, **options: Any
+) -> WagleConfig:
+    """Arguments of a trainer that trains one patch of several, and keeps nothing but the weights.
+
+    Args:
+        folder: for the trainer, which writes nothing into it.
+        learning_rate: of AdamW, falling to zero over the steps.
+        steps: optimizer steps.
+        batch_size: forget examples, and retain examples, in each step.
+        seed: of everything random.
+        options: other fields of `WagleConfig`: objective, score, ...
+    """
     return WagleConfig(
         output_dir=str(folder),
-        loss_type=settings.loss_type,
-        loss_kwargs=dict(settings.loss_kwargs or {}),
-        attribution=settings.score,
-        retain_weight=settings.retain_weight,
         learning_rate=learning_rate,
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        seed=seed,
         lr_scheduler_type="linear",
         weight_decay=0.0,
         max_grad_norm=0.0,  # AdamW's steps do not depend on the gradient's scale
-        seed=settings.seed,
-        max_length=None,
         gradient_checkpointing=False,
         dataloader_pin_memory=False,
         save_strategy="no",
@@ -176,4 +183,20 @@ def _config(settings: ForgetSettings, learning_rate: float, folder: Path) -> Wag
         report_to="none",
         disable_tqdm=True,
         summary_rows=0,
+        **options,
+    )
+
+
+def _config(settings: ForgetSettings, learning_rate: float, folder: Path) -> WagleConfig:
+    return patch_config(
+        folder,
+        learning_rate,
+        settings.steps,
+        settings.batch_size,
+        settings.seed,
+        loss_type=settings.loss_type,
+        loss_kwargs=dict(settings.loss_kwargs or {}),
+        attribution=settings.score,
+        retain_weight=settings.retain_weight,
+        max_length=None,
     )

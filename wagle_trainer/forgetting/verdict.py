@@ -170,6 +170,8 @@ def reasons(forget: Mapping[str, Any], retain: Mapping[str, Any], unseen: Mappin
 
 
 def _percent(value: float) -> str:
+    if 0 < value < 0.0005:
+        return "less than 0.1 %"
     return f"{100 * value:.1f} %" if value < 0.0995 else f"{100 * value:.0f} %"
 
 
