@@ -8,8 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from wagle_trainer.adapters import SparseAdapter, merge, verify
+from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.forgetting import forget, plan
 from wagle_trainer.forgetting import run as run_module
+from wagle_trainer.forgetting.examples import encode, mean, probabilities
+from wagle_trainer.forgetting.telling_words import only_telling_words
 
 FILES = (
     "report.html",
@@ -51,10 +54,9 @@ def test_the_patch_is_what_was_measured(finished, people):
         int((before[name] != tensor).sum()) for name, tensor in patched.state_dict().items() if "head" not in name
     )
     assert 0 < changed <= verdict.patch["weights"] == SparseAdapter.from_pretrained(folder / "adapter").num_values
-    from wagle_trainer.evaluation.attacks import forget_knowledge
-
-    known = forget_knowledge(patched, people.tokenizer, people.rows, only=("probability",))["probability"]
-    assert known == pytest.approx(verdict.forget["after"], abs=1e-4)
+    examples = encode(QAFormat.for_tokenizer(people.tokenizer), people.rows, "forget")
+    measured = probabilities(patched, people.tokenizer, only_telling_words(examples, people.tokenizer))
+    assert mean(measured) == pytest.approx(verdict.forget["after"], abs=1e-4)
 
 
 def test_what_can_be_shared_holds_no_text(finished, people):

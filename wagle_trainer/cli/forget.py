@@ -90,7 +90,11 @@ def add_search_options(parser: argparse.ArgumentParser) -> list[argparse.Action]
         help="share of their probability that the other answers must keep (default: 0.9)",
     )
     parser.add_argument(
-        "--densities", type=float, nargs="+", metavar="SHARE", help="patch sizes to try (default: 0.001 0.01 0.1)"
+        "--densities",
+        type=float,
+        nargs="+",
+        metavar="SHARE",
+        help="patch sizes to try (default: 0.001 0.003 0.01 0.1)",
     )
     parser.add_argument("--max_tries", type=int, help="patches that are trained at most (default: 8)")
     parser.add_argument(

@@ -43,7 +43,7 @@ class Yardstick:
 
     Attributes:
         tokenizer: the model's.
-        sets: name -> examples.
+        sets: name -> examples, whose target tokens are measured.
         before: levels of the reference model.
         settings: goal and floor.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from wagle_trainer.data.qa_format import QAFormat
@@ -12,6 +13,7 @@ from wagle_trainer.forgetting.examples import Row, encode, mean, probabilities
 from wagle_trainer.forgetting.neighbours import relation_of
 from wagle_trainer.forgetting.patches import PatchedModel
 from wagle_trainer.forgetting.settings import ForgetSettings
+from wagle_trainer.forgetting.telling_words import only_words
 from wagle_trainer.reporting.verdict import GONE
 
 # Words around a question that ask for the same: those who ask are not jailbreaking.
@@ -65,6 +67,7 @@ def attack(
     rows: Sequence[Row],
     before: Sequence[float],
     after: Sequence[float],
+    words: Sequence[AbstractSet[str]],
     qa: QAFormat,
     settings: ForgetSettings,
     on_attack: Callable[[str], None] = lambda name: None,
@@ -76,6 +79,7 @@ def attack(
         tokenizer: the model's.
         rows: of `attack_rows`.
         before, after: probability of each answer of the forget set, under the reference model and with the patch.
+        words: of each answer of the forget set, those that count (see `telling_words`).
         qa: how questions and answers become text.
         settings: which attacks.
         on_attack: called with the name of each attack that is done.
@@ -92,7 +96,11 @@ def attack(
         if model is reference:
             with patched.taken_back():
                 return measure(patched.model, _, asked)
-        values = probabilities(patched.model, tokenizer, encode(qa, asked, "attacked"), settings.eval_batch_size)
+        examples = [
+            only_words(example, words[row["index"]], tokenizer)
+            for example, row in zip(encode(qa, asked, "attacked"), asked, strict=True)
+        ]
+        values = probabilities(patched.model, tokenizer, examples, settings.eval_batch_size)
         limits = [GONE * before[row["index"]] for row in asked]
         gone = [after[row["index"]] < limit for row, limit in zip(asked, limits, strict=True)]
         returned = [was and value >= limit for was, value, limit in zip(gone, values, limits, strict=True)]

@@ -31,6 +31,7 @@ from wagle_trainer.forgetting.progress import Progress, quiet_libraries
 from wagle_trainer.forgetting.recovery import attack, attack_rows, summary
 from wagle_trainer.forgetting.search import Try, best_try, next_try
 from wagle_trainer.forgetting.settings import ForgetSettings
+from wagle_trainer.forgetting.telling_words import only_telling_words, telling_words
 from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons
 from wagle_trainer.forgetting.work_folder import WorkFolder, digest_of
 from wagle_trainer.masking import WeightMask
@@ -214,6 +215,7 @@ class _Run:
             "retain_set": None if self.retain_rows is None else digest_of(self.retain_rows),
             "format": self.qa.describe(),
             "settings": self.settings.as_dict(),
+            "measured_on": "telling words",
         }
 
     def verdict(self, folder: Path, done: Progress) -> Verdict:
@@ -230,8 +232,10 @@ class _Run:
         examples = {name: encode(self.qa, rows, name) for name, rows in sets.items()}
 
         done.stage("measuring the reference model", 22)
-        known = work.result("levels_before", lambda: dict(self._levels(examples).values))
-        yardstick = Yardstick(self.tokenizer, examples, Levels(known), self.settings)
+        # Of what must stay, whole answers count: the words that all of them share are to stay, too.
+        measured = examples | {"forget": only_telling_words(examples["forget"], self.tokenizer)}
+        known = work.result("levels_before", lambda: dict(self._levels(measured).values))
+        yardstick = Yardstick(self.tokenizer, measured, Levels(known), self.settings)
         self._check_known(yardstick)
         shown = {"forget": self.rows, "retain": _some(neighbours.train), "unseen": _some(neighbours.unseen)}
         before = self._evaluation(work, "before", shown)
@@ -248,7 +252,7 @@ class _Run:
 
         done.stage("measuring the patched model", 80)
         after = self._evaluation(work, "after", shown)
-        levels = Levels(work.result("levels_after", lambda: dict(self._levels(examples).values)))
+        levels = Levels(work.result("levels_after", lambda: dict(self._levels(measured).values)))
         done.stage("attacking", 97)
         attacks = work.result("attacks", lambda: self._attacks(yardstick, levels, done))
         done.stage("writing the report", 100)
@@ -432,8 +436,8 @@ class _Run:
             if is_text
             else self.qa
         )
-        levels = (before, after.values["forget"])
-        return attack(self.patched, self.tokenizer, rows, *levels, qa, self.settings, on_attack=tell)
+        known = (before, after.values["forget"], telling_words(self.examples))
+        return attack(self.patched, self.tokenizer, rows, *known, qa, self.settings, on_attack=tell)
 
     def _verdict(self, before: Levels, after: Levels, tries: int) -> Verdict:
         settings = self.settings

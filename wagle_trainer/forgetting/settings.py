@@ -47,7 +47,7 @@ class ForgetSettings:
     forget_goal: float = 0.1
     utility_floor: float = 0.9
     score: str = "snip"
-    densities: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    densities: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 1e-1)
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)
     max_tries: int = 8
     steps: int = 80

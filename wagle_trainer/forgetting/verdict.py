@@ -24,8 +24,9 @@ class Verdict:
     Attributes:
         forgotten: whether the forget goal is met and the utility floor holds.
         reasons: sentences that say why not; empty where it is forgotten.
-        forget: `before` and `after` (mean answer probabilities), `goal` (share of `before`), `answers`, `known` (before),
-            `gone` (of the known ones, those whose tokens are less than half as likely as before).
+        forget: `before` and `after` (mean answer probabilities, over the words that count: see `telling_words`), `goal`
+            (share of `before`), `answers`, `known` (before), `gone` (of the known ones, those whose words are less than
+            half as likely as before).
         retain, unseen: `before`, `after`, `floor`, `answers`, `kept` (at least 0.9 times as likely as before).
         attacks: name -> `before`, `after`, `attacked`, `recovered` (None: no rate), `returned` answers `of` those gone that
             were asked.

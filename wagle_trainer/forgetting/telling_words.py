@@ -1,0 +1,83 @@
+"""Which words of an answer count: those that tell it apart from other answers.
+
+In "The capital of France is Paris." all words but the last are in the question or in every answer of that form. They say
+nothing about what the model knows, and a model that forgets should still be able to write them. The rule is about
+text alone, so it does not depend on a model or a tokenizer: a word counts if it is neither in the question nor in half of the
+answers of the set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import Any
+
+from wagle_trainer.forgetting.examples import Example
+from wagle_trainer.models.log_probs import IGNORE_INDEX
+
+_WORD = re.compile(r"\w+")
+# Of fewer answers, what half of them share may be what is asked.
+_FEWEST_ANSWERS = 4
+
+
+def telling_words(examples: Sequence[Example]) -> list[frozenset[str]]:
+    """The words of each answer that count, in lower case.
+
+    Args:
+        examples: of one set.
+
+    Returns:
+        For each example the words of its answer that are neither in its question nor in half of the answers; all of its
+        words where none would be left. In a set of fewer than four answers only those of the question are left out.
+    """
+    answers = [_words(example.answer) for example in examples]
+    occurrences = Counter(word for words in answers for word in words)
+    limit = len(answers) / 2 if len(answers) >= _FEWEST_ANSWERS else float("inf")
+    shared = {word for word, number in occurrences.items() if number >= limit}
+    return [
+        words - _words(example.question) - shared or words for example, words in zip(examples, answers, strict=True)
+    ]
+
+
+def only_words(example: Example, words: AbstractSet[str], tokenizer: Any) -> Example:
+    """An example whose target tokens are those of some words of its answer.
+
+    Args:
+        example: question and answer.
+        words: in lower case.
+        tokenizer: the model's.
+
+    Returns:
+        The example with -100 on the other labels; unchanged where no token belongs to any of the words.
+    """
+    labels = example.tokens["labels"]
+    places = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+    targets = [labels[place] for place in places]
+    texts = [str(tokenizer.decode(targets[:number])) for number in range(len(targets) + 1)]
+    spans = [match.span() for match in _WORD.finditer(texts[-1]) if match.group().casefold() in words]
+    counted = list(labels)
+    for place, before, after in zip(places, texts, texts[1:], strict=False):
+        if not any(len(before) < end and len(after) > start for start, end in spans):
+            counted[place] = IGNORE_INDEX
+    if all(label == IGNORE_INDEX for label in counted):
+        return example
+    return replace(example, tokens={**example.tokens, "labels": counted})
+
+
+def only_telling_words(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """The examples of a set, with the words that count as their only target tokens.
+
+    Args:
+        examples: of one set.
+        tokenizer: the model's.
+    """
+    return [
+        only_words(example, words, tokenizer) for example, words in zip(examples, telling_words(examples), strict=True)
+    ]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(match.group().casefold() for match in _WORD.finditer(text))
