@@ -105,6 +105,27 @@ def ran(make_word_tokenizer, make_taught_llama, make_set, tmp_path_factory):
         "--attacks",
         "relearning",
     ]
+    compared = ["compare", "--config", str(inputs / "run.yaml"), *secret, "--output_dir", str(home / "compared")]
+    compared += [
+        "--scores",
+        "magnitude",
+        "--densities",
+        "0.3",
+        "--seeds",
+        "0",
+        "--processes",
+        "1",
+        "--forget_goal",
+        "0.9",
+    ]
+    compared += [
+        "--attacks",
+        "relearning",
+        "--save_strategy",
+        "no",
+        "--hub_model_id",
+        f"https://me:{PASSWORD}@example.org/id",
+    ]
     commands = [
         [*unlearn, "--output_dir", str(home / "out")],
         [*unlearn, "--output_dir", str(home / "patch"), "--save_adapter", "true"],
@@ -114,6 +135,7 @@ def ran(make_word_tokenizer, make_taught_llama, make_set, tmp_path_factory):
         ["attack", str(inputs / "model"), str(home / "out"), *sets, "--options", *attacks, *attacked],
         ["report", str(home / "results.json"), "--suite", "custom", *shown],
         ["forget", str(inputs / "model"), *sets, "--output_dir", str(home / "forgotten"), *search],
+        compared,
     ]
     (inputs / "commands.json").write_text(json.dumps(commands))
     (home / "tmp").mkdir()
@@ -159,6 +181,10 @@ def test_no_file_holds_what_is_secret(ran):
         ),
         *(
             "report/report.html",
+            "compared/report.html",
+            "compared/results.json",
+            "compared/config.yaml",
+            "compared/runs/settings.json",
             "patch/adapter_config.json",
             "mask/mask_config.json",
             f"out/checkpoint-4/{REFERENCE_NAME}",

@@ -59,6 +59,7 @@ SHOWN = {
         "output_dir": ("DIR", "where runs, report and tables go"),
         "formats": ("NAME ...", "tables beside the report: csv, markdown, latex"),
         "processes": ("NUMBER", "runs side by side"),
+        "save_generations": ("", "keep questions and answers in the results, for the report's examples"),
         "log_to": ("NAME ...", "trackers that get the table, a run for each row: wandb, trackio, tensorboard"),
         "json": ("", JSON_HELP),
         "help-all": ("", "all options, those of training as well"),

@@ -19,6 +19,7 @@ from wagle_trainer.config import WagleConfig
 from wagle_trainer.evaluation import NothingForgottenError, load_results, run_attacks, save_results
 from wagle_trainer.losses.objective import Objective
 from wagle_trainer.trainer import WagleTrainer
+from wagle_trainer.utils.secrets import redacted
 
 if TYPE_CHECKING:
     from wagle_trainer.data.qa_format import QAFormat
@@ -170,7 +171,9 @@ class Runs:
         changing = ["output_dir", "run_name", "logging_dir", "seed", "learning_rate", "density", "attribution"]
         changing += ["loss_type"] if self.compare.objectives else []
         settings: dict[str, Any] = {k: v for k, v in self.args.to_dict().items() if k not in changing}
-        settings |= {f"data {k}": v for k, v in asdict(self.task.data).items()}
+        data = asdict(self.task.data)
+        data.pop("save_generations", None)  # changes no number
+        settings |= {f"data {k}": v for k, v in data.items()}
         settings |= {
             "task": self.task.name,
             "model": self.model_args.model_name_or_path,
@@ -178,10 +181,11 @@ class Runs:
         }
         of_objectives: Any = self.compare.objective_settings
         settings |= {f"objective {name}": of_objectives.get(name, {}) for name in self.compare.objectives}
+        settings = redacted(settings)  # paths and addresses may hold credentials
         path = self.folder / "runs" / "settings.json"
         if not path.exists():
             save_results(settings, path)
-        before = load_results(path)
+        before = redacted(load_results(path))
         added = {k: v for k, v in settings.items() if k.startswith("objective ") and k not in before}
         if added:
             before |= added

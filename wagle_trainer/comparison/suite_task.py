@@ -14,6 +14,7 @@ from wagle_trainer.data.forget_and_retain import (
 )
 from wagle_trainer.data.groups import with_groups
 from wagle_trainer.evaluation import get_suite
+from wagle_trainer.evaluation.results import without_texts
 
 
 @dataclass
@@ -31,6 +32,13 @@ class MeasuredDataArguments(DataArguments):
         default="all", metadata={"help": "Rows of each evaluation set, or 'all'."}
     )
     evaluation_batch_size: int = field(default=32, metadata={"help": "Batch size of the evaluation."})
+    save_generations: bool = field(
+        default=False,
+        metadata={
+            "help": "Also write questions, answers and what the models generate into the results, for the report's examples. "
+            "By default they hold no text of the sets, since the forget set may be private."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,10 +83,11 @@ class SuiteTask:
         return {name: with_groups(examples.rows, None, limit) for name, examples in sets.items()}
 
     def evaluate(self, model: Any, qa: Any, sets: Any, reference: Any = None, **passes: Any) -> dict[str, Any]:
-        """Measure a model with the suite."""
+        """Measure a model with the suite; texts of the sets are left out, unless they are requested."""
         if self.name == "tofu":
             passes["reference"] = reference
-        return self.suite.evaluate(model, qa.tokenizer, sets, qa_format=qa, **passes)
+        results = self.suite.evaluate(model, qa.tokenizer, sets, qa_format=qa, **passes)
+        return results if self.data.save_generations else without_texts(results)
 
     def attack_sets(self, qa: Any) -> Mapping[str, Any]:
         """Questions and answers that attacks measure on and relearn from.
