@@ -519,9 +519,9 @@ def make_mixture():
 
 
 def test_mixtures_of_experts(make_trainer, tmp_path):
-    """Their load-balancing loss counts if it gets a factor; router logits are requested for its forward pass alone."""
+    """Their load-balancing loss counts by the model's own factor or another; router logits are for its forward pass alone."""
     losses = {}
-    for factor in (None, 0.0, 10.0):
+    for factor in (None, 0.0, 0.001, 10.0):
         trainer = make_trainer(model=make_mixture(), router_aux_loss_coef=factor, attribution=None, max_steps=1)
         trainer.train()
         losses[factor] = logged(trainer)[0]
@@ -530,7 +530,10 @@ def test_mixtures_of_experts(make_trainer, tmp_path):
         ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
         generated = trainer.model.eval().generate(ids, attention_mask=(ids > 0).long(), max_new_tokens=2)
         assert generated.shape == (2, 6)
-    assert losses[None]["loss"] == losses[0.0]["loss"]
+    assert losses[None]["loss"] == losses[0.001]["loss"] != losses[0.0]["loss"], (
+        "the model's own factor, as in SFTTrainer"
+    )
+    assert losses[None]["aux_loss"] == losses[10.0]["aux_loss"]
     assert "aux_loss" not in losses[0.0]
     expected = losses[0.0]["loss"] + 10 * losses[10.0]["aux_loss"]
     assert losses[10.0]["loss"] == pytest.approx(expected, rel=1e-5)

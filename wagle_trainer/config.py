@@ -53,7 +53,7 @@ class WagleConfig(SFTConfig):
         disable_dropout (`bool`, defaults to `False`): Train without dropout, as the outputs of the reference model are
             computed. The model gets its dropout back after training.
         router_aux_loss_coef (`float`, *optional*): Of a mixture of experts, factor of the load-balancing loss that is
-            added to the objective; by default there is none. (`SFTTrainer` takes the model's own factor then.)
+            added to the objective; by default that of the model's configuration, as in `SFTTrainer`. `0.0` turns it off.
         lora_modules (`int`, *optional*): With `peft_config=LoraConfig(target_modules="wagle")` (or another score), the
             number of Linear modules to adapt; by default those that hold at least their part of the selected weights, see
             `wagle_trainer.adapters.lora.lora_modules`. The score is computed as `attribution_gamma`, `density` and so on say.

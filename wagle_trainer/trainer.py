@@ -319,8 +319,12 @@ class WagleTrainer(SFTTrainer):
         """
         if "forget" not in inputs:
             return self._evaluation_loss(model, inputs, return_outputs)
-        coefficient = self.args.router_aux_loss_coef
-        collected: AbstractContextManager[list[Tensor]] = router_losses(model) if coefficient else nullcontext([])
+        coefficient = (
+            self.router_aux_loss_coef if self.aux_loss_enabled else 0.0
+        )  # SFTTrainer's: the model's own by default
+        collected: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if coefficient:
+            collected = router_losses(model, required=self.args.router_aux_loss_coef is not None)
         with collected as aux_losses:
             outputs = self._forward(model, inputs)
         loss_inputs = LossInputs(

@@ -12,7 +12,7 @@ from wagle_trainer.models.architecture import text_config, unwrap
 
 
 @contextmanager
-def router_losses(model: nn.Module) -> Iterator[list[Tensor]]:
+def router_losses(model: nn.Module, required: bool = True) -> Iterator[list[Tensor]]:
     """Collect the load-balancing loss of every forward pass that is run inside, as scalars with gradients.
 
     The configuration requests router logits meanwhile, and is restored on exit: with the request, generation in batches
@@ -20,6 +20,7 @@ def router_losses(model: nn.Module) -> Iterator[list[Tensor]]:
 
     Args:
         model: a mixture of experts, possibly wrapped.
+        required: refuse a model that does not return the loss; else there is nothing to collect from it.
 
     Raises:
         ValueError: the model has no experts, or does not return the loss.
@@ -33,11 +34,12 @@ def router_losses(model: nn.Module) -> Iterator[list[Tensor]]:
 
     def collect(module: nn.Module, inputs: Any, output: Any) -> None:
         loss = getattr(output, "aux_loss", None)
-        if not isinstance(loss, Tensor):
+        if isinstance(loss, Tensor):
+            collected.append(loss)
+        elif required:
             raise ValueError(
                 f"router_aux_loss_coef is set, but {type(module).__name__} returns no load-balancing loss: leave it out."
             )
-        collected.append(loss)
 
     found, config.output_router_logits = config.output_router_logits, True
     handle = unwrap(model).register_forward_hook(collect)
