@@ -104,6 +104,9 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     else:
         check_taken(suite, options.dataset_name, data_options)
     settings = {**pairs(options.options), "batch_size": options.batch_size}
+    for name, value in settings.items():
+        if name.endswith("_tokens") and (type(value) is not int or value < 1):
+            raise ValueError(f"The option {name} must be a whole number from 1 on, not {str(value)[:40]!r}.")
     if options.reference is not None:
         settings["reference"] = _reference(options.reference)
     output = Path(options.output) if options.output is not None else None

@@ -183,8 +183,10 @@ def parse_options(
         *read, output, training, model, unknown_in_file, unknown = parser.parse_args_and_config(
             arguments, return_remaining_strings=True, separate_remaining_strings=True
         )
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"The configuration file is no YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError("The configuration file, or JSON in an option, is nested too deeply.") from error
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     names = [text.removeprefix("--") for text in unknown_in_file[::2]]

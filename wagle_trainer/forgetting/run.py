@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from wagle_trainer.adapters import SparseAdapter
 from wagle_trainer.data.forget_and_retain import without_overlap
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.data.reading import Examples, read_examples
-from wagle_trainer.evaluation.results import without_texts
+from wagle_trainer.evaluation.results import load_results, without_texts
 from wagle_trainer.evaluation.suites.custom import evaluate_custom
 from wagle_trainer.forgetting.examples import Example, Row, as_questions, encode
 from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick, levels_of
@@ -222,7 +221,7 @@ class _Run:
         """Run all stages; a stage is skipped where its result is in the folder already."""
         work = WorkFolder(folder, self.request)
         if (folder / "verdict.json").is_file():
-            return Verdict.from_dict(json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
+            return Verdict.from_dict(load_results(folder / "verdict.json"))
         config = {**self.given, "output_dir": str(folder), **self.settings.as_dict()}
         write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
 
