@@ -3,6 +3,7 @@ import random
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,29 @@ def test_nested_too_deeply(depth, tmp_path):
     (tmp_path / "deep.json").write_text("[" * depth + "]" * depth)
     with pytest.raises(ValueError, match="deep.json is nested too deeply"):
         load_results(tmp_path / "deep.json")
+
+
+MANY = 20_000  # times the pattern: some hundred kilobytes
+PATTERNS = {
+    "numbers": "0.12345678901234567,",
+    "empty lists": "[],",
+    "empty sets": "{},",
+    "lists within each other": "[" * 90 + "]" * 90 + ",",
+    "sets within each other": '{"":' * 90 + "0" + "}" * 90 + ",",
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_memory_is_bounded_by_the_size_of_the_file(pattern, tmp_path):
+    """Python's objects take more than their text: at most 60 times, whatever a damaged file claims; SECURITY.md says so."""
+    text = PATTERNS[pattern] * (MANY * 3 // len(PATTERNS[pattern]) + 1)
+    path = tmp_path / "results.json"
+    path.write_text('{"after": [' + text + "0]}")
+    tracemalloc.start()
+    load_results(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (4 if pattern == "numbers" else 60) * path.stat().st_size + 100_000
 
 
 ADD = """
