@@ -1,6 +1,7 @@
 """The report's files, read back: the page with an HTML parser, the numbers from the results that were given."""
 
 import base64
+import copy
 import json
 import math
 import statistics
@@ -18,6 +19,7 @@ from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.reporting import example_interval, plots, t_interval, write_report
 from wagle_trainer.reporting.examples import quantiles_for, rows_at_quantiles
 from wagle_trainer.reporting.statistics import as_p_value, holm
+from wagle_trainer.reporting.verdict import read_verdict
 
 pytestmark = pytest.mark.slow
 
@@ -551,3 +553,35 @@ def test_histories_and_attacks_of_another_shape(write, tmp_path, single_runs, at
     with pytest.raises(FileNotFoundError):
         write(single_runs, mask=tmp_path / "nowhere")
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("attack",), 0),
+        (("baseline",), [None]),
+        (("before",), {}),
+        (("recovered",), "x"),
+        (("points",), 10**29),
+        (("points",), {"a": [{}]}),
+        (("points", 0), {}),
+        (("points", 0, "x"), 10**29),
+        (("points", 0, "forget"), "x"),
+        (("points", 0, "recovered"), {"a": 1}),
+        (("settings",), [[1]]),
+        (("settings", "measure"), 0),
+    ],
+)
+def test_damaged_attacks_are_refused(write, tmp_path, attacks, path, value):
+    damaged = copy.deepcopy(attacks["relearning"])
+    place = damaged
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    refused(write, tmp_path, {"a": {"model_utility": 0.5}}, "what run_attacks returned", attacks=[damaged])
+
+
+@pytest.mark.parametrize("damage", [{"patch": True}, {"tries": 3}, {"attacks": {"relearning": {"recovered": []}}}])
+def test_damaged_verdicts_are_refused(damage):
+    with pytest.raises(ValueError, match="another form: pass what `wagle forget` wrote"):
+        read_verdict({"forgotten": True} | damage)

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from wagle_trainer.evaluation.attacks.attack_results import read_attack
+from wagle_trainer.evaluation.attacks.attack_results import check_attack, read_attack
 from wagle_trainer.evaluation.results import as_json, load_results
 from wagle_trainer.evaluation.suites import get_suite, readings
 from wagle_trainer.masking import WeightMask
@@ -300,12 +300,7 @@ def _attacks(attacks: Any) -> dict[str, list[Mapping[str, Any]]]:
         found[label] = [read_attack(attack) if isinstance(attack, Mapping) else {} for attack in listed]
     for label, some in found.items():
         for attack in some:
-            known = {"attack", "baseline", "points", "recovered"} <= set(attack)
-            if not known or not attack["points"]:
-                raise ValueError(
-                    f"An attack{f' on {label!r}' if label else ''} has no 'attack', 'baseline', 'recovered' or 'points': "
-                    "pass what run_attacks returned."
-                )
+            check_attack(attack, f"An attack{f' on {label!r}' if label else ''}")
     check_finite(found, "attacks")
     return found
 

@@ -47,10 +47,23 @@ def read_verdict(verdict: Mapping[str, Any]) -> Verdict:
     """
     if not isinstance(verdict, Mapping) or not isinstance(verdict.get("forgotten"), bool):
         raise ValueError("A verdict has the key 'forgotten', true or false: pass what `wagle forget` wrote.")
+    attacks = verdict.get("attacks") or {}
+    rates = [found.get("recovered") if isinstance(found, Mapping) else found for found in _values(attacks)]
+    checks = {
+        "patch": isinstance(verdict.get("patch") or {}, Mapping),
+        "tries": isinstance(verdict.get("tries") or [], list),
+        "attacks": all(rate is None or isinstance(rate, int | float) for rate in rates),
+    }
+    if wrong := [name for name, right in checks.items() if not right]:
+        raise ValueError(f"A verdict's {wrong[0]!r} is of another form: pass what `wagle forget` wrote.")
     given = verdict.get("sentences")
     counts = {name: verdict[name] for name in ("forget", "retain", "unseen", "attacks") if name in verdict}
     lines = [str(line) for line in given] if given else _lines(counts)
     return Verdict(verdict["forgotten"], lines, "", counts)
+
+
+def _values(attacks: Any) -> list[Any]:
+    return list(attacks.values()) if isinstance(attacks, Mapping) else []
 
 
 def _lines(counts: Mapping[str, Any]) -> list[str]:

@@ -83,3 +83,44 @@ def read_attack(attack: Mapping[str, Any]) -> dict[str, Any]:
             {key.replace("came_back", "recovered"): value for key, value in point.items()} for point in points
         ]
     return {"warning": None, **renamed}
+
+
+def check_attack(attack: Mapping[str, Any], where: str) -> None:
+    """Refuse a result that a report cannot show.
+
+    Args:
+        attack: what `read_attack` returned.
+        where: name of the attack's place, for the error.
+
+    Raises:
+        ValueError: an entry is missing or of another type; the message names it.
+    """
+    if not ({"attack", "baseline", "points", "recovered"} <= set(attack) and attack["points"]):
+        raise ValueError(
+            f"{where} has no 'attack', 'baseline', 'recovered' or 'points': pass what run_attacks returned."
+        )
+    settings = attack.get("settings", {})
+    points = attack["points"] if isinstance(attack["points"], list) else [None]
+    checks = {
+        "attack": isinstance(attack["attack"], str),
+        "baseline": _is_number(attack["baseline"]),
+        "before": _is_number(attack.get("before", 0)),
+        "recovered": attack["recovered"] is None or _is_number(attack["recovered"]),
+        "points": all(isinstance(point, Mapping) for point in points),
+        "settings": isinstance(settings, Mapping) and isinstance(settings.get("measure", ""), str),
+    }
+    for index, point in enumerate(points if checks["points"] else []):
+        checks[f"points[{index}]['x']"] = isinstance(point.get("x"), str) or _is_number(point.get("x"))
+        checks[f"points[{index}]['forget']"] = _is_number(point.get("forget"))
+        recovered = point.get("recovered", "missing")
+        checks[f"points[{index}]['recovered']"] = recovered is None or _is_number(recovered)
+    wrong = [name for name, right in checks.items() if not right]
+    if wrong:
+        raise ValueError(f"{where} is not what run_attacks returned: {wrong[0]} is missing or of another type.")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a number that a float can hold; `check_finite` names those that are not finite."""
+    if isinstance(value, float):
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**15
