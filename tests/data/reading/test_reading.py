@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from wagle_trainer.data import QAFormat, read_examples
@@ -185,6 +185,7 @@ cell = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\
 )
 
 
+@example(rows=[("0", "²")])
 @given(rows=st.lists(st.tuples(cell, cell), min_size=1, max_size=5))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_was_written_is_read_again(rows, tmp_path):

@@ -176,7 +176,7 @@ def _mark(answer: Any) -> int | str | None:
     if isinstance(answer, int) and not isinstance(answer, bool):
         return answer
     if isinstance(answer, str) and len(mark := answer.strip()) == 1:
-        return int(mark) if mark.isdigit() else mark.upper() if mark.upper() in "ABCDEFGH" else None
+        return int(mark) if mark in "0123456789" else mark.upper() if mark.upper() in "ABCDEFGH" else None
     return None
 
 
