@@ -7,11 +7,10 @@ from trl import ModelConfig
 
 from wagle_trainer import WagleConfig, comparison
 from wagle_trainer.comparison.learning_rate_rule import RETRAINED
-from wagle_trainer.comparison.runs import NO_MASK, Variant
 from wagle_trainer.data import QAFormat
 from wagle_trainer.evaluation import get_suite
 
-__all__ = ["NO_MASK", "RETRAINED", "CompareArguments", "Runs", "Variant"]
+__all__ = ["RETRAINED", "CompareArguments", "Runs"]
 
 
 @dataclass

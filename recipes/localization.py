@@ -119,7 +119,14 @@ def plant(
             lr_scheduler_type="cosine",
             weight_decay=0.0,
             seed=seed,
-            **quiet(),
+            bf16=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            summary_rows=0,
         ),
         forget_dataset=Dataset.from_list(taught),
         retain_dataset=Dataset.from_list(taught),
@@ -144,19 +151,6 @@ def complete(mask: WeightMask, model: Any) -> WeightMask:
 def flat(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Any:
     """The entries of all tensors, one after the other."""
     return torch.cat([tensors[name].flatten() for name in names]).numpy()
-
-
-def quiet() -> dict[str, Any]:
-    """Arguments of a trainer that writes nothing."""
-    return {
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
 
 
 def scored(model: Any, sets: dict[str, list[Any]], label: str, density: float) -> tuple[WeightMask, dict[str, Tensor]]:
@@ -239,7 +233,7 @@ class Planted:
 
 
 def best_run(bench: Bench, label: str, density: float, reference: dict[str, Any]) -> dict[str, Any]:
-    """The run of a mask at the learning rate that the rule of `patch_size.py` chooses."""
+    """The run of a mask at its best learning rate: the search of `patch_size.py`, by what is left and what is lost."""
     score, gamma = (label, None) if label in (NO_MASK, "truth") else spread(label)
     runs: dict[float, dict[str, Any]] = {}
 

@@ -202,7 +202,7 @@ class Study:
     def reference(self, seed: int) -> dict[str, Any]:
         """The measurements of the reference model."""
         key = {"model": self.model_name, "task": self.task_name, "seed": seed}
-        found = self.rows.reference(**key)
+        found = self.rows.find("references", **key)
         if found is None:
             bench = self.bench(seed)
             found = key | bench.references() | {"details": bench.task.details, "weights_digest": bench.digest()}

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from wagle_trainer.reporting.patch_size_plot import Panel, PatchPoint, patch_size_plot
 from wagle_trainer.reporting.plots import png, svg
 from wagle_trainer.utils.atomic_files import write_atomically
+from wagle_trainer.utils.table_formats import markdown_table
 
 Row = Mapping[str, Any]
 CLOSE = 0.02  # of probability: what counts as no worse than all weights
@@ -354,15 +355,12 @@ def sentences(group: Group) -> list[str]:
             if ratio is not None and ratio.at_least and ratio.at_most:
                 found.append(f"{label}, {what}: random and the score reach it at their smallest densities: no ratio.")
             elif ratio is not None:
-                sign = "at least " if ratio.at_least else "at most " if ratio.at_most else ""
                 interval = (
                     "one seed, no interval"
                     if ratio.low is None
-                    else f"95 % interval {ratio.low:.3g} to {ratio.high:.3g}; {ratio.seeds} seeds"
+                    else f"95 % interval of the ratio {ratio.low:.3g} to {ratio.high:.3g}; {ratio.seeds} seeds"
                 )
-                found.append(
-                    f"{label} needs {sign}{ratio.mean:.3g} times fewer weights than random {what} ({interval})."
-                )
+                found.append(f"{label} needs {_how_many(ratio)} random {what} ({interval}).")
             else:
                 missed = [seed for seed in group.seeds() if group.tried(label, seed)]
                 reached = [seed for seed in missed if group.smallest(label, seed, robust) is not None]
@@ -378,6 +376,16 @@ def sentences(group: Group) -> list[str]:
     return found
 
 
+def _how_many(ratio: Ratio) -> str:
+    """A ratio in words: "at least 15 times fewer weights than"."""
+    signs = ("at least ", "at most ") if ratio.mean > 1.005 else ("at most ", "at least ")
+    sign = signs[0] if ratio.at_least else signs[1] if ratio.at_most else ""
+    if 0.995 < ratio.mean < 1.005:
+        return f"{sign}as many weights as"
+    times, word = (ratio.mean, "fewer") if ratio.mean > 1 else (1 / ratio.mean, "more")
+    return f"{sign}{times:.3g} times {word} weights than"
+
+
 def size_table(group: Group) -> list[list[str]]:
     """Smallest density of each score by seed, and the ratio to random."""
     seeds = group.seeds()
@@ -391,12 +399,6 @@ def size_table(group: Group) -> list[list[str]]:
             ratio = None if label == "random" else ratio_to_random(group, label, robust)
             lines.append([label, name, *found, "" if label == "random" else "-" if ratio is None else str(ratio)])
     return lines
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first line is its head."""
-    rows = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def legend(utility_loss: float) -> str:
@@ -424,8 +426,7 @@ def write_report(content: Mapping[str, Any], folder: Path, utility_loss: float) 
             f"## {title}\n\n![Forgetting against patch size]({name}.png)\n\n"
             + "\n".join(f"- {sentence}" for sentence in said)
             + "\n\n"
-            + "\n\n".join(map(markdown, tables))
-            + "\n"
+            + "\n".join(map(markdown_table, tables))
         )
         sections.append(_section(title, picture, said, tables))
     text = f"# The smallest patch that forgets\n\n{legend(utility_loss)}\n\n" + "\n".join(parts)

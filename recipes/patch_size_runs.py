@@ -28,7 +28,6 @@ from wagle_trainer.forgetting.patches import patch_config
 from wagle_trainer.models.log_probs import token_log_probs
 from wagle_trainer.models.modes import evaluation_mode
 
-KEY = ("model", "task", "objective", "score", "gamma", "density", "learning_rate", "seed")
 NO_MASK = "none"
 
 
@@ -94,17 +93,10 @@ class Rows:
     def rows(self) -> list[dict[str, Any]]:
         return self.content["rows"]
 
-    @property
-    def references(self) -> list[dict[str, Any]]:
-        return self.content["references"]
-
-    def find(self, **key: Any) -> dict[str, Any] | None:
-        """The row of a run, None if it was not run."""
-        return next((row for row in self.rows if all(row[name] == value for name, value in key.items())), None)
-
-    def reference(self, **key: Any) -> dict[str, Any] | None:
-        """The row of a reference model."""
-        return next((row for row in self.references if all(row[name] == value for name, value in key.items())), None)
+    def find(self, where: str = "rows", **key: Any) -> dict[str, Any] | None:
+        """The row of a run, or ("references") of a reference model; None if it was not run."""
+        same = (row for row in self.content[where] if all(row[name] == value for name, value in key.items()))
+        return next(same, None)
 
     def add(self, row: dict[str, Any], environment: Mapping[str, Any], where: str = "rows") -> None:
         """Add a row and write the file."""

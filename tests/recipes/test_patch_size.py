@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from wagle_trainer.evaluation import load_results
+
 pytestmark = pytest.mark.slow
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -332,7 +334,7 @@ def test_ratio_to_random(report):
     assert not found.at_least and not found.at_most
     said = report.sentences(group)
     assert any("snip needs 31.6 times fewer weights than random to forget" in text for text in said)
-    assert any("(95 % interval 10 to 100; 2 seeds)" in text for text in said)
+    assert any("(95 % interval of the ratio 10 to 100; 2 seeds)" in text for text in said)
     assert ["random", "reached", "0.001", "0.001", ""] in report.size_table(group)
 
 
@@ -363,10 +365,39 @@ def test_a_score_at_its_smallest_density_is_a_lower_bound(report):
 def test_random_at_its_smallest_density_is_an_upper_bound(report):
     found, group = ratio(report, own=[1e-4], chance=[1e-6])
     assert found.at_most and not found.at_least and found.mean == pytest.approx(0.01)
-    assert any("at most 0.01 times fewer" in text for text in report.sentences(group))
+    assert any("at least 100 times more weights than random" in text for text in report.sentences(group))
     both, group = ratio(report, own=[1e-6], chance=[1e-6])
     assert both.at_most and both.at_least
     assert any("no ratio" in text for text in report.sentences(group))
+
+
+@pytest.mark.parametrize(
+    ("own", "chance", "words"),
+    [
+        (1e-4, 1e-4, "snip needs as many weights as random to forget"),
+        (1e-4, None, "snip needs at least 10 times fewer weights than random to forget"),
+        (1e-3, None, "snip needs at most as many weights as random to forget"),
+        (1e-3, 1e-4, "snip needs 10 times more weights than random to forget"),
+    ],
+)
+def test_ratios_in_words(report, own, chance, words):
+    _, group = ratio(report, own=[own], chance=[chance])
+    assert any(text.startswith(words) for text in report.sentences(group))
+
+
+def test_the_page_of_the_evidence_has_the_committed_numbers(report):
+    """Every line of its tables is made of the rows: a number that was typed, or whose rows changed, fails here."""
+    rows = load_results(RECIPES.parent / "benchmarks" / "results" / "patch_size" / "results.json")
+    page = (RECIPES.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
+    lines = [
+        line
+        for group in report.groups(rows)
+        for table in ([] if group.objective == "grad_diff" else [report.size_table(group)]) + [report.table(group)]
+        for line in report.markdown_table(table).splitlines()
+        if ":---" not in line
+    ]
+    assert len(lines) > 40
+    assert [line for line in lines if line not in page] == []
 
 
 def test_a_score_that_misses_the_goal_has_no_ratio(report):
@@ -428,7 +459,7 @@ def test_the_rate_that_all_seeds_were_run_with_counts(report):
     rows.append(row("snip", 1e-3, 1, 0.0, rate=1e-4))
     [group] = report.groups(content(rows))
     assert {seed: found["forget"] for seed, found in group.chosen("snip", 1e-3).items()} == {0: 0.05, 1: 0.06}
-    assert "| snip | 0.001 | 0.001 | 0.0001 to 0.01 | 2 | 0.055 |" in report.markdown(report.table(group))
+    assert "| snip | 0.001 | 0.001 | 0.0001 to 0.01 | 2 | 0.055 |" in report.markdown_table(report.table(group))
 
 
 def test_report_has_figures_in_both_formats(report, tmp_path):

@@ -74,14 +74,10 @@ class Variant:
     objective: str | None = None
 
     @property
-    def mask_label(self) -> str:
-        """The mask's part of the label."""
-        return NO_MASK if self.score is None else f"{self.score} {self.density:g}"
-
-    @property
     def label(self) -> str:
         """The name of its row."""
-        return self.mask_label if self.objective is None else f"{self.objective}, {self.mask_label}"
+        mask = NO_MASK if self.score is None else f"{self.score} {self.density:g}"
+        return mask if self.objective is None else f"{self.objective}, {mask}"
 
     def with_mask(self, score: str | None) -> Variant:
         """The same with a mask of another score, or without one.
@@ -263,7 +259,6 @@ class Runs:
         args = self._arguments(variant, learning_rate)
         args.attribution_samples = args.attribution_samples or len(forget)  # as many of each set
         args.output_dir, args.save_strategy = str(self.folder), SaveStrategy.NO  # only the measurements are kept
-        args.summary_rows = 0  # the suite says more, and there is no saved model to go on with
         trainer = WagleTrainer(
             model=self._load(self.model(variant.seed)),
             args=args,
