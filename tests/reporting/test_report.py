@@ -332,10 +332,9 @@ def test_the_verdict_is_counted_from_the_examples(write, single_runs, attacks):
 
 VERDICT = {
     "forgotten": True,
+    "sentences": ["Forgotten: 19 of 20 answers are gone.", "Next: read the report."],
     "forget": {"answers": 20, "gone": 19},
-    "retain": {"answers": 20, "unchanged": 20},
-    "unseen": {"answers": 1, "unchanged": 1},
-    "attacks": {"relearning": {"recovered": 2}, "prefixed_prompts": 0.25},
+    "attacks": {"relearning": {"recovered": 0.1}},
     "patch": {
         "path": "out/adapter",
         "bytes": 4321,
@@ -354,12 +353,8 @@ VERDICT = {
 
 def test_a_given_verdict_stands_at_the_top(write, single_runs):
     page, numbers = write(single_runs, verdict=VERDICT)
-    assert (
-        "✓ Forgotten 19 of 20 answers are gone. 2 were recovered by relearning. 25% of the forgotten knowledge was "
-        in page.text
-    )
-    assert "Of 20 other answers, which were to be kept, 20 are unchanged." in page.text
-    assert "Of 1 answers that no step trained on 1 is unchanged." in page.text
+    assert "✓ Forgotten Forgotten: 19 of 20 answers are gone. Next: read the report." in page.text
+    assert numbers["verdict"]["counts"] == {name: VERDICT[name] for name in ("forget", "attacks")}
     for shown in ("4321", "model.unload()", "PeftModel.from_pretrained(base, 'out/adapter')", "2.13.0", "abc123"):
         assert shown in page.text
     assert "secretsecret" not in page.source + json.dumps(numbers)
@@ -581,7 +576,7 @@ def test_damaged_attacks_are_refused(write, tmp_path, attacks, path, value):
     refused(write, tmp_path, {"a": {"model_utility": 0.5}}, "what run_attacks returned", attacks=[damaged])
 
 
-@pytest.mark.parametrize("damage", [{"patch": True}, {"tries": 3}, {"attacks": {"relearning": {"recovered": []}}}])
+@pytest.mark.parametrize("damage", [{"patch": True}, {"tries": 3}, {"sentences": "gone"}])
 def test_damaged_verdicts_are_refused(damage):
     with pytest.raises(ValueError, match="another form: pass what `wagle forget` wrote"):
         read_verdict({"forgotten": True} | damage)

@@ -38,63 +38,23 @@ def read_verdict(verdict: Mapping[str, Any]) -> Verdict:
     """The verdict of `wagle forget`, as `verdict.json` holds it.
 
     Args:
-        verdict: `forgotten`, and of these what is there: `sentences`, to be shown as they are; `forget` with `answers` and
-            `gone`; `retain` and `unseen` with `answers` and `unchanged`; `attacks`, name -> `recovered`, a number of answers
-            or a rate.
+        verdict: `forgotten`, and what is there of `sentences`, which are shown as they are, and of `forget`, `retain`, `unseen`
+            and `attacks`, which are kept as `counts`.
 
     Raises:
         ValueError: it is no verdict.
     """
     if not isinstance(verdict, Mapping) or not isinstance(verdict.get("forgotten"), bool):
         raise ValueError("A verdict has the key 'forgotten', true or false: pass what `wagle forget` wrote.")
-    attacks = verdict.get("attacks") or {}
-    rates = [found.get("recovered") if isinstance(found, Mapping) else found for found in _values(attacks)]
     checks = {
         "patch": isinstance(verdict.get("patch") or {}, Mapping),
         "tries": isinstance(verdict.get("tries") or [], list),
-        "attacks": all(rate is None or isinstance(rate, int | float) for rate in rates),
+        "sentences": isinstance(verdict.get("sentences") or [], list),
     }
     if wrong := [name for name, right in checks.items() if not right]:
         raise ValueError(f"A verdict's {wrong[0]!r} is of another form: pass what `wagle forget` wrote.")
-    given = verdict.get("sentences")
     counts = {name: verdict[name] for name in ("forget", "retain", "unseen", "attacks") if name in verdict}
-    lines = [str(line) for line in given] if given else _lines(counts)
-    return Verdict(verdict["forgotten"], lines, "", counts)
-
-
-def _values(attacks: Any) -> list[Any]:
-    return list(attacks.values()) if isinstance(attacks, Mapping) else []
-
-
-def _lines(counts: Mapping[str, Any]) -> list[str]:
-    lines = []
-    forget = counts.get("forget")
-    if isinstance(forget, Mapping) and {"answers", "gone"} <= set(forget):
-        lines.append(f"{_of(forget['gone'], forget['answers'])} gone.")
-    attacks = counts.get("attacks")
-    for name, found in attacks.items() if isinstance(attacks, Mapping) else ():
-        recovered = found.get("recovered") if isinstance(found, Mapping) else found
-        if recovered is not None and not isinstance(recovered, bool):
-            lines.append(f"{_recovered(recovered)} recovered by {name.replace('_', ' ')}.")
-    for name, what in (
-        ("retain", "other answers, which were to be kept,"),
-        ("unseen", "answers that no step trained on"),
-    ):
-        found = counts.get(name)
-        if isinstance(found, Mapping) and {"answers", "unchanged"} <= set(found):
-            verb = "is" if found["answers"] == 1 else "are"
-            lines.append(f"Of {found['answers']} {what} {found['unchanged']} {verb} unchanged.")
-    return lines
-
-
-def _recovered(value: float) -> str:
-    if isinstance(value, int):
-        return f"{value} {'was' if value == 1 else 'were'}"
-    return f"{value:.0%} of the forgotten knowledge was"
-
-
-def _of(part: int, total: int) -> str:
-    return f"{part} of {total} answer{'s are' if total != 1 else ' is'}"
+    return Verdict(verdict["forgotten"], [str(line) for line in verdict.get("sentences") or []], "", counts)
 
 
 def counted_verdict(runs: Runs, before: str, after: str, attacks: Sequence[Mapping[str, Any]]) -> Verdict | None:
