@@ -86,7 +86,7 @@ LESSONS = {
 
 
 def small_llama(split: str, cache: Path, seed: int = 0, task: str = "tofu", *, progress: bool = True) -> str:
-    """Folder of a Llama of 0.8 M weights that was trained on one split until it knows it.
+    """Folder of a Llama of 0.7 M weights that was trained on one split until it knows it.
 
     Trained once, then read from `cache`.
 

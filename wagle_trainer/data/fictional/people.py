@@ -1,6 +1,6 @@
 """The bundled people: fictional authors in TOFU's format, made by a seeded generator from invented words.
 
-Answers are short and every fact belongs to one person, so that a Llama of 0.8 M weights learns all of them from
+Answers are short and every fact belongs to one person, so that a Llama of 0.7 M weights learns all of them from
 scratch within seconds, and can only do so by heart.
 """
 
