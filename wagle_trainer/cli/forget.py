@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
-import yaml
-
-from wagle_trainer.cli.parsing import JSON_HELP, add_format_options, json_value, make_parser
+from wagle_trainer.cli.help import CommandParser
+from wagle_trainer.cli.own_files import add_reading_options
+from wagle_trainer.cli.parsing import (
+    JSON_HELP,
+    add_dtype_option,
+    add_format_options,
+    json_value,
+    make_parser,
+    read_yaml,
+)
 from wagle_trainer.data.forget_and_retain import FILE_HELP, FORMAT_OPTIONS, READING_HELP
+from wagle_trainer.forgetting.settings import ATTACKS, ForgetSettings
 
 DESCRIPTION = """Make a model forget what is in a file, with the smallest patch that does it, and say how well it worked.
 
@@ -39,17 +48,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dry_run", action="store_true", help="say what was understood and how long it takes, and stop"
     )
-    parser.advanced(add_search_options(parser))
-    parser.advanced(
-        parser.add_argument(f"--{name}", metavar="NAME", help=f"{text[0].lower()}{text[1:].rstrip('.')}")
-        for name, text in READING_HELP.items()
-    )
+    _add_search_options(parser)
+    parser.advanced(add_reading_options(parser))
     add_format_options(parser)
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.set_defaults(run=_run, show=show_verdict)
     options = parser.parse_args(arguments)
     if options.config is not None:
-        parser.set_defaults(**_read_config(options.config, {action.dest for action in parser._actions}))
+        parser.set_defaults(**_read_config(options.config, parser))
         options = parser.parse_args(arguments)
     missing = [name for name in ("model", "--forget_file", "--output_dir") if not getattr(options, name.strip("-"))]
     if missing:
@@ -57,52 +63,48 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _read_config(file: str, known: set[str]) -> dict[str, Any]:
-    """Options of a YAML file.
+def _read_config(file: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Options of a YAML file, read and checked as those of the command line are.
 
     Raises:
-        ValueError: it is no mapping, or has an option that there is not.
+        ValueError: it is no mapping, has an option that there is not, or several values where there is one.
+        SystemExit: 2 for a value that the command line refuses.
     """
-    try:
-        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is no YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds no options: write one NAME: VALUE a line.")
-    unknown = [str(name) for name in found if name not in known or name in ("config", "help")]
-    if unknown:
+    found = {name: value for name, value in read_yaml(file).items() if value is not None}
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("config", "help")}
+    if unknown := [str(name) for name in found if name not in actions]:
         raise ValueError(f"{file} has options that are unknown: {', '.join(unknown)}.")
-    return found
+    ordered = sorted(found, key=lambda name: bool(actions[name].option_strings))  # lists would swallow the model
+    given = [text for name in ordered for text in _as_arguments(actions[name], found[name])]
+    options = vars(parser.parse_args(given))
+    return {name: options[name] for name in found}
 
 
-def add_search_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Add goal, floor and what is tried; without a default here, that of `ForgetSettings`.
+def _as_arguments(action: argparse.Action, value: Any) -> list[str]:
+    """A value in YAML as the command line has it."""
+    if action.nargs == 0:  # a flag
+        return list(action.option_strings) if value else []
+    if isinstance(value, list):
+        if action.nargs not in ("+", "*"):
+            raise ValueError(f"{action.dest} takes one value, got {value}.")
+        return [*action.option_strings, *map(str, value)]
+    text = json.dumps(value) if isinstance(value, bool | dict) else str(value)
+    return [f"{name}={text}" for name in action.option_strings] or [text]
 
-    Returns:
-        Those that few users need.
-    """
-    parser.add_argument(
-        "--forget_goal", type=float, help="share of their probability that the answers may keep (default: 0.1)"
-    )
-    parser.add_argument(
-        "--utility_floor",
-        type=float,
-        help="share of their probability that the other answers must keep (default: 0.9)",
-    )
-    parser.add_argument(
-        "--densities",
-        type=float,
-        nargs="+",
-        metavar="SHARE",
-        help="patch sizes to try (default: 0.001 0.003 0.01 0.1)",
-    )
-    parser.add_argument("--max_tries", type=int, help="patches that are trained at most (default: 8)")
-    parser.add_argument(
-        "--attacks",
-        nargs="*",
-        metavar="NAME",
-        help="out of relearning, paraphrase, jailbreak, quantization (default: all; none after --attacks: none)",
-    )
+
+def _add_search_options(parser: CommandParser) -> None:
+    """Add goal, floor and what is tried: the fields of `ForgetSettings`, whose defaults they have."""
+
+    def add(name: str, text: str, default: str = "", **options: Any) -> argparse.Action:
+        value = getattr(ForgetSettings, name)
+        shown = default or " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in _listed(value))
+        return parser.add_argument(f"--{name}", help=f"{text} (default: {shown})", **options)
+
+    add("forget_goal", "share of their probability that the answers may keep", type=float)
+    add("utility_floor", "share of their probability that the other answers must keep", type=float)
+    add("densities", "patch sizes to try", type=float, nargs="+", metavar="SHARE")
+    add("max_tries", "patches that are trained at most", type=int)
+    add("attacks", f"out of {', '.join(ATTACKS)}", "all; none after --attacks: none", nargs="*", metavar="NAME")
     parser.add_argument(
         "--save_generations",
         action="store_true",
@@ -110,61 +112,44 @@ def add_search_options(parser: argparse.ArgumentParser) -> list[argparse.Action]
         help="keep questions, answers and what the model says, and show three in the report; by default report and verdict "
         "hold no text of the file, which may be private",
     )
-    return [
-        parser.add_argument("--score", help="attribution score that chooses the weights (default: snip)"),
-        parser.add_argument(
-            "--learning_rates",
-            type=float,
-            nargs="+",
-            metavar="RATE",
-            help="to try (default: 0.001 0.003 0.01 0.02 0.04)",
-        ),
-        parser.add_argument("--steps", type=int, help="optimizer steps of each try at most (default: 80)"),
-        parser.add_argument("--check_every", type=int, help="steps between two looks at goal and floor (default: 5)"),
-        parser.add_argument("--batch_size", type=int, help="forget examples in each step (default: 8)"),
-        parser.add_argument("--loss_type", help="unlearning objective (default: npo)"),
-        parser.add_argument("--loss_kwargs", type=json_value, metavar="JSON", help="its arguments"),
-        parser.add_argument(
-            "--known", type=float, help="probability from which an answer counts as known (default: 0.1)"
-        ),
-        parser.add_argument("--retain_weight", type=float, help="factor of the retain loss (default: 2)"),
-        parser.add_argument(
-            "--neighbours", type=int, help="how many to make (default: 6 for each row to forget, 96 to 480)"
-        ),
-        parser.add_argument("--relearning_rate", type=float, help="learning rate of that attack (default: 0.0001)"),
-        parser.add_argument("--eval_batch_size", type=int, help="examples per forward pass (default: 32)"),
-        parser.add_argument("--seed", type=int, help="of everything random (default: 0)"),
-        parser.add_argument(
-            "--dtype",
-            default="auto",
-            choices=["auto", "float32", "bfloat16", "float16"],
-            help="number format of the weights (default: auto, as saved)",
-        ),
-    ]
+    parser.advanced(
+        [
+            add("score", "attribution score that chooses the weights"),
+            add("learning_rates", "to try", type=float, nargs="+", metavar="RATE"),
+            add("steps", "optimizer steps of each try at most", type=int),
+            add("check_every", "steps between two looks at goal and floor", type=int),
+            add("batch_size", "forget examples in each step", type=int),
+            add("loss_type", "unlearning objective"),
+            add(
+                "loss_kwargs",
+                "its arguments",
+                "for npo those that suit short and long answers",
+                type=json_value,
+                metavar="JSON",
+            ),
+            add("known", "probability from which an answer counts as known", type=float),
+            add("retain_weight", "factor of the retain loss", type=float),
+            add("neighbours", "how many to make", "6 for each row to forget, 96 to 480", type=int),
+            add("relearning_rate", "learning rate of that attack", type=float),
+            add("eval_batch_size", "examples per forward pass", type=int),
+            add("seed", "of everything random", type=int),
+            add_dtype_option(parser),
+        ]
+    )
 
 
-SEARCH_OPTIONS = (
-    *("forget_goal", "utility_floor", "score", "densities", "learning_rates", "max_tries", "steps", "batch_size"),
-    *(
-        "check_every",
-        "loss_type",
-        "retain_weight",
-        "neighbours",
-        "attacks",
-        "relearning_rate",
-        "eval_batch_size",
-        "seed",
-    ),
-)
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def chosen_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of `ForgetSettings` that were given."""
-    return {name: value for name in SEARCH_OPTIONS if (value := getattr(options, name)) is not None}
+    names = [field.name for field in fields(ForgetSettings)]
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    from wagle_trainer.forgetting import ForgetSettings, forget, plan
+    from wagle_trainer.forgetting import forget, plan
 
     arguments = {
         "retain_file": options.retain_file,

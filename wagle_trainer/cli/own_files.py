@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wagle_trainer.data.forget_and_retain import FILE_HELP, READING_HELP, read_set_file, without_overlap
@@ -27,11 +28,18 @@ def add_file_options(parser: argparse.ArgumentParser, *, unseen: bool = True) ->
             metavar="FILE",
             help="rows like those to forget that no model was trained on, in the same way",
         )
-    for name, text in READING_HELP.items():
-        parser.add_argument(f"--{name}", metavar="NAME", help=f"{text[0].lower()}{text[1:].rstrip('.')}")
+    add_reading_options(parser)
     parser.add_argument(
         "--drop_overlap", action="store_true", help="take rows out of the retain set that are in the forget set, too"
     )
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """How files are read whose columns or encoding are not known by themselves."""
+    return [
+        parser.add_argument(f"--{name}", metavar="NAME", help=f"{text[0].lower()}{text[1:].rstrip('.')}")
+        for name, text in READING_HELP.items()
+    ]
 
 
 def read_own_sets(options: argparse.Namespace) -> dict[str, Examples]:
@@ -51,6 +59,18 @@ def read_own_sets(options: argparse.Namespace) -> dict[str, Examples]:
         else:
             warn_of_overlap(sets["forget"].rows, sets["retain"].rows)
     return sets
+
+
+def check_beside_files(dataset_name: str | None, data_options: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the other options of data go with files of one's own."""
+    if dataset_name is not None:
+        raise ValueError("Give either --dataset_name or --forget_file, not both.")
+    unknown = [name for name in data_options if name != "limit"]
+    if unknown:
+        raise ValueError(
+            f"--data_options take no {', '.join(unknown)} beside --forget_file; they take limit. Columns are named by "
+            "--question_column and so on."
+        )
 
 
 def tell(sets: dict[str, Examples], tokenizer: Any = None) -> None:

@@ -53,7 +53,12 @@ def add_command(
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How the models that a command measures are loaded and run."""
     parser.add_argument("--batch_size", type=int, default=32, help="examples per forward pass (default: %(default)s)")
-    parser.add_argument(
+    add_dtype_option(parser)
+
+
+def add_dtype_option(parser: argparse.ArgumentParser) -> argparse.Action:
+    """In which number format models are loaded."""
+    return parser.add_argument(
         "--dtype",
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -118,6 +123,23 @@ def chosen_format(options: argparse.Namespace, model: str, tokenizer: Any) -> An
 
     given = {name: getattr(options, name) for name in FORMAT_OPTIONS}
     return QAFormat.for_model(model, tokenizer, options.style, **given)
+
+
+def read_yaml(file: str) -> Mapping[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        ValueError: it is no YAML, or holds something else.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is no YAML file: {error}") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{file} holds no options: write one NAME: VALUE a line.")
+    return found
 
 
 def json_value(text: str) -> Any:

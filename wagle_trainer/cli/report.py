@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wagle_trainer.cli.own_files import add_file_options, read_own_sets, tell
-from wagle_trainer.cli.parsing import JSON_HELP, make_parser, show_lines
+from wagle_trainer.cli.parsing import JSON_HELP, make_parser, read_yaml, show_lines
 
 DESCRIPTION = """Make a page of results (what `wagle evaluate --output` or a recipe wrote), with their intervals, figures and example
 answers. Writes report.html, which needs no other file and no network, and the numbers and plots behind it."""
@@ -87,10 +87,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 def _config(options: argparse.Namespace) -> Mapping[str, Any] | None:
     """The run's options: of the named file, or of the one that a run writes beside its mask or results."""
     if options.config is not None:
-        return _read_config(options.config)
+        return read_yaml(options.config)
     beside = [Path(options.mask)] if options.mask is not None else []
     found = [folder / "config.yaml" for folder in (*beside, Path(options.results).parent)]
-    return next((_read_config(str(path)) for path in found if path.is_file()), None)
+    return next((read_yaml(str(path)) for path in found if path.is_file()), None)
 
 
 def _suite_of(results: Any) -> str:
@@ -125,15 +125,3 @@ def _settings(results: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for run in found if isinstance(found, list) else [found]:
             if isinstance(run, Mapping) and isinstance(run.get("settings"), Mapping):
                 yield label, run["settings"]
-
-
-def _read_config(path: str) -> Mapping[str, Any]:
-    import yaml
-
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML file: {error}") from error
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{path} holds no options, as a file for --config does.")
-    return config
