@@ -98,6 +98,17 @@ def test_bundled_facts_in_the_words_of_the_forget_set(form, people, monkeypatch)
     assert not any(row[question] == other[question] for row in found for other in rows)
 
 
+def test_at_most_a_fifth_is_general(people, monkeypatch):
+    def rows(number, origin):
+        return [{"question": f"{origin} {n}", "origin": origin, "name": f"{origin} {n}"} for n in range(number)]
+
+    monkeypatch.setattr(neighbours._Workshop, "facts", lambda self, number: rows(8, "facts"))
+    monkeypatch.setattr(neighbours._Workshop, "names", lambda self, number: [])
+    monkeypatch.setattr(neighbours._Workshop, "general", lambda self, number: rows(number, "general"))
+    found = make_neighbours(people.model, people.tokenizer, people.rows)
+    assert found.counts() == {"facts": 8, "general": 2}
+
+
 def test_too_few(people):
     rows = [{"question": "how tall is he?", "answer": "two metres"}] * 3
     with pytest.raises(TooFewNeighboursError, match=r"3 of the 3 questions name nothing.*--retain_file"):

@@ -18,6 +18,12 @@ from wagle_trainer.forgetting import ForgetSettings
         ({"attacks": ("guessing",)}, "Unknown attack guessing"),
         ({"score": "guess"}, "Unknown attribution score 'guess'"),
         ({"loss_type": "guess"}, "guess"),
+        ({"loss_type": "po"}, "loss_type='po' needs a chosen answer"),
+        ({"loss_kwargs": {"gamma": 1}}, "do not fit the loss 'npo'"),
+        ({"loss_kwargs": [1]}, "loss_kwargs are names and values"),
+        ({"retain_weight": -1}, "retain_weight must be"),
+        ({"known": 1.5}, "known is a probability"),
+        ({"relearning_rate": 0}, "relearning_rate must be a positive number"),
     ],
 )
 def test_refused(wrong, message):

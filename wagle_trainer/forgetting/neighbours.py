@@ -20,6 +20,7 @@ from wagle_trainer.evaluation.generation import answer_limit, generate_greedy, g
 from wagle_trainer.forgetting.examples import Row, encode, mean, probabilities
 from wagle_trainer.forgetting.names import leading_name, mentions, normalised, split_at_name
 from wagle_trainer.forgetting.question_forms import Form, forms_of, whole_names
+from wagle_trainer.forgetting.settings import usual_neighbours
 
 ORIGINS = ("facts", "names", "general")
 # The model is sure of an answer of its own from this probability on. It is a geometric mean over tokens.
@@ -99,8 +100,8 @@ def make_neighbours(
       question itself; the answer is the model's own, if it is sure of it;
     - `general`: questions that the model writes on its own, with its answers. At most a fifth.
 
-    What has a name of the forget set in it, or is a question of it, is left out. All rows about one name are in one part, unless there
-    are fewer than four names.
+    What has a name of the forget set in it, or is a question of it, is left out. All rows about one name are in one part,
+    unless there are fewer than four names.
 
     Args:
         model: the reference model, on its device.
@@ -119,7 +120,7 @@ def make_neighbours(
     """
     qa = qa_format or QAFormat.for_tokenizer(tokenizer)
     kind = _kind_of(forget)
-    wanted = number or min(480, max(96, 6 * len(forget)))
+    wanted = number or usual_neighbours(len(forget))
     workshop = _Workshop(model, tokenizer, qa, forget, kind, seed, batch_size)
     general = wanted // 8
     related = workshop.facts(wanted - general)
@@ -127,7 +128,7 @@ def make_neighbours(
         related += workshop.names(wanted - general - len(related))
     if len(related) < _FEWEST:
         raise TooFewNeighboursError(_too_few(len(related), workshop))
-    return _halves([*related, *workshop.general(min(general, max(4, len(related) // 4)))], seed)
+    return _halves([*related, *workshop.general(min(general, len(related) // 4))], seed)
 
 
 def relation_of(text: str, answer: str) -> tuple[str, str, str] | None:

@@ -66,14 +66,22 @@ class ForgetSettings:
 
     def __post_init__(self) -> None:
         from wagle_trainer.attribution import get_score
-        from wagle_trainer.losses import get_loss
+        from wagle_trainer.losses.objective import Objective
 
         for name in ("densities", "learning_rates", "attacks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.loss_kwargs is None:
             object.__setattr__(self, "loss_kwargs", dict(_NPO) if self.loss_type == "npo" else {})
         get_score(self.score)
-        get_loss(self.loss_type)
+        if not isinstance(self.loss_kwargs, dict):
+            raise ValueError(f"loss_kwargs are names and values, got {self.loss_kwargs!r}.")
+        if not 0 <= self.retain_weight < float("inf"):
+            raise ValueError(f"retain_weight must be a finite number that is not negative, got {self.retain_weight}.")
+        if "chosen" in Objective.from_arguments(self.loss_type, self.loss_kwargs, 1.0, self.retain_weight).needs:
+            raise ValueError(
+                f"loss_type={self.loss_type!r} needs a chosen answer beside each one to forget, and the file has none. "
+                "`wagle unlearn` takes preferences."
+            )
         if not 0 < self.forget_goal < 1:
             raise ValueError(f"forget_goal is a share between 0 and 1, got {self.forget_goal}.")
         if not 0 < self.utility_floor <= 1:
@@ -82,6 +90,10 @@ class ForgetSettings:
             values = getattr(self, name)
             if not values or list(values) != sorted(set(values)) or not 0 < values[0] <= values[-1] <= top:
                 raise ValueError(f"{name} must be positive numbers that rise, at most {top:g}; got {list(values)}.")
+        if not 0 <= self.known < 1:
+            raise ValueError(f"known is a probability in [0, 1), got {self.known}.")
+        if not 0 < self.relearning_rate < float("inf"):
+            raise ValueError(f"relearning_rate must be a positive number, got {self.relearning_rate}.")
         for name in ("max_tries", "steps", "check_every", "batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -99,8 +111,13 @@ class ForgetSettings:
         Args:
             forget_rows: rows of the forget set.
         """
-        return self.neighbours or min(480, max(96, 6 * forget_rows))
+        return self.neighbours or usual_neighbours(forget_rows)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON and YAML can hold them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def usual_neighbours(forget_rows: int) -> int:
+    """How many neighbours are made for a forget set of this size where no number is given."""
+    return min(480, max(96, 6 * forget_rows))
