@@ -40,6 +40,7 @@ def test_rows_of_one_table(files, wagle, by_hand, tmp_path, monkeypatch):
     found = load_results(output)
     [((names, label, numbers), options)] = logged
     assert (names, label, options["folder"]) == (["wandb"], "before", output.parent)
+    assert options["settings"] == {"model": files.model, "suite": "tofu"}
     assert numbers == pytest.approx(without_model(expected))
     assert list(found) == ["before"]
     assert without_model(found["before"]) == pytest.approx(without_model(expected))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wagle_trainer.cli.evaluate import check_taken
-from wagle_trainer.cli.own_files import add_file_options, read_own_sets, tell
+from wagle_trainer.cli.own_files import add_file_options, check_beside_files, read_own_sets, tell
 from wagle_trainer.cli.parsing import (
     JSON_HELP,
     add_format_options,
@@ -143,12 +143,8 @@ def _own_questions(options: argparse.Namespace, sets: Mapping[str, Any]) -> tupl
     """The forget and the retain set of files of one's own as questions and answers; the latter may be empty."""
     from wagle_trainer.evaluation.own_rows import as_questions
 
-    if options.dataset_name is not None:
-        raise ValueError("Say what was to be forgotten: either --dataset_name or --forget_file, not both.")
     data_options = pairs(options.data_options)
-    unknown = [name for name in data_options if name != "limit"]
-    if unknown:
-        raise ValueError(f"--data_options take no {', '.join(unknown)} beside --forget_file; they take limit.")
+    check_beside_files(options.dataset_name, data_options)
     forget, retain = (
         as_questions(sets[name], name, **data_options) if name in sets else [] for name in ("forget", "retain")
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wagle_trainer.cli.own_files import add_file_options, read_own_sets, tell
+from wagle_trainer.cli.own_files import add_file_options, check_beside_files, read_own_sets, tell
 from wagle_trainer.cli.parsing import (
     JSON_HELP,
     add_format_options,
@@ -100,7 +100,12 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     named = [options.dataset_name] if options.dataset_name is not None else []
     data_options = pairs(options.data_options)
     if sets:
-        _check_own_files(suite, options.dataset_name, data_options)
+        if suite.name != "custom":
+            raise ValueError(
+                f"The suite {suite.name!r} has data of its own: give --dataset_name in place of --forget_file, or leave --suite "
+                "out."
+            )
+        check_beside_files(options.dataset_name, data_options)
     else:
         check_taken(suite, options.dataset_name, data_options)
     settings = {**pairs(options.options), "batch_size": options.batch_size}
@@ -134,28 +139,13 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     label = options.label or options.model
     if output is not None and state.is_main_process:
         known = add_results(label, results, output)
-    log_numbers(options, label, metrics_of(results), {"model": options.model, "suite": options.suite})
+    log_numbers(options, label, metrics_of(results), {"model": options.model, "suite": suite.name})
     rows = {name: row for name, row in {**known, label: results}.items() if isinstance(row, Mapping)}
     headline = suite.headline
     if sets and "unseen" not in sets:  # columns without a number in any row
         headline = {name: head for name, head in headline.items() if any(name in row for row in rows.values())}
     options.show = lambda _: results_table(rows, headline)
     return {label: {name: value for name, value in results.items() if name != "per_example"}}
-
-
-def _check_own_files(suite: Any, dataset_name: str | None, data_options: Mapping[str, Any]) -> None:
-    if suite.name != "custom":
-        raise ValueError(
-            f"The suite {suite.name!r} has data of its own: give --dataset_name in place of --forget_file, or leave --suite out."
-        )
-    if dataset_name is not None:
-        raise ValueError("Give either --dataset_name or --forget_file, not both.")
-    unknown = [name for name in data_options if name != "limit"]
-    if unknown:
-        raise ValueError(
-            f"--data_options take no {', '.join(unknown)} beside --forget_file; they take limit. Columns are named by "
-            "--question_column and so on."
-        )
 
 
 def _reference(text: str) -> Mapping[str, Any]:
