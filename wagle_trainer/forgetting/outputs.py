@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,11 @@ def write_patch(
         "density": mask.density,
         "apply": (
             "import wagle_trainer\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
-            f'model = PeftModel.from_pretrained(base, "{path}")'
+            f'base = AutoModelForCausalLM.from_pretrained({json.dumps(base)}, dtype="auto")\n'
+            f"model = PeftModel.from_pretrained(base, {json.dumps(str(path))})"
         ),
         "revoke": "base = model.unload()  # the base model again, bitwise identical",
-        "merge": f"wagle adapter merge {base} {path} {folder / 'merged'}",
+        "merge": shlex.join(["wagle", "adapter", "merge", base, str(path), str(folder / "merged")]),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wagle_trainer.reporting.verdict import GONE, UNCHANGED
@@ -65,11 +65,7 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        names = (
-            *("forgotten", "reasons", "sentences", "forget", "retain", "unseen", "attacks", "patch", "tries"),
-            *("neighbours", "examples", "versions", "digests", "settings", "output_dir", "model"),
-        )
-        return {"format": FORMAT_VERSION} | {name: getattr(self, name) for name in names}
+        return {"format": FORMAT_VERSION, "sentences": self.sentences} | asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Verdict:
