@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from wagle_trainer.adapters import SparseAdapter, merge, verify
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.forgetting import forget, plan
 from wagle_trainer.forgetting import run as run_module
-from wagle_trainer.forgetting.examples import encode, mean, probabilities
+from wagle_trainer.forgetting.examples import encode, probabilities
 from wagle_trainer.forgetting.telling_words import only_telling_words
 
 FILES = (
@@ -56,7 +57,7 @@ def test_the_patch_is_what_was_measured(finished, people):
     assert 0 < changed <= verdict.patch["weights"] == SparseAdapter.from_pretrained(folder / "adapter").num_values
     examples = encode(QAFormat.for_tokenizer(people.tokenizer), people.rows, "forget")
     measured = probabilities(patched, people.tokenizer, only_telling_words(examples, people.tokenizer))
-    assert mean(measured) == pytest.approx(verdict.forget["after"], abs=1e-4)
+    assert fmean(measured) == pytest.approx(verdict.forget["after"], abs=1e-4)
 
 
 def test_what_can_be_shared_holds_no_text(finished, people):

@@ -64,10 +64,10 @@ def test_target_tokens_are_those_of_the_words(letters):
     """All tokens of a word that counts, none of another, and the question is still there."""
     examples = capitals(QAFormat.for_tokenizer(letters))
     for example, counted in zip(examples, only_telling_words(examples, letters), strict=True):
-        kept = [label for label in counted.tokens["labels"] if label != -100]
+        kept = [label for label in counted.encoded["labels"] if label != -100]
         assert letters.decode(kept).strip() == example.answer.split()[-1].removesuffix(".")
         assert len(kept) > 2
-        assert counted.tokens["input_ids"] == example.tokens["input_ids"]
+        assert counted.encoded["input_ids"] == example.encoded["input_ids"]
 
 
 def test_an_example_without_any_of_the_words_stays(people, qa):

@@ -117,9 +117,14 @@ def is_plain_text(examples: Examples) -> bool:
 
 def format_of(examples: Examples, chosen: QAFormat) -> QAFormat:
     """The format that `as_questions` of these rows is asked in: for plain text, one that adds nothing to it."""
+    return untagged(chosen) if is_plain_text(examples) else chosen
+
+
+def untagged(chosen: QAFormat) -> QAFormat:
+    """The format that adds nothing to questions and answers, for the same tokenizer."""
     from wagle_trainer.data.qa_format import QAFormat
 
-    return QAFormat.for_tokenizer(chosen.tokenizer, "plain", **_NO_TAGS) if is_plain_text(examples) else chosen
+    return QAFormat.for_tokenizer(chosen.tokenizer, "plain", **_NO_TAGS)
 
 
 def kind_of_row(row: Row, where: str) -> tuple[str, ...]:

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.answer_scores import score_answers
-from wagle_trainer.evaluation.own_rows import encode_row
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as text and as tokens.
-
-    Attributes:
-        question, answer: as text.
-        prompt: tokens that generation starts from.
-        tokens: `input_ids` and `labels` of question and answer, -100 on the question.
-    """
-
-    question: str
-    answer: str
-    prompt: list[int]
-    tokens: dict[str, list[int]]
+from wagle_trainer.evaluation.own_rows import EncodedRow, encode_row
+from wagle_trainer.evaluation.suites.suite_inputs import Row
 
 
 def as_questions(rows: Iterable[Row]) -> list[Row]:
@@ -56,7 +39,7 @@ def _pair(row: Row) -> tuple[str, str] | None:
     return str(turns[0]["content"]), str(turns[1]["content"])
 
 
-def encode(qa: QAFormat, rows: Iterable[Row], name: str) -> list[Example]:
+def encode(qa: QAFormat, rows: Iterable[Row], name: str) -> list[EncodedRow]:
     """The rows of one set as examples.
 
     Args:
@@ -67,33 +50,21 @@ def encode(qa: QAFormat, rows: Iterable[Row], name: str) -> list[Example]:
     Raises:
         ValueError: a row is of no known kind; the message names set and row.
     """
-    found = []
-    for index, row in enumerate(rows):
-        encoded = encode_row(qa, row, f"Row {index} of the {name} set")
-        found.append(Example(encoded.question, encoded.answer, encoded.prompt, encoded.encoded))
-    return found
+    return [encode_row(qa, row, f"Row {index} of the {name} set") for index, row in enumerate(rows)]
 
 
-def probabilities(model: Any, tokenizer: Any, examples: Sequence[Example], batch_size: int = 32) -> list[float]:
+def probabilities(model: Any, tokenizer: Any, examples: Sequence[EncodedRow], batch_size: int = 32) -> list[float]:
     """Probability of each answer: geometric mean over its tokens, in [0, 1].
 
     Raises:
         FloatingPointError: a log-probability is not finite.
     """
-    import math
-
     scores = score_answers(
         model,
-        [example.tokens for example in examples],
+        [example.encoded for example in examples],
         [f"row {index}" for index in range(len(examples))],
         eos_token_id=tokenizer.eos_token_id,
         batch_size=batch_size,
         progress=False,
     )
     return [math.exp(score.mean_log_prob) for score in scores]
-
-
-def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean."""
-    listed = list(values)
-    return sum(listed) / len(listed)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from wagle_trainer.forgetting.examples import Example, mean, probabilities
+from wagle_trainer.evaluation.own_rows import EncodedRow
+from wagle_trainer.forgetting.examples import probabilities
 from wagle_trainer.forgetting.settings import ForgetSettings
 
 SETS = ("forget", "retain", "unseen")
@@ -28,10 +30,12 @@ class Levels:
 
     def mean(self, name: str) -> float:
         """Mean answer probability of a set."""
-        return mean(self.values[name])
+        return fmean(self.values[name])
 
 
-def levels_of(model: Any, tokenizer: Any, sets: Mapping[str, Sequence[Example]], settings: ForgetSettings) -> Levels:
+def levels_of(
+    model: Any, tokenizer: Any, sets: Mapping[str, Sequence[EncodedRow]], settings: ForgetSettings
+) -> Levels:
     """Levels of a model on some sets."""
     size = settings.eval_batch_size
     return Levels({name: probabilities(model, tokenizer, examples, size) for name, examples in sets.items()})
@@ -49,7 +53,7 @@ class Yardstick:
     """
 
     tokenizer: Any
-    sets: Mapping[str, Sequence[Example]]
+    sets: Mapping[str, Sequence[EncodedRow]]
     before: Levels
     settings: ForgetSettings
 

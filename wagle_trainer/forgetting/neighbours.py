@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from wagle_trainer.data.facts_tables import RELATIONS, Relation
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.generation import answer_limit, generate_greedy, generate_samples
-from wagle_trainer.forgetting.examples import Row, encode, mean, probabilities
+from wagle_trainer.evaluation.suites.suite_inputs import Row
+from wagle_trainer.forgetting.examples import encode, probabilities
 from wagle_trainer.forgetting.names import leading_name, mentions, normalised, split_at_name
 from wagle_trainer.forgetting.question_forms import Form, forms_of, whole_names
 from wagle_trainer.forgetting.settings import usual_neighbours
@@ -197,7 +199,7 @@ class _Workshop:
 
     def _answers_in_sentences(self, value: str) -> bool:
         """Whether the forget answers are sentences, as those of the bundled questions, and not the object alone."""
-        return mean(len(answer.split()) for answer in self.answers) > len(value.split()) + 1
+        return fmean(len(answer.split()) for answer in self.answers) > len(value.split()) + 1
 
     def names(self, number: int) -> list[Row]:
         """The forget questions about other names, with the model's own answers."""
@@ -251,7 +253,7 @@ class _Workshop:
         texts = [
             self._row(question, self._as_completion(f"{form.answer_begins} {word}".strip()), "", "") for word in "AZ"
         ]
-        one, other = (example.tokens["input_ids"] for example in encode(self.qa, texts, "names"))
+        one, other = (example.encoded["input_ids"] for example in encode(self.qa, texts, "names"))
         same = next(
             (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one)
         )
@@ -346,7 +348,7 @@ class _Workshop:
         return f" {answer}" if self.kind[1] == "completion" else answer
 
     def _labels(self) -> list[list[int]]:
-        return [example.tokens["labels"] for example in encode(self.qa, self.forget, "forget")]
+        return [example.encoded["labels"] for example in encode(self.qa, self.forget, "forget")]
 
     def _open_prompt(self, begun: str) -> list[int]:
         """Tokens of a question that is begun and not ended, so that the model goes on with it."""

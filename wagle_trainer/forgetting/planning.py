@@ -13,7 +13,8 @@ from wagle_trainer.attribution import get_score
 from wagle_trainer.attribution.scores import needed_statistics
 from wagle_trainer.data.facts import pad_examples
 from wagle_trainer.data.qa_format import QAFormat
-from wagle_trainer.forgetting.examples import Example, Row
+from wagle_trainer.evaluation.own_rows import EncodedRow, kind_of_row
+from wagle_trainer.evaluation.suites.suite_inputs import Row
 from wagle_trainer.forgetting.settings import ForgetSettings
 from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
 from wagle_trainer.models.modes import unchanged
@@ -85,7 +86,7 @@ def make_plan(
     tokenizer: Any,
     qa: QAFormat,
     rows: Sequence[Row],
-    examples: Sequence[Example],
+    examples: Sequence[EncodedRow],
     retain_rows: int | None,
     settings: ForgetSettings,
 ) -> Plan:
@@ -101,9 +102,7 @@ def make_plan(
     kept = retain_rows if retain_rows is not None else settings.number_of_neighbours(len(rows))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     first = next(model.parameters())
-    seconds, longest = _seconds(model, examples, kept, settings), max(len(e.tokens["input_ids"]) for e in examples)
-    kinds = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
-    kind = next((pair for pair in kinds if all(rows[0].get(column) for column in pair)), ())
+    seconds, longest = _seconds(model, examples, kept, settings), max(len(e.encoded["input_ids"]) for e in examples)
     half = "half to train on, half to measure"
     return Plan(
         model=name,
@@ -111,10 +110,10 @@ def make_plan(
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
         rows=len(rows),
-        kind=" and ".join(kind),
+        kind=" and ".join(kind_of_row(rows[0], "Row 0 of the forget set")),
         duplicates=len(rows) - len({(e.question, e.answer) for e in examples}),
         longest=longest,
-        example=tokenizer.decode(examples[0].tokens["input_ids"]),
+        example=tokenizer.decode(examples[0].encoded["input_ids"]),
         style=qa.style,
         retain=f"{retain_rows} rows of the retain file, {half}"
         if retain_rows is not None
@@ -125,19 +124,19 @@ def make_plan(
     )
 
 
-def _seconds(model: Any, examples: Sequence[Example], kept: int, settings: ForgetSettings) -> float:
+def _seconds(model: Any, examples: Sequence[EncodedRow], kept: int, settings: ForgetSettings) -> float:
     """Expected duration: one forward and backward pass is timed, and everything is counted in such passes."""
-    typical = sorted(examples, key=lambda e: len(e.tokens["input_ids"]))[len(examples) // 2]
+    typical = sorted(examples, key=lambda e: len(e.encoded["input_ids"]))[len(examples) // 2]
     size = min(settings.batch_size, 8)
     batch = {
-        key: value.to(next(model.parameters()).device) for key, value in pad_examples([typical.tokens] * size).items()
+        key: value.to(next(model.parameters()).device) for key, value in pad_examples([typical.encoded] * size).items()
     }
     with unchanged(model), torch.enable_grad():
         model.eval()
         started = time.perf_counter()
         (-token_log_probs(model, batch).mean().mean()).backward()
         row = (time.perf_counter() - started) / size
-    answer = sum(label != IGNORE_INDEX for label in typical.tokens["labels"])
+    answer = sum(label != IGNORE_INDEX for label in typical.encoded["labels"])
     steps = _TRIES * settings.steps * 2 * settings.batch_size
     steps += 20 * 8 * bool("relearning" in settings.attacks)
     measured = (len(examples) + kept) * (_TRIES * settings.steps / settings.check_every / 3 + 3)

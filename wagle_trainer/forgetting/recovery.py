@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from statistics import fmean
 from typing import Any
 
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation.attacks import NothingForgottenError, run_attacks
 from wagle_trainer.evaluation.attacks.prompts import JAILBREAKS
-from wagle_trainer.forgetting.examples import Row, encode, mean, probabilities
+from wagle_trainer.evaluation.suites.suite_inputs import Row
+from wagle_trainer.forgetting.examples import encode, probabilities
 from wagle_trainer.forgetting.neighbours import relation_of
 from wagle_trainer.forgetting.patches import PatchedModel
 from wagle_trainer.forgetting.settings import ForgetSettings
@@ -104,7 +106,7 @@ def attack(
         limits = [GONE * before[row["index"]] for row in asked]
         gone = [after[row["index"]] < limit for row, limit in zip(asked, limits, strict=True)]
         returned = [was and value >= limit for was, value, limit in zip(gone, values, limits, strict=True)]
-        return {_MEASURE: mean(values), _GONE: float(sum(gone)), _RETURNED: float(sum(returned))}
+        return {_MEASURE: fmean(values), _GONE: float(sum(gone)), _RETURNED: float(sum(returned))}
 
     done: set[str] = set()
 

@@ -17,9 +17,11 @@ from wagle_trainer.adapters import SparseAdapter
 from wagle_trainer.data.forget_and_retain import without_overlap
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.data.reading import Examples, read_examples
+from wagle_trainer.evaluation.own_rows import EncodedRow, untagged
 from wagle_trainer.evaluation.results import load_results, without_texts
 from wagle_trainer.evaluation.suites.custom import evaluate_custom
-from wagle_trainer.forgetting.examples import Example, Row, as_questions, encode
+from wagle_trainer.evaluation.suites.suite_inputs import Row
+from wagle_trainer.forgetting.examples import as_questions, encode
 from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick, levels_of
 from wagle_trainer.forgetting.masks import masks_by_density
 from wagle_trainer.forgetting.neighbours import Neighbours, make_neighbours, split_rows
@@ -228,7 +230,8 @@ class _Run:
         done.stage("making neighbours" if self.retain_rows is None else "reading the retain set", 15)
         neighbours = self._neighbours(work, folder)
         sets = {"forget": self.rows, "retain": neighbours.train, "unseen": neighbours.unseen}
-        examples = {name: encode(self.qa, rows, name) for name, rows in sets.items()}
+        examples = {"forget": self.examples}
+        examples |= {name: encode(self.qa, sets[name], name) for name in ("retain", "unseen")}
 
         done.stage("measuring the reference model", 22)
         # Of what must stay, whole answers count: the words that all of them share are to stay, too.
@@ -240,7 +243,7 @@ class _Run:
         before = self._evaluation(work, "before", shown)
 
         done.stage("scoring the weights", 25)
-        tokens = {name: [one.tokens for one in found] for name, found in examples.items()}
+        tokens = {name: [one.encoded for one in found] for name, found in examples.items()}
         masks = self._masks(work, tokens)
         tries = self._search(work, yardstick, masks, tokens, done)
         best = best_try(tries)
@@ -337,7 +340,7 @@ class _Run:
 
         return work.result(label, evaluate)
 
-    def _levels(self, examples: Mapping[str, Sequence[Example]]) -> Levels:
+    def _levels(self, examples: Mapping[str, Sequence[EncodedRow]]) -> Levels:
         return levels_of(self.patched.model, self.tokenizer, examples, self.settings)
 
     def _check_known(self, yardstick: Yardstick) -> None:
@@ -429,12 +432,7 @@ class _Run:
             finished.append(name)
             done.within(len(finished) / count)
 
-        is_text = bool(self.rows[0].get("prompt"))
-        qa = (
-            QAFormat(self.tokenizer, "plain", question_prefix="", question_suffix="", answer_prefix="")
-            if is_text
-            else self.qa
-        )
+        qa = untagged(self.qa) if self.rows[0].get("prompt") else self.qa
         known = (before, after.values["forget"], telling_words(self.examples))
         return attack(self.patched, self.tokenizer, rows, *known, qa, self.settings, on_attack=tell)
 

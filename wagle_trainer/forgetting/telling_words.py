@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
-from wagle_trainer.forgetting.examples import Example
+from wagle_trainer.evaluation.own_rows import EncodedRow
 from wagle_trainer.models.log_probs import IGNORE_INDEX
 
 _WORD = re.compile(r"\w+")
@@ -23,7 +23,7 @@ _WORD = re.compile(r"\w+")
 _FEWEST_ANSWERS = 4
 
 
-def telling_words(examples: Sequence[Example]) -> list[frozenset[str]]:
+def telling_words(examples: Sequence[EncodedRow]) -> list[frozenset[str]]:
     """The words of each answer that count, in lower case.
 
     Args:
@@ -42,7 +42,7 @@ def telling_words(examples: Sequence[Example]) -> list[frozenset[str]]:
     ]
 
 
-def only_words(example: Example, words: AbstractSet[str], tokenizer: Any) -> Example:
+def only_words(example: EncodedRow, words: AbstractSet[str], tokenizer: Any) -> EncodedRow:
     """An example whose target tokens are those of some words of its answer.
 
     Args:
@@ -53,7 +53,7 @@ def only_words(example: Example, words: AbstractSet[str], tokenizer: Any) -> Exa
     Returns:
         The example with -100 on the other labels; unchanged where no token belongs to any of the words.
     """
-    labels = example.tokens["labels"]
+    labels = example.encoded["labels"]
     places = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
     targets = [labels[place] for place in places]
     texts = [str(tokenizer.decode(targets[:number])) for number in range(len(targets) + 1)]
@@ -64,10 +64,10 @@ def only_words(example: Example, words: AbstractSet[str], tokenizer: Any) -> Exa
             counted[place] = IGNORE_INDEX
     if all(label == IGNORE_INDEX for label in counted):
         return example
-    return replace(example, tokens={**example.tokens, "labels": counted})
+    return replace(example, encoded={**example.encoded, "labels": counted})
 
 
-def only_telling_words(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
+def only_telling_words(examples: Sequence[EncodedRow], tokenizer: Any) -> list[EncodedRow]:
     """The examples of a set, with the words that count as their only target tokens.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
 
 from wagle_trainer.reporting.verdict import GONE, UNCHANGED
@@ -129,8 +130,8 @@ def forget_side(before: Sequence[float], after: Sequence[float], goal: float, kn
     """The numbers of `Verdict.forget` from the probabilities of each answer."""
     pairs = [pair for pair in zip(before, after, strict=True) if pair[0] >= known]
     return {
-        "before": sum(before) / len(before),
-        "after": sum(after) / len(after),
+        "before": fmean(before),
+        "after": fmean(after),
         "goal": goal,
         "answers": len(before),
         "known": len(pairs),
@@ -141,8 +142,8 @@ def forget_side(before: Sequence[float], after: Sequence[float], goal: float, kn
 def kept_side(before: Sequence[float], after: Sequence[float], floor: float) -> dict[str, Any]:
     """The numbers of `Verdict.retain` and `Verdict.unseen` from the probabilities of each answer."""
     return {
-        "before": sum(before) / len(before),
-        "after": sum(after) / len(after),
+        "before": fmean(before),
+        "after": fmean(after),
         "floor": floor,
         "answers": len(before),
         "kept": sum(a >= UNCHANGED * b for b, a in zip(before, after, strict=True)),
