@@ -7,7 +7,7 @@ from datasets import Dataset, load_dataset
 
 from wagle_trainer.data.no_cache import without_cache
 from wagle_trainer.data.padding import without_padding
-from wagle_trainer.data.preparation import DatasetPreparation
+from wagle_trainer.data.preparation import DatasetPreparation, prepare
 
 PAD, EOS, A, B = 0, 1, 5, 6
 
@@ -53,7 +53,9 @@ def test_a_forget_set_on_disk_leaves_no_copy_beside_its_files(word_tokenizer, tm
     rows = load_dataset("json", data_files=str(tmp_path / "f.jsonl"), split="train", cache_dir=str(tmp_path / "cache"))
     before = set((tmp_path / "cache").rglob("*.arrow"))
     assert before
-    DatasetPreparation(word_tokenizer, max_length=None)(rows, "forget")
+    tokenize = DatasetPreparation(word_tokenizer, max_length=None)
+    tokenize(rows, "forget")
+    prepare(tokenize, rows, "forget", formatting_func=lambda row: row["prompt"] + row["completion"])
     assert set((tmp_path / "cache").rglob("*.arrow")) == before
     with pytest.raises(KeyError), without_cache():
         raise KeyError

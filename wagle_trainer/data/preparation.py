@@ -34,18 +34,18 @@ def prepare_by_its_own_format(
     """`SFTTrainer._prepare_dataset`, but each set decides for itself whether its prompts carry a loss (TRL decides by
     the first row of the training set), and preference sets are taken too: what must be forgotten of a set whose name
     begins with "forget", the chosen answers of any other."""
-    if isinstance(dataset, Dataset):
-        if "input_ids" in dataset.column_names:
-            dataset = without_padding(dataset, getattr(processing_class, "tokenizer", processing_class), name)
-        if is_preference(dataset):
-            dataset = as_prompt_completion(dataset, "rejected" if name.startswith("forget") else "chosen")
-        dataset = in_one_format(dataset, args.dataset_text_field, formatting_func)
-        dataset = with_pinned_date(dataset, processing_class)
-        formatting_func = None
-    trainer.completion_only_loss = args.completion_only_loss
-    if args.completion_only_loss is None:
-        trainer.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or next(iter(dataset)))
     with without_cache() if name.startswith("forget") else nullcontext():
+        if isinstance(dataset, Dataset):
+            if "input_ids" in dataset.column_names:
+                dataset = without_padding(dataset, getattr(processing_class, "tokenizer", processing_class), name)
+            if is_preference(dataset):
+                dataset = as_prompt_completion(dataset, "rejected" if name.startswith("forget") else "chosen")
+            dataset = in_one_format(dataset, args.dataset_text_field, formatting_func)
+            dataset = with_pinned_date(dataset, processing_class)
+            formatting_func = None
+        trainer.completion_only_loss = args.completion_only_loss
+        if args.completion_only_loss is None:
+            trainer.completion_only_loss = {"prompt", "completion"} <= set(dataset.column_names or next(iter(dataset)))
         return SFTTrainer._prepare_dataset(trainer, dataset, processing_class, args, packing, formatting_func, name)
 
 
