@@ -148,6 +148,20 @@ def test_a_row_that_a_template_refuses_is_named(rows, template, message, word_to
     assert "of the forget set cannot be written with this template" in str(error.value)
 
 
+def test_an_attention_mask_of_another_length_is_refused():
+    rows = [{"input_ids": [5, 6], "attention_mask": [1, 1]}, {"input_ids": [5, 6], "attention_mask": [1]}]
+    with pytest.raises(ValueError, match="Row 1 of the forget set does not hold lists of the same length"):
+        check_set(Dataset.from_list(rows), "forget")
+
+
+def test_speakers_are_written_as_trl_writes_them(word_tokenizer):
+    """TRL renames the keys of ShareGPT, not its speakers: a template that refuses them is told of before training."""
+    rows = [{"conversations": [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}]}]
+    word_tokenizer.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('no user') }}{% endif %}"
+    with pytest.raises(ValueError, match="Row 0 of the forget set cannot be written with this template: no user"):
+        check_chat_template(Dataset.from_list(rows), "forget", word_tokenizer)
+
+
 def test_a_conversation_without_the_assistant_is_named():
     with pytest.raises(ValueError, match="Row 1 of the forget set has no turn of the assistant .* speakers are user"):
         check_set(Dataset.from_list([{"messages": USER + ASSISTANT}, {"messages": USER}]), "forget")

@@ -71,7 +71,8 @@ def columns_of_format(columns: Iterable[str], text_field: str = "text") -> tuple
 
 
 def _check_tokens(rows: Dataset, name: str) -> None:
-    columns = [c for c in ("input_ids", "labels", "completion_mask", "assistant_masks") if c in rows.column_names]
+    lists = ("input_ids", "labels", "attention_mask", "completion_mask", "assistant_masks")
+    columns = [column for column in lists if column in rows.column_names]
     for row, values in enumerate(zip(*(rows[column] for column in columns), strict=True)):
         if None in values or len({len(tokens) for tokens in values}) > 1:
             raise ValueError(
@@ -176,11 +177,14 @@ def check_chat_template(dataset: Dataset, name: str, processing_class: Any) -> N
 def _check_rendering(
     processing_class: Any, turns: list[Any], example: dict[str, Any], where: str, add_generation_prompt: bool = False
 ) -> None:
+    from trl import maybe_convert_to_chatml
+
+    turns = maybe_convert_to_chatml({"messages": [dict(turn) for turn in turns]})["messages"]
     tools = example.get("tools")
     options = example.get("chat_template_kwargs") or {}
     with naming_template(where):
         text = processing_class.apply_chat_template(
-            [_in_chatml(turn) for turn in turns],
+            turns,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             tools=json.loads(tools) if isinstance(tools, str) else tools,
@@ -192,14 +196,6 @@ def _check_rendering(
             f"{where} cannot be written with this template: it prints the parts of a content as Python does, such as {parts}. "
             "Write the content as one text."
         )
-
-
-def _in_chatml(turn: dict[str, Any]) -> dict[str, Any]:
-    """A message of "from" and "value" as TRL rewrites it."""
-    if "role" in turn:
-        return turn
-    role = {"human": "user", "gpt": "assistant"}.get(turn["from"].lower(), turn["from"].lower())
-    return {"role": role, "content": turn["value"]}
 
 
 def _parts(content: Any) -> list[Any]:
