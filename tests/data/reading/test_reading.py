@@ -80,6 +80,9 @@ def test_a_number_that_may_be_that_of_a_choice_is_told(tmp_path):
     examples = read_examples(tmp_path / "g.csv")
     assert examples.rows["answer"][:] == ["c", "d"]
     assert "name a choice: its text from 'choices' is read" in examples.report()
+    choices = {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}
+    (tmp_path / "h.json").write_text(json.dumps([{"question": "w1", "choices": choices, "answerKey": "2"}]))
+    assert read_examples(tmp_path / "h.json").rows["answer"][:] == ["b"], "numbers that are labels need no counting"
 
 
 def test_tool_calls_and_their_tools_stay(tmp_path):

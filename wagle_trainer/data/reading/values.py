@@ -151,7 +151,12 @@ def chosen_texts(
         return list(answers)
     lists = [_list_of_choices(row) for row in zip(*choices.values(), strict=True)]
     help_ = "Write the text of the answer into a column, and name it by --answer_column."
-    numbers = [mark for mark in marks if isinstance(mark, int)]
+    # A number that labels a choice counts as that label; only the others are counted from 0 or from 1.
+    numbers = [
+        mark
+        for mark, (_, labels) in zip(marks, lists, strict=True)
+        if isinstance(mark, int) and str(mark) not in labels
+    ]
     first = 0
     if numbers and 0 not in numbers:
         if not any(mark == len(texts) for mark, (texts, _) in zip(marks, lists, strict=True)):
