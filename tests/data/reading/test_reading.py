@@ -155,6 +155,19 @@ def test_splits_of_a_folder_and_what_is_near(tmp_path):
         read_examples(tmp_path / "forget.jsonl")
 
 
+def test_a_split_that_a_file_lacks_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"train": [{"text": "w1"}], "test": [{"text": "w2"}]}')
+    assert read_examples(f"{tmp_path}/a.json::test").rows["text"][:] == ["w2"]
+    with pytest.raises(ValueError, match="no list of rows under 'validation'; such lists are: train, test"):
+        read_examples(f"{tmp_path}/a.json::validation")
+    (tmp_path / "a.jsonl").write_text('{"text": "w1"}\n{"text": "w2"}\n')
+    with pytest.raises(ValueError, match="no list of rows under 'test'; such lists are: none"):
+        read_examples(tmp_path / "a.jsonl", split="test")
+    (tmp_path / "a.csv").write_text("text\nw1\n")
+    with pytest.raises(ValueError, match=r"a\.csv is one table and has no split 'test'"):
+        read_examples(tmp_path / "a.csv", split="test")
+
+
 def test_a_hub_id_with_configuration_and_split(monkeypatch):
     import datasets
 

@@ -56,6 +56,8 @@ def read_file(
         raise ValueError(
             f"{path} is of no known kind; known are {', '.join(READERS)}, also compressed ({COMPRESSED[0]})."
         )
+    if split is not None and kind != "json":
+        raise ValueError(f"{path} is one table and has no split {split!r}: name the file alone.")
     notes = [] if notes is None else notes
     try:
         rows = _read_parquet(path) if kind == "parquet" else _read_text(path, kind, encoding, split, notes)

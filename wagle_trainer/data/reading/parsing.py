@@ -36,6 +36,7 @@ def parse_json(text: str, split: str | None, notes: list[str]) -> Rows:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         if len(lines) < 2 or not _is_json(lines[0][1]):
             raise ValueError(f"{error.msg} in line {error.lineno}, column {error.colno}.") from error
+    _check_split(split, ())
     return [_row_of_line(number, line) for number, line in lines]
 
 
@@ -72,13 +73,14 @@ def _row_of_line(number: int, line: str) -> dict[str, Any]:
 
 
 def _rows_in(value: Any, split: str | None, notes: list[str]) -> Rows:
+    lists = {name: rows for name, rows in value.items() if _is_rows(name, rows)} if isinstance(value, dict) else {}
+    _check_split(split, lists)
     if isinstance(value, list):
         return _listed_rows(value)
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not rows.")
-    lists = {name: rows for name, rows in value.items() if _is_rows(name, rows)}
     if lists:
-        name = split if split in lists else next(iter(lists))
+        name = split or next(iter(lists))
         if len(lists) > 1 and split is None:
             raise ValueError(f"it holds several lists of rows: name one, FILE::{name}. They are {', '.join(lists)}.")
         notes.append(f"rows under {name!r}")
@@ -89,6 +91,12 @@ def _rows_in(value: Any, split: str | None, notes: list[str]) -> Rows:
     if len(lengths) == 1 and lengths != {-1} and not any(name.lower() in MESSAGE_COLUMNS for name in value):
         return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     return [value]
+
+
+def _check_split(split: str | None, lists: Iterable[str]) -> None:
+    """Raise ValueError where a named list of rows is not there: another one must not be read in its place."""
+    if split is not None and split not in lists:
+        raise ValueError(f"it has no list of rows under {split!r}; such lists are: {', '.join(lists) or 'none'}.")
 
 
 def _is_rows(name: str, value: Any) -> bool:
