@@ -296,7 +296,7 @@ class QAFormat:
         if self.style == "plain" and not completion.endswith(self.tokenizer.eos_token):
             completion += self.tokenizer.eos_token
         ids = self._tokenize(prompt + completion)
-        start = _common_prefix_length(self._tokenize(prompt, add_generation_prompt=True), ids)
+        start = common_prefix_length(self._tokenize(prompt, add_generation_prompt=True), ids)
         return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
 
     def _encode_as_open_unlearning(self, question: str, whole: Any) -> dict[str, list[int]]:
@@ -371,7 +371,8 @@ def _has_format(path: str | PathLike[str]) -> bool:
         return False
 
 
-def _common_prefix_length(ids: Iterable[int], other_ids: Iterable[int]) -> int:
+def common_prefix_length(ids: Iterable[int], other_ids: Iterable[int]) -> int:
+    """Number of tokens that two texts begin with alike: where TRL lets a completion start."""
     length = 0
     for token, other_token in zip(ids, other_ids, strict=False):
         if token != other_token:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from wagle_trainer.data.reading.conversations import last_answer, said
 from wagle_trainer.evaluation.suites.suite_inputs import Row, continuation, text_ids
 
 if TYPE_CHECKING:  # they need a tokenizer's package, and `datasets`
@@ -83,9 +85,10 @@ def as_questions(examples: Examples, name: str, limit: int | None = None) -> lis
             question, answer = split_passage(row["text"], where)
         elif kind == ("messages",):
             turns, last = last_answer(row["messages"], where)
-            question, answer = _said(turns), _said([last])
+            question, answer = said(turns), said([last])
         elif kind == ("prompt", "completion") and not isinstance(row["prompt"], str):
-            question, answer = _said(row["prompt"]), _said(row["completion"])
+            turns = [*row["prompt"], *row["completion"]]
+            question, answer = said(turns[:-1]), said(turns[-1:])
         else:
             question, answer = (str(row[column]) for column in kind)
         if not question.strip() or not answer.strip():
@@ -156,6 +159,7 @@ def encode_row(
         ValueError: the row is of no kind, or the chat template refuses it.
     """
     from wagle_trainer.data.dataset_checks import naming_template
+    from wagle_trainer.data.qa_format import common_prefix_length
 
     kind = kind_of_row(row, where)
     if kind == ("question", "answer"):
@@ -165,24 +169,14 @@ def encode_row(
     if kind == ("text",):
         return _passage(qa.tokenizer, str(row["text"]), where, prompt_tokens, continuation_tokens)
     if kind == ("messages",):
-        return _conversation(qa, *last_answer(row["messages"], where), where)
+        return _conversation(qa, *last_answer(row["messages"], where), row, where)
     if isinstance(row["prompt"], str):
         prompt = text_ids(qa.tokenizer, row["prompt"])
         ids = [*text_ids(qa.tokenizer, row["prompt"] + row["completion"]), qa.tokenizer.eos_token_id]
-        return EncodedRow(row["prompt"], row["completion"].strip(), prompt, continuation(ids, len(prompt)))
-    return _conversation(qa, list(row["prompt"]), row["completion"][-1], where)
-
-
-def last_answer(messages: list[Any], where: str) -> tuple[list[Any], Any]:
-    """The last turn of the assistant, after the turns before it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    last = max((i for i, turn in enumerate(messages) if turn.get("role") == "assistant"), default=None)
-    if last is None:
-        raise ValueError(f"{where} has no turn of the assistant among its messages.")
-    return list(messages[:last]), messages[last]
+        start = common_prefix_length(prompt, ids)  # tokens may merge where the two meet; TRL's loss begins there, too
+        return EncodedRow(row["prompt"], row["completion"].strip(), prompt, continuation(ids, start))
+    turns: list[Any] = [*row["prompt"], *row["completion"]]
+    return _conversation(qa, turns[:-1], turns[-1], row, where)
 
 
 def split_passage(text: str, where: str) -> tuple[str, str]:
@@ -198,10 +192,6 @@ def split_passage(text: str, where: str) -> tuple[str, str]:
     return " ".join(words[:start]), f" {' '.join(words[start : start + CONTINUATION_WORDS])}"
 
 
-def _said(turns: list[Any]) -> str:
-    return "\n".join(str(turn["content"]) for turn in turns if turn.get("content"))
-
-
 def _passage(tokenizer: Any, text: str, where: str, prompt_tokens: int, continuation_tokens: int) -> EncodedRow:
     ids = text_ids(tokenizer, text)
     start = prompt_tokens if len(ids) >= 2 * prompt_tokens else len(ids) // 2
@@ -212,13 +202,17 @@ def _passage(tokenizer: Any, text: str, where: str, prompt_tokens: int, continua
     return EncodedRow(prompt, answer, ids[:start], continuation(ids, start))
 
 
-def _conversation(qa: QAFormat, turns: list[Any], answer: Mapping[str, Any], where: str) -> EncodedRow:
+def _conversation(qa: QAFormat, turns: list[Any], answer: Mapping[str, Any], row: Row, where: str) -> EncodedRow:
     from wagle_trainer.data.dataset_checks import naming_template
+    from wagle_trainer.data.qa_format import common_prefix_length
 
-    said, question = _said([answer]), _said(turns)
+    question, text = said(turns), said([answer])
     if qa.style == "plain":
-        return EncodedRow(question, said, qa.prompt_ids(question), qa.encode(question, said))
-    options = getattr(qa, "chat_template_kwargs", None) or {}
+        return EncodedRow(question, text, qa.prompt_ids(question), qa.encode(question, text))
+    # As TRL: the row's tools, and its own variables of the template over those of the format.
+    tools, own = row.get("tools"), row.get("chat_template_kwargs") or {}
+    options = {**qa.chat_template_kwargs, **{name: value for name, value in own.items() if value is not None}}
+    options["tools"] = json.loads(tools) if isinstance(tools, str) else tools
     with naming_template(where):
         prompt, ids = (
             list(
@@ -228,5 +222,4 @@ def _conversation(qa: QAFormat, turns: list[Any], answer: Mapping[str, Any], whe
             )
             for messages, generation in ((turns, True), ([*turns, answer], False))
         )
-    same = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
-    return EncodedRow(question, said, prompt, continuation(ids, same))
+    return EncodedRow(question, text, prompt, continuation(ids, common_prefix_length(prompt, ids)))

@@ -117,6 +117,7 @@ def test_tool_calls_and_their_tools_stay(tmp_path):
         ("a.jsonl", '{"question": "w1", "answer": true}', "row 0 holds a value of type bool"),
         ("a.jsonl", '{"question": " ", "answer": "w1"}', "'question' is empty in row 0"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "w1"}]}', "Row 0 has no turn of the assistant: its speakers are user"),
+        ("a.jsonl", '{"messages": [{"role": "assistant", "content": "w1"}]}', "Row 0 has no turn before the answer"),
         ("a.jsonl", '{"messages": [{"content": "w1"}]}', "Message 0 of row 0 in 'messages' has neither a role nor a from"),
         ("a.jsonl", '{"prompt": "w1", "completion": "w2"}\n{"prompt": [{"role": "user", "content": "w1"}], "completion": "w2"}', "Row 0 holds no messages in the column 'prompt'"),
         ("a.jsonl", '{"question": "w1", "choices": ["a", "b", "c"], "answer": 1}', "cannot be said whether the first is 0 or 1"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wagle_trainer.data.reading.conversations import last_answer, said
 from wagle_trainer.data.reading.files import data_files, kind_of, load_from_hub, read_file, read_folder
 from wagle_trainer.data.reading.shapes import GROUP, KNOWN, ColumnNames, Kind, Shape, find_shape
 from wagle_trainer.data.reading.values import (
@@ -62,15 +63,39 @@ class Examples:
     def training_set(self, qa: QAFormat) -> Dataset:
         """The rows in a TRL format: questions and answers as `qa` writes them, all others as they are.
 
+        A conversation is its last answer, with the turns before it as the prompt: what evaluation measures of it.
+
         Args:
-            qa: how questions and answers become text.
+            qa: how questions and answers become text; in plain style the turns of a conversation, too.
 
         Raises:
             ValueError: as `QAFormat.dataset`; the message names the source.
         """
         if self.kind == "questions":
             return qa.dataset(self.rows)
+        if self.kind == "messages":
+            return self._last_answers(qa)
         return self.rows.remove_columns([GROUP]) if GROUP in self.rows.column_names else self.rows
+
+    def _last_answers(self, qa: QAFormat) -> Dataset:
+        from datasets import Dataset
+
+        split = [last_answer(turns, f"Row {row} of {self.source}") for row, turns in enumerate(self.rows["messages"])]
+        if qa.style == "plain":
+            texts = {
+                "question": [said(turns) for turns, _ in split],
+                "answer": [said([answer]) for _, answer in split],
+            }
+            return qa.dataset(Dataset.from_dict(texts))
+        columns: dict[str, list[Any]] = {
+            "prompt": [turns for turns, _ in split],
+            "completion": [[answer] for _, answer in split],
+        }
+        if "tools" in self.rows.column_names:
+            columns["tools"] = list(self.rows["tools"])
+        if qa.chat_template_kwargs:
+            columns["chat_template_kwargs"] = [dict(qa.chat_template_kwargs)] * len(split)
+        return Dataset.from_dict(columns, on_mixed_types="use_json")
 
     def texts(self) -> list[str]:
         """The text of each row, without what a format adds; empty for tokenized rows."""
@@ -284,7 +309,7 @@ def _canonical(columns: dict[str, list[Any]], shape: Shape, notes: list[str]) ->
         return of
     if shape.kind == "messages":
         conversations = as_messages(of["messages"], shape.columns["messages"], notes)
-        _refuse_without_assistant(conversations)
+        _check_answers(conversations, notes)
         return {"messages": conversations}
     if (
         shape.kind == "preferences"
@@ -308,17 +333,17 @@ def _questions(columns: dict[str, list[Any]], shape: Shape, notes: list[str]) ->
     answers = columns[answer]
     if shape.choices:
         answers = chosen_texts(answers, {name: columns[name] for name in shape.choices}, answer, notes)
-    texts, said = as_texts(columns[question], question, notes), as_texts(answers, answer, notes)
+    texts, replies = as_texts(columns[question], question, notes), as_texts(answers, answer, notes)
     if "input" in shape.columns:
         beside = as_texts(columns[shape.columns["input"]], shape.columns["input"], notes, may_be_empty=True)
         texts = [f"{text}\n{more}" if more.strip() else text for text, more in zip(texts, beside, strict=True)]
     _refuse_empty(texts, question)
-    if look_like_choices(said) and not shape.choices:
+    if look_like_choices(replies) and not shape.choices:
         notes.append(
             f"all values of {answer!r} are single letters or digits: if they number a choice, write its text into a column and "
             "name it by --answer_column"
         )
-    return {"question": texts, "answer": said}
+    return {"question": texts, "answer": replies}
 
 
 def _refuse_empty(texts: Sequence[str], column: str) -> None:
@@ -327,14 +352,28 @@ def _refuse_empty(texts: Sequence[str], column: str) -> None:
         raise ValueError(f"Column {column!r} is empty in row {row}. Fix such rows, or take them out.")
 
 
-def _refuse_without_assistant(conversations: Sequence[Sequence[dict[str, Any]]]) -> None:
+def _check_answers(conversations: Sequence[Sequence[dict[str, Any]]], notes: list[str]) -> None:
+    """Refuse conversations without an answer, or without a turn before it; note those with several answers."""
+    several = 0
     for row, turns in enumerate(conversations):
-        if not any(turn["role"] == "assistant" for turn in turns):
+        answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if not answers:
             speakers = ", ".join(dict.fromkeys(str(turn["role"]) for turn in turns))
             raise ValueError(
                 f"Row {row} has no turn of the assistant: its speakers are {speakers}. Write the answer as a message with the role "
                 "assistant, or take the row out."
             )
+        if answers[-1] == 0:
+            raise ValueError(
+                f"Row {row} has no turn before the answer of the assistant. Add what the user says, write such rows as text, or "
+                "take the row out."
+            )
+        several += len(answers) > 1
+    if several:
+        notes.append(
+            f"{several} of {len(conversations)} conversations have several answers: the last one is trained on and measured, "
+            "the turns before it are its prompt"
+        )
 
 
 def _groups(values: Sequence[Any], column: str) -> list[Any]:
