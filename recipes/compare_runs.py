@@ -6,11 +6,8 @@ from tasks import RecipeArguments, list_tasks, task_class
 from trl import ModelConfig
 
 from wagle_trainer import WagleConfig, comparison
-from wagle_trainer.comparison.learning_rate_rule import RETRAINED
 from wagle_trainer.data import QAFormat
 from wagle_trainer.evaluation import get_suite
-
-__all__ = ["RETRAINED", "CompareArguments", "Runs"]
 
 
 @dataclass

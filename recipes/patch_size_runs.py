@@ -93,7 +93,7 @@ class Rows:
     def rows(self) -> list[dict[str, Any]]:
         return self.content["rows"]
 
-    def find(self, where: str = "rows", **key: Any) -> dict[str, Any] | None:
+    def find(self, where: str = "rows", /, **key: Any) -> dict[str, Any] | None:
         """The row of a run, or ("references") of a reference model; None if it was not run."""
         same = (row for row in self.content[where] if all(row[name] == value for name, value in key.items()))
         return next(same, None)

@@ -170,14 +170,14 @@ def runs_in(folder):
     return {path.name: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()}
 
 
-def test_every_variant_and_seed_has_a_run(compared, compare_runs):
+def test_every_variant_and_seed_has_a_run(compared):
     names = {
         f"seed {s}, {v}, learning rate 0.001.json" for s in (0, 1) for v in ("wagle 0.1", "random 0.1", "no mask")
     }
-    references = {"seed 0, before.json", f"seed 0, {compare_runs.RETRAINED}.json"}
+    references = {"seed 0, before.json", f"seed 0, {RETRAINED}.json"}
     assert set(runs_in(compared)) == {*names, *references, "settings.json"}
     results = load_results(compared / "results.json")
-    assert list(results) == ["before", "wagle 0.1", "random 0.1", "no mask", compare_runs.RETRAINED]
+    assert list(results) == ["before", "wagle 0.1", "random 0.1", "no mask", RETRAINED]
     assert [run["settings"]["seed"] for run in results["random 0.1"]] == [0, 1]
     masks = {label: [run["settings"].get("mask") for run in results[label]] for label in list(results)[1:4]}
     assert (
@@ -203,7 +203,7 @@ def test_its_report_says_what_was_compared(compared):
     assert "<img" in (compared / "report.html").read_text()
 
 
-def test_what_is_there_is_not_run_again(compared, start, compare_runs, monkeypatch):
+def test_what_is_there_is_not_run_again(compared, start, monkeypatch):
     before = runs_in(compared)
     (compared / "runs" / "seed 1, no mask, learning rate 0.001.json").unlink()
     trained = []
@@ -265,17 +265,15 @@ def attacked(start, compared, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_finetuning_teaches_the_split_and_nothing_else(attacked, compare_runs):
-    full, retrained = (
-        load_results(attacked / "runs" / f"seed 0, {name}.json") for name in ("before", compare_runs.RETRAINED)
-    )
+def test_finetuning_teaches_the_split_and_nothing_else(attacked):
+    full, retrained = (load_results(attacked / "runs" / f"seed 0, {name}.json") for name in ("before", RETRAINED))
     assert full["retain_Q_A_Prob"] > 0.3
     assert retrained["retain_Q_A_Prob"] > 0.3
     assert full["forget_Q_A_Prob"] > 2 * retrained["forget_Q_A_Prob"]
 
 
 @pytest.mark.slow
-def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, compare_runs):
+def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked):
     page = json.loads((attacked / "report.json").read_text())
     results = load_results(attacked / "results.json")
     for label in ("random 0.1", "no mask"):
@@ -290,18 +288,18 @@ def test_attacks_are_on_what_reached_the_goal_and_on_the_retrained(attacked, com
             assert "relearning_recovered" not in page["table"][label]
         else:
             assert page["table"][label]["relearning_recovered"]["mean"] == pytest.approx(sum(shares) / 2)
-    assert set(page["attacks"]) == {f"{label} (seed 0)" for label in ("random 0.1", "no mask", compare_runs.RETRAINED)}
-    assert "relearning_unrelated_recovered" in results[compare_runs.RETRAINED]
+    assert set(page["attacks"]) == {f"{label} (seed 0)" for label in ("random 0.1", "no mask", RETRAINED)}
+    assert "relearning_unrelated_recovered" in results[RETRAINED]
     assert "relearning_recovered" not in results["before"]
     assert page["columns"]["relearning_recovered"] == ["relearning", "recovered"]
 
 
 def test_attacks_can_be_added_where_nothing_was_forgotten_too(start, compared, compare_runs, monkeypatch):
-    """The retrained model of these runs is the one before unlearning; the runs themselves stay as they are."""
+    """The retrained model of these runs is the reference model; the runs themselves stay as they are."""
     before = runs_in(compared)
     monkeypatch.setattr(compare_runs.Runs, "attack_variant", lambda *_: None)  # seen above
     start("--attacks", "relearning_unrelated", "--relearning_rate", 2e-4)
-    name = f"seed 0, {compare_runs.RETRAINED}, relearning_unrelated 0.0002.json"
+    name = f"seed 0, {RETRAINED}, relearning_unrelated 0.0002.json"
     assert load_results(compared / "runs" / name) == {}
     assert {path: time for path, time in runs_in(compared).items() if path != name} == before
     assert "relearning_unrelated" in json.loads((compared / "report.json").read_text())["notes"][-1]

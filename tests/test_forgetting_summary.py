@@ -12,7 +12,7 @@ from wagle_trainer.models.log_probs import token_log_probs
 
 @pytest.fixture
 def train(make_llama, word_tokenizer, make_set, arguments):
-    """train(**changes) -> (trainer after training, model before)."""
+    """train(**changes) -> trainer after training."""
 
     def run(**changes):
         trainer = WagleTrainer(

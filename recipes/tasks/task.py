@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from transformers import AutoTokenizer
 
 from tasks.subject import Example, Subject, load, load_shared
+from wagle_trainer.comparison.suite_task import rows_or_all
 from wagle_trainer.data import QAFormat
 from wagle_trainer.data.forget_and_retain import DataArguments, load_forget_and_retain
 from wagle_trainer.data.preparation import DatasetPreparation
@@ -42,22 +43,9 @@ class RecipeArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _rows_or_all(self.evaluation_samples)
+        rows_or_all(self.evaluation_samples)
         if self.dataset_name is None and self.forget_file is None and self.retain_file is None:
             self.dataset_name = "fictional"
-
-
-def _rows_or_all(value: Any) -> int | None:
-    """A number of rows; None for all of them.
-
-    Raises:
-        ValueError: neither "all" nor a whole number of at least 1.
-    """
-    if value is None or str(value).lower() == "all":
-        return None
-    if not str(value).isdecimal() or int(value) < 1:
-        raise ValueError(f"evaluation_samples must be a whole number of at least 1, or 'all'; got {value!r}.")
-    return int(value)
 
 
 class Task:
@@ -87,7 +75,7 @@ class Task:
         if data.dataset_name is not None and files != (None, None) and not self.files_beside_name:
             raise ValueError("Give either --dataset_name, or --forget_file and --retain_file, not both.")
         self.data = data
-        self.limit = _rows_or_all(data.evaluation_samples)
+        self.limit = rows_or_all(data.evaluation_samples)
         self.headline: Mapping[str, tuple[str, str]] = get_suite(self.suite).headline
 
     def small_model(self, cache: Path, seed: int = 0, retrained: bool = False) -> str:

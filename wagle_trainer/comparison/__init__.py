@@ -10,12 +10,8 @@ _HOMES = {
     "Pick": "learning_rate_rule",
     "Runs": "runs",
     "Variant": "runs",
-    "Workers": "workers",
     "forget_goal": "learning_rate_rule",
     "pick": "learning_rate_rule",
-    "picks": "comparison_report",
-    "read_references": "comparison_report",
-    "report": "comparison_report",
     "run_comparison": "run_comparison",
 }
 

@@ -51,12 +51,23 @@ class MeasuredDataArguments(DataArguments):
         Raises:
             ValueError: neither "all" nor a whole number of at least 1.
         """
-        value = self.evaluation_samples
-        if value is None or str(value).lower() == "all":
-            return None
-        if not str(value).isdecimal() or int(value) < 1:
-            raise ValueError(f"evaluation_samples must be a whole number of at least 1, or 'all'; got {value!r}.")
-        return int(value)
+        return rows_or_all(self.evaluation_samples)
+
+
+def rows_or_all(value: Any) -> int | None:
+    """`evaluation_samples` as a number of rows; None for all of them.
+
+    Args:
+        value: as the command line or a file gives it.
+
+    Raises:
+        ValueError: neither "all" nor a whole number of at least 1.
+    """
+    if value is None or str(value).lower() == "all":
+        return None
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"evaluation_samples must be a whole number of at least 1, or 'all'; got {value!r}.")
+    return int(value)
 
 
 class SuiteTask:
