@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,10 @@ from wagle_trainer.masking import WeightMask
 from wagle_trainer.masking.bits import as_integers
 from wagle_trainer.masking.mask_files import POSITIONS_KEY
 from wagle_trainer.utils.atomic_files import write_atomically
-from wagle_trainer.utils.hub import find_file, push
+from wagle_trainer.utils.hub import Shareable, find_file
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 FORMAT_VERSION = 1
 PEFT_TYPE = "WAGLE"
@@ -73,7 +76,7 @@ class AdapterInfo:
         return cls(getattr(config, "name_or_path", None) or None, task if generates else None, mask, training)
 
 
-class SparseAdapter(Mapping[str, SparseValues]):
+class SparseAdapter(Shareable, Mapping[str, SparseValues]):
     """A mapping from parameter name to the new values at the positions that unlearning was free to change.
 
     Base model + adapter is the trained model, bitwise identical; the base model's own values are not in the adapter, but the
@@ -88,6 +91,8 @@ class SparseAdapter(Mapping[str, SparseValues]):
         >>> adapter.save_pretrained("forgotten"); adapter.digest
         >>> merge(base, SparseAdapter.from_pretrained("forgotten"))
     """
+
+    commit_message: ClassVar[str] = "Upload unlearning adapter"
 
     def __init__(
         self,
@@ -354,45 +359,24 @@ class SparseAdapter(Mapping[str, SparseValues]):
                 f"The digest in {CONFIG_NAME} is {config['digest'][:12]}..., that of the values in {where} is "
                 f"{adapter.digest[:12]}...: a file was altered or replaced. Fetch it again."
             )
-        if wrong := [
-            name for name, sparse in values.items() if not sparse.is_valid()
-        ]:  # a digest is easily computed again
+        # A digest is easily computed again.
+        if wrong := [name for name, sparse in values.items() if not sparse.is_valid()]:
             raise AdapterMismatchError(
                 f"{where} holds invalid positions of {wrong[0]!r}: outside the tensor, not in order, or more or fewer than "
                 "there are values. Fetch it again."
             )
         return adapter
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        evaluation: Mapping[str, Mapping[str, Any]] | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-    ) -> str:
-        """Upload what `save_pretrained` writes and a card to a model repository on the Hub.
+    def card(self, repo_id: str, evaluation: Mapping[str, Mapping[str, Any]] | None = None) -> ModelCard:
+        """The model card that `push_to_hub` uploads.
 
         Args:
-            repo_id: of the repository, made if need be.
-            private: whether a new repository is private; None for the account's default.
-            token: of the Hub; None for the saved one.
-            evaluation: label, such as "before" -> metric -> number; for the card.
-
-        Returns:
-            the commit's address.
+            repo_id: of the repository.
+            evaluation: label, such as "before" -> metric -> number.
         """
         from wagle_trainer.adapters.adapter_card import adapter_card
 
-        return push(
-            self,
-            adapter_card,
-            repo_id,
-            evaluation,
-            private=private,
-            token=token,
-            commit_message="Upload unlearning adapter",
-        )
+        return adapter_card(self.describe(), repo_id, evaluation)
 
 
 def keys_of(name: str) -> tuple[str, str]:

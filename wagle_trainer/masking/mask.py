@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors.torch import save
@@ -29,10 +29,13 @@ from wagle_trainer.masking.mask_files import (
 )
 from wagle_trainer.masking.mask_info import MaskInfo
 from wagle_trainer.utils.atomic_files import write_atomically
-from wagle_trainer.utils.hub import find_file, push
+from wagle_trainer.utils.hub import Shareable, find_file
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 
-class WeightMask(Mapping[str, Tensor]):
+class WeightMask(Shareable, Mapping[str, Tensor]):
     """A mapping from parameter name to a bool tensor of the parameter's shape: True where the weight may change.
 
     Kept bit-packed, in memory as on disk (an eighth of a byte per weight); `mask[name]` unpacks one tensor. Parameters
@@ -43,6 +46,8 @@ class WeightMask(Mapping[str, Tensor]):
         >>> mask.density, mask.num_selected, (~mask).num_selected
         (0.25, 1, 3)
     """
+
+    commit_message: ClassVar[str] = "Upload weight mask"
 
     def __init__(
         self, packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], info: MaskInfo | None = None
@@ -287,30 +292,16 @@ class WeightMask(Mapping[str, Tensor]):
             mask.check(model)
         return mask
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        evaluation: Mapping[str, Mapping[str, Any]] | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-    ) -> str:
-        """Upload the two files of `save_pretrained` and a card to a model repository on the Hub.
+    def card(self, repo_id: str, evaluation: Mapping[str, Mapping[str, Any]] | None = None) -> ModelCard:
+        """The model card that `push_to_hub` uploads.
 
         Args:
-            repo_id: of the repository, made if need be.
-            private: whether a new repository is private; None for the account's default.
-            token: of the Hub; None for the saved one.
-            evaluation: label, such as "before" -> metric -> number; for the card.
-
-        Returns:
-            the commit's address.
+            repo_id: of the repository.
+            evaluation: label, such as "before" -> metric -> number.
         """
         from wagle_trainer.masking.mask_card import mask_card
 
-        return push(
-            self, mask_card, repo_id, evaluation, private=private, token=token, commit_message="Upload weight mask"
-        )
+        return mask_card(self.describe(), repo_id, evaluation)
 
 
 def differences(

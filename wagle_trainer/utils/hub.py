@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -38,36 +39,48 @@ def find_file(path_or_repo_id: str | os.PathLike[str], name: str, revision: str 
         ) from error
 
 
-class Shareable(Protocol):
-    """What can be pushed to the Hub."""
+class Shareable(ABC):
+    """What can be pushed to the Hub: the files that `save_pretrained` writes, and a card.
 
-    def save_pretrained(self, save_directory: str) -> None: ...
-
-    def describe(self) -> dict[str, Any]: ...
-
-
-def push(
-    thing: Shareable,
-    card: Callable[[dict[str, Any], str, Mapping[str, Mapping[str, Any]] | None], ModelCard],
-    repo_id: str,
-    evaluation: Mapping[str, Mapping[str, Any]] | None,
-    *,
-    private: bool | None,
-    token: str | None,
-    commit_message: str,
-) -> str:
-    """Upload what `thing.save_pretrained` writes and a card to a model repository, made if need be; returns the commit's
-    address.
-
-    Args:
-        card: makes the card; called with `thing.describe()`, the repository's full id, and `evaluation`.
+    Attributes:
+        commit_message: of the upload.
     """
 
-    def write(folder: Path, full_id: str) -> None:
-        thing.save_pretrained(str(folder))
-        card(thing.describe(), full_id, evaluation).save(folder / "README.md")
+    commit_message: ClassVar[str]
 
-    return upload(write, repo_id, private=private, token=token, commit_message=commit_message)
+    @abstractmethod
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the files into a folder."""
+
+    @abstractmethod
+    def card(self, repo_id: str, evaluation: Mapping[str, Mapping[str, Any]] | None = None) -> ModelCard:
+        """The card; see `push_to_hub`."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Mapping[str, Mapping[str, Any]] | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes and a card to a model repository on the Hub.
+
+        Args:
+            repo_id: of the repository, made if need be.
+            evaluation: label, such as "before" -> metric -> number; for the card.
+            private: whether a new repository is private; None for the account's default.
+            token: of the Hub; None for the saved one.
+
+        Returns:
+            the commit's address.
+        """
+
+        def write(folder: Path, full_id: str) -> None:
+            self.save_pretrained(folder)
+            self.card(full_id, evaluation).save(folder / "README.md")
+
+        return upload(write, repo_id, private=private, token=token, commit_message=self.commit_message)
 
 
 def upload(
