@@ -213,6 +213,7 @@ def test_experts_that_cannot_be_seen_are_refused(family, batches):
     model = build(family)
     with pytest.raises(ValueError, match="holds the weights of several experts.*attribution_exclude"):
         attribute(model, *batches, score="wanda", progress=False)
+    assert not any(module._forward_pre_hooks for module in model.modules())
     assert attribute(model, *batches, score="snip", progress=False).num_selected > 0
     mask = attribute(model, *batches, score="magnitude", scope="row", density=0.25, progress=False)
     name = next(name for name in mask if mask[name].dim() == 3)

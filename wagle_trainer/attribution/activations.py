@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from wagle_trainer.engines.sharding import device_of
-from wagle_trainer.models.architecture import WeightMatrix, holds_experts, uses_of
+from wagle_trainer.models.architecture import Use, WeightMatrix, holds_experts, uses_of
 from wagle_trainer.models.log_probs import label_mask
 
 
@@ -33,19 +33,16 @@ class Activations:
         self.hooks: list[Any] = []
         self._masks: tuple[Tensor, ...] | None = None
         experts: dict[nn.Module, dict[str, str]] = {}
-        for key, module, attribute, matrix in uses_of(model, parameters):
+        uses = list(uses_of(model, parameters))
+        for use in uses:  # all of them before the first hook: an error leaves none on the model
+            _check_inputs_are_seen(use)
+        for key, module, attribute, matrix in uses:
             if matrix is not None and not matrix.experts:
                 self._make_room(key, matrix, module, attribute)
                 self.hooks.append(module.register_forward_pre_hook(self._add_to(key)))
             elif matrix is not None and _has_experts_interface(module):
                 self._make_room(key, matrix, module, attribute)
                 experts.setdefault(module, {})[attribute] = key
-            elif holds_experts(module) and not _has_experts_interface(module) and getattr(module, attribute).dim() > 1:
-                raise ValueError(
-                    f"{key!r} holds the weights of several experts ({type(module).__name__}), and the inputs of each "
-                    "cannot be seen from outside: scores of activations do not work on it. Leave it out with "
-                    "attribution_exclude, or take a score of gradients."
-                )
         for module, keys in experts.items():
             self.hooks.append(module.register_forward_pre_hook(self._add_experts(keys), with_kwargs=True))
 
@@ -126,6 +123,19 @@ class Activations:
             key: self.matrices[key].along_inputs((total / self.tokens[key].clamp(min=1).unsqueeze(-1)).sqrt())
             for key, total in self.sums.items()
         }
+
+
+def _check_inputs_are_seen(use: Use) -> None:
+    """Raise ValueError for fused experts whose inputs no hook can see."""
+    module, plain = use.module, use.matrix is not None and not use.matrix.experts
+    if plain or not holds_experts(module) or _has_experts_interface(module):
+        return
+    if getattr(module, use.attribute).dim() > 1:
+        raise ValueError(
+            f"{use.name!r} holds the weights of several experts ({type(module).__name__}), and the inputs of each "
+            "cannot be seen from outside: scores of activations do not work on it. Leave it out with "
+            "attribution_exclude, or take a score of gradients."
+        )
 
 
 def _has_experts_interface(module: nn.Module) -> bool:
