@@ -7,6 +7,7 @@ hands each full gradient on as the rows on this process, as FSDP2 would.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -20,7 +21,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from wagle_trainer.engines.sharding import local_part, named_parameters, shard, unwrapped_name
 
 
-class ScoringView(nn.Module):
+class ScoringView(nn.Module, ABC):
     """The parameters of a model as `DTensor`s sharded by rows; forward and backward are the engine's.
 
     Args:
@@ -54,9 +55,9 @@ class ScoringView(nn.Module):
         rows = distribute_tensor(full.detach(), self._mesh, [Shard(0)], src_data_rank=None)
         return nn.Parameter(rows.clone())
 
+    @abstractmethod
     def _full_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and full weight of every trainable parameter; each is let go before the next one."""
-        raise NotImplementedError
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """The rows on this process by name, as `DTensor`s."""
@@ -66,9 +67,9 @@ class ScoringView(nn.Module):
         """The engine's forward pass."""
         return self.module(**inputs)
 
+    @abstractmethod
     def run_backward(self, loss: Tensor) -> None:
         """Run the engine's backward pass, and hand on the gradients averaged over processes."""
-        raise NotImplementedError
 
     def _deliver(self, name: str, full: Tensor) -> None:
         """Give a parameter the rows of its full gradient, and run the hooks that wait for it."""
