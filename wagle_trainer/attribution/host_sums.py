@@ -92,7 +92,9 @@ class HostSums:
         """The stream of the copies, after all work on the device that is under way; None on the CPU."""
         if device.type != "cuda":
             return None
-        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
         stream.wait_stream(torch.cuda.current_stream(device))
         return stream
 
