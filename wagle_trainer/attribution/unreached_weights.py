@@ -1,4 +1,4 @@
-"""Selected weights that no gradient reaches: the objective does not depend on their tensors, so they cannot change."""
+"""Selected weights that no gradient reaches: if the objective does not depend on their tensors, they cannot change."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ class UnreachedWeights:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         warnings.warn(
             f"{self.share:.1%} of the selected weights lie in {len(names)} tensors that no gradient reached in the first "
-            f"step ({', '.join(names[:3])}{more}). The objective does not depend on them, so they will not change. Leave "
-            f"them out of the scoring with attribution_exclude={patterns_for(names, list(self._selected))}.",
+            f"step ({', '.join(names[:3])}{more}). Where the objective does not depend on them, as RMU's on the layers above "
+            "its own, they will not change: leave them out of the scoring with "
+            f"attribution_exclude={patterns_for(names, list(self._selected))}.",
             stacklevel=2,
         )
 
