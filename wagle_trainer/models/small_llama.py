@@ -88,7 +88,7 @@ LESSONS = {
 def small_llama(split: str, cache: Path, seed: int = 0, task: str = "tofu", *, progress: bool = True) -> str:
     """Folder of a Llama of 0.7 M weights that was trained on one split until it knows it.
 
-    Trained once, then read from `cache`.
+    Trained once, then read from `cache`. All processes call this together.
 
     Args:
         split: "full", or the split without the forget set: "retain90" of the people, "retain" elsewhere.
@@ -98,10 +98,9 @@ def small_llama(split: str, cache: Path, seed: int = 0, task: str = "tofu", *, p
         progress: show a progress bar while it is trained.
     """
     folder = cache / f"small-llama-{'' if task == 'tofu' else f'{task}-'}{split}-{seed}"
-    if not (folder / "config.json").exists():
-        with PartialState().main_process_first():
-            if not (folder / "config.json").exists():
-                _train(LESSONS[task], split, folder, seed, progress)
+    with PartialState().main_process_first():
+        if not (folder / "config.json").exists():
+            _train(LESSONS[task], split, folder, seed, progress)
     return str(folder)
 
 
