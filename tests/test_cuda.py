@@ -53,6 +53,16 @@ def cpu_weights(model):
     return {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
 
 
+def num_moved(before, trainer):
+    """Number of weights that training has changed; all of them are selected ones."""
+    moved = 0
+    for name, weight in cpu_weights(trainer.model).items():
+        changed = before[name].view(torch.int32) != weight.view(torch.int32)
+        assert not (changed & ~trainer.mask[name]).any()
+        moved += int(changed.sum())
+    return moved
+
+
 @pytest.mark.parametrize("score", ["wagle", "snip", "fisher", "wanda"])
 @pytest.mark.parametrize("scope", ["global", "row"])
 def test_masks_are_those_of_the_cpu(make_llama, batches, score, scope):
@@ -86,13 +96,7 @@ def test_only_selected_weights_move(run, make_llama, changes, optim):
     if changes.get("compact_optimizer") and optim == "sgd":
         pytest.skip("CompactAdamW is an AdamW")
     before, trainer = cpu_weights(make_llama()), run(optim=optim, **changes)
-    after = cpu_weights(trainer.model)
-    moved = 0
-    for name, weight in after.items():
-        changed = before[name].view(torch.int32) != weight.view(torch.int32)
-        assert not (changed & ~trainer.mask[name]).any()
-        moved += int(changed.sum())
-    assert moved > 0.5 * trainer.mask.num_selected
+    assert num_moved(before, trainer) > 0.5 * trainer.mask.num_selected
 
 
 @pytest.mark.parametrize("loss", ["npo", "simnpo", "rmu", "undial", "grad_diff"])
@@ -125,16 +129,13 @@ def test_bfloat16_masters_move(run, make_llama):
 )
 def test_autocast_and_gradient_scaling(run, make_llama, format, density):
     before, trainer = cpu_weights(make_llama()), run(density=density, **{format: True})
-    for name, weight in cpu_weights(trainer.model).items():
-        changed = before[name].view(torch.int32) != weight.view(torch.int32)
-        assert not (changed & ~trainer.mask[name]).any()
+    # A scaler skips steps until its scale is low enough, which may be all of so few.
+    assert num_moved(before, trainer) > (0.5 * trainer.mask.num_selected if format == "bf16" else -1)
 
 
 def test_compiled_steps(run, make_llama):
     before, trainer = cpu_weights(make_llama()), run(torch_compile=True, torch_compile_backend="eager")
-    for name, weight in cpu_weights(trainer.model).items():
-        changed = before[name].view(torch.int32) != weight.view(torch.int32)
-        assert not (changed & ~trainer.mask[name]).any()
+    assert num_moved(before, trainer) > 0.5 * trainer.mask.num_selected
 
 
 def test_adapters(run, make_llama, tmp_path):
@@ -146,6 +147,7 @@ def test_adapters(run, make_llama, tmp_path):
     ids = torch.arange(5, 25, device=DEVICE).view(2, 10)
     untouched = base(ids).logits
     expected = merge(copy.deepcopy(base), tmp_path / "out")(ids).logits
+    assert not torch.equal(expected, untouched)
     adapted = PeftModel.from_pretrained(base, tmp_path / "out")
     assert torch.equal(adapted(ids).logits, expected)
     with adapted.disable_adapter():
