@@ -30,7 +30,7 @@ HOST_SUMS = {ON_HOST: 2, WHOLE: 2}
 
 
 def freed(model: Any, *sets: list[Any]) -> None:
-    """The floor: the attribution's own forward pass, and a backward pass of which no gradient stays."""
+    """The floor: the attribution's own forward pass, and a backward pass that leaves no gradient."""
     parameters = select_parameters(model)
     with attribution_mode(model, parameters):
         handles = [

@@ -36,7 +36,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer, updates: Any, batch: Any)
 
 
 def freed_backward(model: Any, batch: Any) -> None:
-    """A forward and backward pass of which no gradient stays."""
+    """A forward and backward pass that leaves no gradient."""
     handles = [
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         for parameter in model.parameters()
@@ -65,7 +65,7 @@ def random_mask(model: Any, density: float) -> WeightMask:
 
 
 def prepare_peak(kind: str, options: argparse.Namespace) -> Callable[[], None]:
-    """Two steps of a variant, of which the second one has all states."""
+    """Two steps of a variant; the second one has all states."""
     model, (batch, *_), _ = load(
         options.model, options.tofu, options.examples, options.batch_size, options.random_llama
     )

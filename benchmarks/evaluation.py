@@ -4,7 +4,7 @@ python benchmarks/evaluation.py --model SMOLLM2_FOLDER --tofu TOFU_FOLDER
 
 The floor scores each answer and generates each text once for every metric that needs it, as OpenUnlearning generates
 for each of its ROUGE metrics; beside it, the same with nothing done twice. Both run on `--reference_rows` rows of each
-set, and so does the suite, so that like is held against like; the suite's time on all `--rows` rows is given, too.
+set, and so does the suite, so that like is compared with like; the suite's time on all `--rows` rows is given, too.
 """
 
 from __future__ import annotations

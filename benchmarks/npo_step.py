@@ -64,7 +64,7 @@ def make_optimizer(model: Any) -> torch.optim.Optimizer:
 
 def batches_of(trainer: Any) -> list[Any]:
     """The pairs of batches of the first epoch, on the model's device."""
-    return [{name: to_device(half) for name, half in batch.items()} for batch in trainer.get_train_dataloader()]
+    return [{name: to_device(part) for name, part in batch.items()} for batch in trainer.get_train_dataloader()]
 
 
 def finish(model: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -78,8 +78,8 @@ def plain(name: str, model: Any, optimizer: torch.optim.Optimizer, batches: list
     """Steps on the model's own loss."""
     model.train()
     for batch in batches:
-        halves = [{key: half[key] for key in ("input_ids", "attention_mask", "labels")} for half in batch.values()]
-        losses = [model(**part, use_cache=False).loss for part in ([concatenate(halves)] if name == ONE else halves)]
+        parts = [{key: part[key] for key in ("input_ids", "attention_mask", "labels")} for part in batch.values()]
+        losses = [model(**part, use_cache=False).loss for part in ([concatenate(parts)] if name == ONE else parts)]
         sum(losses).backward()
         finish(model, optimizer)
 

@@ -9,7 +9,6 @@ and how masks change it, not which objective is best.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,8 +23,6 @@ from wagle_trainer import WagleConfig, WagleTrainer
 from wagle_trainer.data import QAFormat, fictional_split
 from wagle_trainer.evaluation.answer_scores import score_answers
 from wagle_trainer.losses import get_loss, list_losses
-
-sys.path.append(str(Path(__file__).parents[1] / "recipes"))
 from wagle_trainer.models.small_llama import small_llama
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -40,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def sets(qa: QAFormat) -> tuple[Any, Any]:
-    """The forget set in preference format, a wrong answer in place of the true one being preferred; the retain set."""
+    """The forget set in preference format, with a wrong answer as the chosen one; the retain set."""
     retain = qa.dataset(fictional_split("retain90"))
 
     def preference(row: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def test_words_have_the_fields_names():
     files = [REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md")]
     for folder in ("wagle_trainer", "recipes", "docs"):
         files += [path for path in (REPOSITORY / folder).rglob("*") if path.suffix in (".py", ".md", ".yaml", ".html")]
+    files += [path for path in (REPOSITORY / "benchmarks").iterdir() if path.suffix in (".py", ".md")]
     found = [
         f"{path.relative_to(REPOSITORY)}:{number}: {match.group()!r}, say {term}"
         for path in files

@@ -26,7 +26,7 @@ class ScoreHistogram:
         self._scores, self._selected = (np.zeros(1 + _EXPONENTS, dtype=np.int64) for _ in range(2))
 
     def add(self, counts: Counts, number: int) -> None:
-        """Count scores in of which the `number` highest are selected.
+        """Count scores in; the `number` highest are selected.
 
         Args:
             counts: how many scores there are by their upper bits, as the selection counts them; lowest first.

@@ -308,7 +308,7 @@ def _score(
     keep_logits: bool,
     forward: BatchLayout | None = None,
 ) -> TokenLogProbs:
-    """Log-probabilities of `batch`'s labels from `logits` at `kept`, some of which may lie beyond its own length.
+    """Log-probabilities of `batch`'s labels from `logits` at `kept`, which may reach beyond its own length.
 
     Args:
         forward: layout of what was run forward, if it is known.
