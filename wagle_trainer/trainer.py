@@ -47,7 +47,7 @@ from wagle_trainer.masking.compact_choice import use_compact_optimizer
 from wagle_trainer.masking.compact_shards import has_shards, in_place_of_dense_state
 from wagle_trainer.masking.compact_updates import CompactUpdates
 from wagle_trainer.masking.gradient_check import GradientCheck, LossCheck
-from wagle_trainer.models.causality import check_causal
+from wagle_trainer.models.causality import check_causal_once
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
 from wagle_trainer.models.modes import without_dropout
 from wagle_trainer.models.not_finite import cause_of_not_finite
@@ -173,7 +173,7 @@ class WagleTrainer(SFTTrainer):
 
     def _set_up_pairs(self, setup: UnlearningSetup) -> None:
         """Install the forget-retain pairs in place of TRL's training set."""
-        check_causal(self.model)
+        check_causal_once(self.model)
         sets = {name: prepare(self, dataset, name, setup.formatting_func) for name, dataset in setup.sets.items()}
         check_chosen_answers(setup.sets, sets)
         check_vocabulary(sets, self.model)
@@ -319,9 +319,8 @@ class WagleTrainer(SFTTrainer):
         """
         if "forget" not in inputs:
             return self._evaluation_loss(model, inputs, return_outputs)
-        coefficient = (
-            self.router_aux_loss_coef if self.aux_loss_enabled else 0.0
-        )  # SFTTrainer's: the model's own by default
+        # SFTTrainer's: the model's own by default.
+        coefficient = self.router_aux_loss_coef if self.aux_loss_enabled else 0.0
         collected: AbstractContextManager[list[Tensor]] = nullcontext([])
         if coefficient:
             collected = router_losses(model, required=self.args.router_aux_loss_coef is not None)
@@ -355,9 +354,8 @@ class WagleTrainer(SFTTrainer):
         if penalty is not None:
             total = total + penalty
             self._means.add("penalty", penalty.detach().expand(len(total))[counted])
-        loss = (
-            total[counted].sum() / num_items_in_batch * self.accelerator.num_processes
-        )  # engines average over processes
+        # Engines average over processes.
+        loss = total[counted].sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def _evaluation_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:

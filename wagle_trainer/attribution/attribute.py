@@ -20,7 +20,7 @@ from wagle_trainer.attribution.config import AttributionConfig, as_attribution_c
 from wagle_trainer.attribution.gradients import Batch, SetStatistics, attribution_mode, memory_advice, set_statistics
 from wagle_trainer.attribution.host_sums import fits_on_device
 from wagle_trainer.attribution.score_histogram import ScoreHistogram
-from wagle_trainer.attribution.score_inputs import NotFiniteError, ScoreInputs, packed_nonzero, score_tensor
+from wagle_trainer.attribution.score_inputs import NotFiniteError, packed_nonzero, score_inputs, score_tensor
 from wagle_trainer.attribution.scored_parameters import check_not_quantised, select_parameters
 from wagle_trainer.attribution.scores import SETS, name_of
 from wagle_trainer.attribution.selection import ONE, Shards, exclude, select
@@ -29,7 +29,7 @@ from wagle_trainer.masking import bits
 from wagle_trainer.masking.mask import WeightMask
 from wagle_trainer.masking.mask_info import MaskInfo
 from wagle_trainer.models.architecture import WeightMatrix, layouts_of
-from wagle_trainer.models.causality import check_causal
+from wagle_trainer.models.causality import check_causal_once
 
 # Above this effective density a mask is vacuous: training with it is training without it.
 VACUOUS = 0.99
@@ -70,9 +70,9 @@ def attribute(
         The mask, on the CPU; `mask.info` says how it came about.
 
     Raises:
-        ValueError: quantised weights, a model that is not causal, an argument out of range, an unknown score, a pattern that matches no parameter,
-            a set without target tokens, a score that is zero everywhere, a density that selects nothing, a model that
-            is sharded in another way than FSDP2's.
+        ValueError: quantised weights, a model that is not causal, an argument out of range, an unknown score, a pattern
+            that matches no parameter, a set without target tokens, a score that is zero everywhere, a density that
+            selects nothing, a model that is sharded in another way than FSDP2's.
         TypeError: both forms of arguments are given, or a keyword is unknown.
         FloatingPointError: a loss, gradient or score is not finite; names the parameter.
         OutOfMemoryError: says which options help.
@@ -94,7 +94,7 @@ def attribute(
             raise ValueError(f"The score {name!r} needs the {which} {what}: pass {which}_batches.")
     check_not_quantised(model)
     if config.needs:
-        check_causal(model)
+        check_causal_once(model)
     parameters = select_parameters(model, config.include, config.exclude)
     if config.earlier_mask is not None:
         config.earlier_mask.check(model)
@@ -124,7 +124,7 @@ def attribute(
             layouts = layouts_of(model, parameters)
             selection = _Selection(parameters, layouts, config, shards, offload)
             try:
-                for key, available in ScoreInputs(parameters, statistics, gamma, config.seed, layouts):
+                for key, available in score_inputs(parameters, statistics, gamma, config.seed, layouts):
                     score = score_tensor(config.score_function, config.score_arguments, key, available)
                     if score is None:
                         selection.leave_out(key)

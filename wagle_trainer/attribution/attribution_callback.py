@@ -38,7 +38,7 @@ from wagle_trainer.masking.update_checks import (
     check_selects_weights,
     check_steps_outside_backward,
 )
-from wagle_trainer.models.causality import check_causal
+from wagle_trainer.models.causality import check_causal_once
 from wagle_trainer.utils.keyed_digests import shareable, users_key
 
 logger = logging.get_logger(__name__)
@@ -129,7 +129,7 @@ class WeightAttributionCallback(TrainerCallback):
         if not self.config.needs:  # the score reads no data: no tokenizer is needed, and any kind of model will do
             self._prepared = {}
             return
-        check_causal(model)
+        check_causal_once(model)
         pad_token = pad_token_id(processing_class)
         preparation = DatasetPreparation(
             processing_class,

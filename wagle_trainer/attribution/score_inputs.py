@@ -16,8 +16,14 @@ from wagle_trainer.models.architecture import WeightMatrix
 from wagle_trainer.models.not_finite import first_batch_not_finite, is_finite
 
 
-class ScoreInputs:
-    """The arguments of a score, parameter by parameter.
+def score_inputs(
+    parameters: Mapping[str, nn.Parameter],
+    statistics: Mapping[str, SetStatistics],
+    gamma: Any,
+    seed: int,
+    layouts: Mapping[str, WeightMatrix],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each parameter and the arguments of its score.
 
     Args:
         parameters: name -> parameter.
@@ -26,37 +32,24 @@ class ScoreInputs:
         seed: of the generators.
         layouts: how the parameters hold matrices.
     """
-
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        statistics: Mapping[str, SetStatistics],
-        gamma: Any,
-        seed: int,
-        layouts: Mapping[str, WeightMatrix],
-    ):
-        self.parameters, self.statistics, self.gamma, self.seed = parameters, statistics, gamma, seed
-        self.layouts = layouts
-
-    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for index, (key, parameter) in enumerate(self.parameters.items()):
-            place = local_part(parameter).device
-            available: dict[str, Any] = {}
-            for which, found in self.statistics.items():
-                for what, tensors in (("grad", found.grad), ("square", found.square)):
-                    if tensors:
-                        part = tensors.pop(key).to(place).float()
-                        available[f"{which}_{what}"] = gather(part, parameter)
-                activation = found.activation.pop(key, None)
-                available[f"{which}_activation"] = None if activation is None else activation.to(place)
-            available |= {
-                "weight": gather(local_part(parameter.detach()), parameter),
-                "name": key,
-                "gamma": self.gamma,
-                "layout": self.layouts[key],
-            }
-            available["generator"] = torch.Generator().manual_seed(_seed_of(self.seed, index))
-            yield key, available
+    for index, (key, parameter) in enumerate(parameters.items()):
+        place = local_part(parameter).device
+        available: dict[str, Any] = {}
+        for which, found in statistics.items():
+            for what, tensors in (("grad", found.grad), ("square", found.square)):
+                if tensors:
+                    part = tensors.pop(key).to(place).float()
+                    available[f"{which}_{what}"] = gather(part, parameter)
+            activation = found.activation.pop(key, None)
+            available[f"{which}_activation"] = None if activation is None else activation.to(place)
+        available |= {
+            "weight": gather(local_part(parameter.detach()), parameter),
+            "name": key,
+            "gamma": gamma,
+            "layout": layouts[key],
+            "generator": torch.Generator().manual_seed(_seed_of(seed, index)),
+        }
+        yield key, available
 
 
 def score_tensor(function: Score, arguments: list[str], key: str, available: Mapping[str, Any]) -> Tensor | None:
