@@ -71,9 +71,8 @@ class WagleAdapterConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            getattr(self, "peft_type", None) is not None
-        ):  # read from a file, by PeftConfig as well: a file must not switch checks off
+        # Read from a file, by PeftConfig as well: a file must not switch checks off.
+        if getattr(self, "peft_type", None) is not None:
             self.combine, self.ignore_base_mismatch = "error", False
         self.peft_type = peft_type()
         check_version(self.format_version, CONFIG_NAME)

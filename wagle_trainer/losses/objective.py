@@ -18,11 +18,8 @@ from wagle_trainer.losses.unlearning_loss import example_of
 from wagle_trainer.models.architecture import decoder_layer
 from wagle_trainer.models.reference_log_probs import required_head
 
-RETAIN_SETTINGS = (
-    "retain_loss",
-    "retain_layer",
-    "retain_kwargs",
-)  # of `loss_kwargs`; all else goes to the forget loss
+# Of `loss_kwargs`; all else goes to the forget loss.
+RETAIN_SETTINGS = ("retain_loss", "retain_layer", "retain_kwargs")
 
 
 @dataclass(frozen=True)

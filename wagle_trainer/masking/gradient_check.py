@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wagle_trainer.engines.sharding import local_part
+
 
 class LossCheck:
     """The losses of one optimizer step, which are looked at when its gradients are: one wait for the device, not two."""
@@ -103,8 +105,7 @@ def finite_sum(gradient: Tensor) -> Tensor:
 
     Float32 gradients whose sum overflows count as infinite; their norm overflows as well.
     """
-    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-    return local.detach().sum(dtype=torch.float32)
+    return local_part(gradient).detach().sum(dtype=torch.float32)
 
 
 def _first_not_finite(sums: dict[Tensor, Tensor]) -> Tensor | None:

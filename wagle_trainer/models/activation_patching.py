@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wagle_trainer.models.architecture import decoder_layers
-from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
+from wagle_trainer.models.log_probs import label_mask, token_log_probs
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
@@ -27,7 +28,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 def predicting_positions(labels: Tensor) -> Tensor:
     """Where the next token has a label: bool (batch, length)."""
-    return torch.cat([labels[:, 1:] != IGNORE_INDEX, torch.zeros_like(labels[:, :1], dtype=torch.bool)], dim=1)
+    return F.pad(label_mask(labels), (0, 1))
 
 
 @torch.no_grad()

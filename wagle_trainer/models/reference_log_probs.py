@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
@@ -44,7 +45,7 @@ def reference_log_probs(
                 token_log_probs(model, empty_batch(device))
                 continue
             rows, batch = pair
-            result = token_log_probs(model, {key: tensor.to(device) for key, tensor in batch.items()})
+            result = token_log_probs(model, send_to_device(batch, device))
             if not bool(torch.isfinite(result.log_probs).all()):
                 raise FloatingPointError(
                     f"The log-probability under the reference model is not finite for one of the rows {rows}: "
@@ -69,7 +70,7 @@ def mean_answer_probability(model: nn.Module, batches: LengthSortedBatches, devi
     total = number = 0.0
     with evaluation_mode(model):
         for batch in batches:
-            result = token_log_probs(model, {key: tensor.to(device) for key, tensor in batch.items()})
+            result = token_log_probs(model, send_to_device(batch, device))
             values = result.mean().exp()
             if not bool(torch.isfinite(values).all()):
                 raise FloatingPointError(f"An answer's probability is not finite: {cause_of_not_finite(model)}.")
@@ -162,13 +163,12 @@ class ReferenceLogits(_ReferenceOutput):
             with evaluation_mode(model):
                 for rows, batch in zip(batches.rows, batches, strict=True):
                     seen.clear()
-                    moved = {key: tensor.to(device) for key, tensor in batch.items()}
+                    moved = send_to_device(batch, device)
                     result = token_log_probs(model, moved, keep_logits=True)
                     assert result.logits is not None
                     hidden = seen[0]
-                    if (
-                        hidden.shape[1] > result.logits.shape[1]
-                    ):  # without `logits_to_keep` the head sees all positions
+                    # Without `logits_to_keep` the head sees all positions.
+                    if hidden.shape[1] > result.logits.shape[1]:
                         hidden = hidden[:, result.kept]
                     if not torch.allclose(head(hidden).float(), result.logits.float(), rtol=1e-2, atol=1e-2):
                         raise ValueError(
@@ -207,7 +207,7 @@ class ReferenceStates(_ReferenceOutput):
         super().__init__(setting, len(batches.dataset))
         with evaluation_mode(model):
             for rows, batch in zip(batches.rows, batches, strict=True):
-                moved = {key: tensor.to(device) for key, tensor in batch.items()}
+                moved = send_to_device(batch, device)
                 result = token_log_probs(model, moved, layer=layer)
                 assert result.states is not None
                 self.log_probs[rows] = result.sum().cpu()
