@@ -165,7 +165,7 @@ class WagleTrainer(SFTTrainer):
         if self.lora_modules is not None:
             check_adapted_modules(self.model, self.lora_modules)
         self._set_up_pairs(setup)
-        self._set_up_objective(setup)
+        self._set_up_objective()
         self._set_up_mask(setup)
         self.forgetting: dict[str, dict[str, float]] = {}
         if self.args.summary_rows and current_engine().holds_full_weights:
@@ -184,7 +184,7 @@ class WagleTrainer(SFTTrainer):
         self.data_collator: Any = PairCollator(self.data_collator)
         self.add_callback(EpochOfPairs(self._sampler))
 
-    def _set_up_objective(self, setup: UnlearningSetup) -> None:
+    def _set_up_objective(self) -> None:
         """Prepare the losses and what provides their needs."""
         self.objective.check_engine()
         if "forget" in self.objective.splits:

@@ -1,4 +1,4 @@
-"""Where infinity or NaN comes from: the first weight, gradient or batch that is not finite, and how to say it."""
+"""Where infinity or NaN comes from: the first weight or batch that is not finite, and how to say it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,9 @@ def is_finite(tensor: Tensor) -> bool:
     return not values.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
-def first_not_finite(tensors: Mapping[str, Tensor | None] | Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """Name of the first tensor with an infinite or NaN value; None if there is none.
-
-    Args:
-        tensors: name -> tensor, or pairs of them. None in place of a tensor is passed over.
-    """
-    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
-    return next((name for name, tensor in pairs if tensor is not None and not is_finite(tensor)), None)
-
-
 def first_parameter_not_finite(model: nn.Module) -> str | None:
     """Name of the first parameter with an infinite or NaN value; None if there is none."""
-    return first_not_finite(model.named_parameters())
-
-
-def first_gradient_not_finite(model: nn.Module) -> str | None:
-    """Name of the first parameter whose `.grad` has an infinite or NaN value; None if there is none."""
-    return first_not_finite((name, parameter.grad) for name, parameter in model.named_parameters())
+    return next((name for name, parameter in model.named_parameters() if not is_finite(parameter)), None)
 
 
 def first_batch_not_finite(
