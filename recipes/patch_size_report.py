@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import base64
 import html
-import itertools
 import math
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from wagle_trainer.reporting.patch_size_plot import Panel, PatchPoint, patch_size_plot
 from wagle_trainer.reporting.plots import png, svg
+from wagle_trainer.reporting.statistics import t_interval
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.table_formats import markdown_table
 
@@ -174,7 +172,7 @@ class Ratio:
 
     Attributes:
         mean: geometric mean over seeds.
-        low, high: 95 % interval: percentiles of the geometric mean over resamples of the seeds; None with one seed.
+        low, high: 95 % interval: Student's t over the seeds' logarithms; None with one seed.
         seeds: how many.
         at_least: random missed the goal at every density on some seed, where its largest one stands for it, or the score
             reached it at its smallest one: the ratio is a lower bound.
@@ -214,22 +212,9 @@ def ratio_to_random(group: Group, label: str, robust: bool) -> Ratio | None:
         logs.append(math.log10((random_tried[-1] if chance is None else chance) / own))
     if not logs:
         return None
-    low, high = (None, None) if len(logs) == 1 else (10**end for end in bootstrap(logs))
-    return Ratio(10 ** (sum(logs) / len(logs)), low, high, len(logs), at_least, at_most)
-
-
-def bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile interval of the mean: all resamples of up to 6 values, 20,000 drawn ones of more."""
-    count = len(values)
-    resamples: Iterable[Sequence[float]]
-    if count <= 6:
-        resamples = itertools.product(values, repeat=count)
-    else:
-        draw = random.Random(0)
-        resamples = (draw.choices(values, k=count) for _ in range(20_000))
-    means = np.array([sum(resample) / count for resample in resamples])
-    low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
-    return float(low), float(high)
+    found = t_interval(logs)
+    low, high = (None if end is None else 10**end for end in (found.low, found.high))
+    return Ratio(10**found.mean, low, high, len(logs), at_least, at_most)
 
 
 def figure(group: Group) -> Figure:
@@ -407,7 +392,7 @@ def legend(utility_loss: float) -> str:
         f"*reached*: runs whose forget answers fell to the goal, with retained and unseen answers within {utility_loss:g} "
         "of the reference model. *robust*: runs that reached the forget goal and are no worse than all weights: retained and "
         f"unseen answers within {utility_loss:g}, and within {CLOSE:g} after relearning and in 4 bits. A number in brackets "
-        "counts the runs it is of. The interval resamples seeds; of few seeds it is too narrow."
+        "counts the runs it is of. The interval is Student's t over the seeds; where all agree, it has no width."
     )
 
 
