@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -193,8 +194,10 @@ class QAFormat:
         """
         given = {name: value for name, value in options.items() if value is not None}
         saved = None
-        if path is not None and _has_format(path):
-            saved = cls.from_pretrained(path, tokenizer)
+        if path is not None:
+            # What cannot be reached is told of by what loads the model.
+            with contextlib.suppress(FileNotFoundError):
+                saved = cls.from_pretrained(path, tokenizer)
         if saved is not None and style == "auto" and not given:
             return saved
         chosen = cls.for_tokenizer(tokenizer, style, **given)
@@ -357,18 +360,6 @@ def _strings(dataset: Dataset, column: str, needed: tuple[str, str]) -> list[str
             )
             raise ValueError(f"Column {column!r} must hold one string per row, but row {row} holds {found}. {hint}")
     return values
-
-
-def _has_format(path: str | PathLike[str]) -> bool:
-    """Whether a folder, or a repository on the Hub that can be reached, has a saved format."""
-    if Path(path).is_dir():
-        return (Path(path) / FILE_NAME).is_file()
-    from transformers.utils import cached_file
-
-    try:
-        return cached_file(str(path), FILE_NAME, _raise_exceptions_for_missing_entries=False) is not None
-    except (OSError, ValueError):  # what cannot be reached is told of by what loads the model
-        return False
 
 
 def common_prefix_length(ids: Iterable[int], other_ids: Iterable[int]) -> int:
