@@ -27,7 +27,7 @@ def checked_options(name: str, attack: Callable[..., Any], options: Mapping[str,
     """
     try:
         hints = typing.get_type_hints(attack)
-    except NameError:  # an annotation that names what its module does not hold
+    except (NameError, TypeError):  # an annotation that names what its module does not hold; a callable without any
         hints = {}
     return {
         option: _checked(f"The option {option} of the attack {name!r}", value, hints.get(option))
