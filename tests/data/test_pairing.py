@@ -134,7 +134,6 @@ def test_every_epoch_pairs_anew_and_in_time_covers_a_large_retain_set():
 
 
 def test_with_trls_collator():
-
     dataset = PairedDataset(rows(10, (2, 5, 3)), rows(20, (4, 2)))
     batch = PairCollator(make_collator(pad_token_id=9))([dataset[2, 1], dataset[0, 0]])
     assert batch["forget"]["input_ids"].tolist() == [[10, 11, 12], [10, 11, 9]]

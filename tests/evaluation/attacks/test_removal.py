@@ -17,7 +17,7 @@ def test_all_comes_back_exactly(before, after, tokenizer, rows):
     weights = [weight.detach().clone().view(torch.int32) for weight in after.parameters()]
     result = remove(before, after, tokenizer, rows, shares=[1.0, 0.5])
     assert [point["x"] for point in result["points"]] == [0.5, 1.0]
-    assert result["points"][1]["recovered_raw"] == 1.0  # exactly: it is the model before, bitwise identical
+    assert result["points"][1]["recovered_raw"] == 1.0  # exactly: it is the reference model, bitwise identical
     assert result["points"][1]["recovered_by_measure"] == {"probability": 1.0, "rouge_l_recall": 1.0}
     assert result["points"][1]["forget"] == result["before"]
     assert 0 < result["points"][0]["recovered"] < 1
