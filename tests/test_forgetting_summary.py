@@ -1,6 +1,7 @@
 """How likely the answers are before and after, at the end of every training run."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from wagle_trainer import WagleTrainer
 from wagle_trainer.data.facts import pad_examples
 from wagle_trainer.models.log_probs import token_log_probs
+from wagle_trainer.trainer_callbacks import ForgettingSummary
 
 
 @pytest.fixture
@@ -65,6 +67,15 @@ def test_a_run_that_forgot_nothing_is_warned_of(train, caplog):
     with caplog.at_level(logging.WARNING):
         train(learning_rate=1e-9)
     assert "Next to nothing was forgotten: raise learning_rate or density" in caplog.text
+
+
+def test_a_resumed_run_knows_no_numbers_of_an_earlier_one():
+    told = []
+    summary = ForgettingSummary(lambda: {"forget": 0.5}, lambda before, after: told.append(before))
+    for step in (0, 2):
+        summary.on_train_begin(None, SimpleNamespace(global_step=step), None)
+        summary.on_train_end(None, None, None)
+    assert told == [{"forget": 0.5}, {}]
 
 
 def test_a_negative_number_of_rows_is_refused(arguments):

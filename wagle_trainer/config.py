@@ -62,7 +62,8 @@ class WagleConfig(SFTConfig):
             process or with data parallelism. `True` insists on it, `False` turns it off.
         compact_training (`bool`, *optional*): Keep gradients, moments and float32 master values of the selected weights
             only, see [`~wagle_trainer.masking.CompactUpdates`]. By default up to density 0.1, with an optimizer that updates
-            each weight by itself, on one process or with data parallelism. `True` insists on it, `False` turns it off.
+            each weight by itself, on one process, with data parallelism or with FSDP2. `True` insists on it, `False` turns it
+            off.
         save_adapter (`bool`, defaults to `False`): Save what the mask let change as an adapter for PEFT, in place of the
             whole model, in checkpoints, too. See `wagle_trainer.adapters`.
         adapter_masters (`bool`, defaults to `False`): With `save_adapter` and a model in 16 bits, save the float32 master

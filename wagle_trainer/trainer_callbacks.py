@@ -60,8 +60,7 @@ class ForgettingSummary(TrainerCallback):
         self.before: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0:
-            self.before = self.measure()
+        self.before = self.measure() if state.global_step == 0 else {}
 
     def on_train_end(self, args, state, control, **kwargs):
         self.tell(self.before, self.measure())

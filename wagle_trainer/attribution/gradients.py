@@ -132,8 +132,8 @@ def set_statistics(
     sharded = is_sharded(parameters.values())
     if sharded and "square" in wanted:
         raise ValueError(
-            f"The score needs the gradient of each {name} example ({name}_square), but FSDP2 sums gradients over "
-            "processes. Compute the mask on one process or with data parallelism (`wagle attribute`), and pass it as "
+            f"The score needs the gradient of each {name} example ({name}_square), but engines that shard weights sum "
+            "gradients over processes. Compute the mask on one process or with data parallelism (`wagle attribute`), and pass it as "
             "mask_path."
         )
     if "activation" in wanted and not getattr(model, "shows_inputs", True):
