@@ -18,8 +18,6 @@ EXAMPLES = """
   wagle recipes list
   wagle recipes copy my-recipes
   python my-recipes/tofu_npo.py"""
-# Parts of recipes, and not recipes.
-_PARTS = ("recipe.py", "small_llama.py")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -56,8 +54,8 @@ def recipes_folder() -> Path:
 
 def _list(options: argparse.Namespace) -> dict[str, Any]:
     folder = recipes_folder()
-    scripts = [path for path in sorted(folder.glob("*.py")) if path.name not in _PARTS]
-    scripts = [path for path in scripts if "__main__" in path.read_text(encoding="utf-8")]
+    # The others are parts of recipes.
+    scripts = [path for path in sorted(folder.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
     return {
         "recipes": {path.name: _first_line(path) for path in scripts},
         "configs": [str(path.relative_to(folder)) for path in sorted(folder.glob("*/*.yaml"))],

@@ -9,6 +9,7 @@ from typing import Any
 from wagle_trainer.utils.secrets import redacted
 
 TRACKERS = ("wandb", "trackio", "tensorboard")
+PROJECT = "wagle"
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -38,7 +39,6 @@ def log_to_trackers(
     numbers: Mapping[str, float],
     *,
     settings: Mapping[str, Any] | None = None,
-    project: str = "wagle",
     folder: str | Path = ".",
 ) -> None:
     """Log numbers as one run of each tracker; several processes may call it, the main one logs.
@@ -48,7 +48,6 @@ def log_to_trackers(
         label: name of the run.
         numbers: name -> value.
         settings: configuration of the run; secrets are left out, and what is no number, text or truth value becomes text.
-        project: name of the project.
         folder: where tensorboard's files go, in `tensorboard/<label>`.
 
     Raises:
@@ -65,7 +64,7 @@ def log_to_trackers(
     safe = "".join(character if character.isalnum() or character in "._-" else "_" for character in label)
     accelerator = Accelerator(log_with=list(names), project_dir=str(Path(folder) / "tensorboard" / safe))
     accelerator.init_trackers(
-        project,
+        PROJECT,
         config=shown,
         init_kwargs={name: {"name": label} for name in names if name in ("wandb", "trackio")},
     )
