@@ -157,6 +157,13 @@ def test_the_plan(people, quick):
     assert "To forget: 10 rows of question and answer" in text and "neighbours that are made" in text
 
 
+def test_rows_that_repeat_an_earlier_one_are_counted(people, quick, tmp_path):
+    rows = [people.rows[index] for index in (0, 1, 0, 0)]
+    (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = str(plan(people.path, tmp_path / "forget.jsonl", **quick))
+    assert "4 rows of question and answer, 2 of them repeat an earlier one;" in found
+
+
 def test_a_file_with_other_columns(people, quick, tmp_path):
     lines = ["Frage;Antwort", *(f"{row['question']};{row['answer']}" for row in people.rows)]
     (tmp_path / "forget.csv").write_text("\n".join(lines), encoding="utf-8")

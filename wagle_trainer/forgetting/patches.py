@@ -37,7 +37,6 @@ class PatchedModel:
         self.model = model
         self.patch: SparseAdapter | None = None
         self._base: SparseAdapter | None = None
-        self._mask: WeightMask | None = None
 
     def train(
         self,
@@ -68,7 +67,6 @@ class PatchedModel:
         """
         self.revert()
         self._base = SparseAdapter.from_mask(self.model, mask, base_digests(self.model, mask))
-        self._mask = mask
         trainer = WagleTrainer(
             model=self.model,
             args=_config(settings, learning_rate, folder),
@@ -90,8 +88,8 @@ class PatchedModel:
 
     def values(self) -> SparseAdapter:
         """The patch as it is in the middle of its training."""
-        assert self._base is not None and self._mask is not None
-        return SparseAdapter.from_mask(self.model, self._mask, self._base.base_digests)
+        assert self._base is not None
+        return SparseAdapter.from_mask(self.model, self._base.mask, self._base.base_digests)
 
     def return_to(self, earlier: SparseAdapter, steps: int) -> None:
         """Put what `values` gave back in, as the patch.

@@ -32,7 +32,7 @@ class Plan:
         dtype, device: of them.
         rows: of the forget set.
         kind: columns that were understood: "question, answer", ...
-        duplicates: rows that occur more than once.
+        duplicates: rows that repeat an earlier one.
         longest: tokens of the longest row.
         example: the first row as the model sees it.
         style: how questions and answers are written.
@@ -64,7 +64,7 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        twice = f", {self.duplicates} of them more than once" if self.duplicates else ""
+        twice = f", {self.duplicates} of them repeat an earlier one" if self.duplicates else ""
         sizes = ", ".join(f"{density:g}" for density in self.settings["densities"])
         return "\n".join(
             [

@@ -26,7 +26,7 @@ def make_card(text: str, base_model: str | None, library: str) -> ModelCard:
 
 
 def is_repo_id(base_model: str | None) -> bool:
-    """Whether a name is that of a repository on the Hub: not a folder, whose path tells others nothing, and which the Hub refuses."""
+    """Whether a name is that of a repository on the Hub, and not a folder."""
     try:
         validate_repo_id(base_model or "")
     except HFValidationError:
