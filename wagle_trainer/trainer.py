@@ -53,7 +53,7 @@ from wagle_trainer.models.modes import without_dropout
 from wagle_trainer.models.not_finite import cause_of_not_finite
 from wagle_trainer.models.reference_log_probs import mean_answer_probability
 from wagle_trainer.models.routers import router_losses
-from wagle_trainer.reporting.forgetting_sentences import forgetting_sentences
+from wagle_trainer.reporting.end_of_run import end_of_run_sentences
 from wagle_trainer.reporting.model_card import PAPER, ModelFacts, rewrite_model_card
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, ForgettingSummary, References, StepEnd
 from wagle_trainer.trainer_setup import UnlearningSetup
@@ -572,7 +572,7 @@ class WagleTrainer(SFTTrainer):
         self.forgetting = {"before": before, "after": after}
         if self.is_world_process_zero() and before and after:
             base = self.model.config.name_or_path if hasattr(self.model, "config") else ""
-            for sentence in forgetting_sentences(before, after, base, self.args.output_dir):
+            for sentence in end_of_run_sentences(before, after, base, self.args.output_dir):
                 print(sentence, flush=True)
             if before["forget"] - after["forget"] < 0.05 * before["forget"]:
                 logger.warning(

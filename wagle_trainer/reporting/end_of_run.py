@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-def forgetting_sentences(
+def end_of_run_sentences(
     before: Mapping[str, float], after: Mapping[str, float], base: str, output_dir: str
 ) -> list[str]:
     """Two sentences: the mean answer probabilities, and the next command.
