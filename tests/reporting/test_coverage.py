@@ -29,6 +29,8 @@ def covered(level: float, spread: float, groups: int, rows: int) -> float:
 @pytest.mark.parametrize(
     ("level", "spread", "groups", "rows"),
     [
+        (0.0, 1.0, 2, 20),
+        (-4.0, 1.5, 2, 20),
         (0.0, 1.0, 3, 20),
         (-4.0, 1.5, 3, 20),
         (0.0, 1.0, 5, 20),
@@ -43,6 +45,21 @@ def covered(level: float, spread: float, groups: int, rows: int) -> float:
 def test_coverage(level, spread, groups, rows):
     # 93 to 97 %, and two standard errors of what is measured here
     assert 0.93 - 0.03 <= covered(level, spread, groups, rows) <= 0.97 + 0.02
+
+
+@pytest.mark.parametrize(("groups", "width"), [(3, 0.35), (20, 0.1)])
+def test_few_groups_make_wide_intervals(groups, width):
+    """The two numbers of docs/reference/metrics.md."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(50):
+        values = expit(random.normal(size=(groups, 1)) + random.normal(size=(groups, 20))).ravel()
+        columns = {"probability": values, "group": np.repeat(np.arange(groups), 20)}
+        interval = example_interval(
+            {"forget_Q_A_Prob": values.mean(), "per_example": {"forget": columns}}, "forget_Q_A_Prob"
+        )
+        found.append((interval.high - interval.low) / 2)
+    assert np.median(found) == pytest.approx(width, rel=0.15)
 
 
 def test_rows_as_if_they_were_independent_cover_too_little():
