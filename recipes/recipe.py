@@ -59,9 +59,17 @@ def _bundled_config(task_name: str, loss_type: str) -> str:
 
 
 def on_bundled_config(arguments: Sequence[str], name: str, model: str = "--model_name_or_path") -> list[str]:
-    """Arguments, on top of a bundled configuration where they name neither a configuration nor a model."""
+    """Arguments, on top of a bundled configuration where they name neither a configuration nor a model.
+
+    Raises:
+        ValueError: they name files, of which the bundled model knows nothing.
+    """
     given = {argument.split("=")[0] for argument in arguments}
-    return list(arguments) if given & {"--config", model} else ["--config", str(CONFIGS / f"{name}.yaml"), *arguments]
+    if given & {"--config", model}:
+        return list(arguments)
+    if given & {"--forget_file", "--retain_file"}:
+        raise ValueError(f"Files of your own need a model: pass {model}, or a --config that names one.")
+    return ["--config", str(CONFIGS / f"{name}.yaml"), *arguments]
 
 
 def task_named(arguments: Sequence[str], default: str = "tofu") -> str:

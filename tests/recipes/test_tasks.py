@@ -40,6 +40,11 @@ def test_a_configuration_or_a_model_replaces_the_bundled_example(given):
     assert on_bundled_config(given, "fictional_npo") == given
 
 
+def test_files_of_ones_own_need_a_model():
+    with pytest.raises(ValueError, match="need a model: pass --model_name_or_path"):
+        on_bundled_config(["--forget_file", "book.txt"], "copyright_fictional_po")
+
+
 @pytest.mark.parametrize(("given", "limit"), [("all", None), (None, None), ("7", 7), (7, 7)])
 def test_rows_of_the_evaluation_sets(given, limit):
     assert task_class("tofu")(RecipeArguments(evaluation_samples=given)).limit == limit
