@@ -1,4 +1,4 @@
-"""`SparseAdapter`: what is saved is what comes back, and nothing else is accepted."""
+"""`SparseAdapter`: what is saved is what is loaded, and nothing else is accepted."""
 
 import copy
 import json

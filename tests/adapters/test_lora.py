@@ -94,7 +94,7 @@ def test_every_objective_trains_the_adapter_alone(loss_type, make_trainer, make_
     ids=lambda value: value if isinstance(value, str) else value.get("retain_loss", ""),
 )
 def test_the_reference_is_the_adapter_switched_off(loss_type, loss_kwargs, make_trainer):
-    """Whatever was kept of the model before unlearning equals what the trained model gives without its adapter."""
+    """Whatever was kept of the reference model equals what the trained model gives without its adapter."""
     trainer = make_trainer(loss_type, loss_kwargs=loss_kwargs, learning_rate=0.05, max_steps=4)
     trainer.train()
     model = trainer.model.eval()

@@ -206,7 +206,7 @@ def test_out_of_memory_says_what_helps(make_llama, make_examples, pad_batches, m
 
 
 def test_out_of_memory_before_the_first_batch(make_llama, make_examples, pad_batches, monkeypatch):
-    """Where room for the sums is made, which is the most that is asked for; no hook is left that would take gradients."""
+    """Where room for the sums is made, which is the most that is requested; no hook is left that would take gradients."""
     model, batches = make_llama(), pad_batches(make_examples(3), 3, "right")
     parameters, zeros_like, made = dict(model.named_parameters()), torch.zeros_like, []
 

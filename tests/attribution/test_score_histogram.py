@@ -85,7 +85,7 @@ def test_adds_up_over_shards(values, share, cut):
     count = int(share * len(values))
     whole, sharded = ScoreHistogram(), ScoreHistogram()
     find_threshold([torch.from_numpy(values)], count, histogram=whole)
-    # What the other process counts, in the order in which counts are asked for: the upper bits, the lower ones.
+    # What the other process counts, in the order in which counts are requested: the upper bits, the lower ones.
     other: list[torch.Tensor] = []
     find_threshold([torch.from_numpy(values)], count, lambda counts: other.append(counts.clone()))
 

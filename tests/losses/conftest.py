@@ -21,7 +21,7 @@ PADDINGS = [(7, "right"), (7, "left"), (3, "left"), (1, "right")]
 
 
 class World:
-    """The model that is trained and the one from before unlearning (dropout is off), a forget set of seven examples
+    """The model that is trained and the reference model (dropout is off), a forget set of seven examples
     and their chosen answers. Some prompts are longer than other whole examples, so that batches are ragged on both
     sides of the answer.
 

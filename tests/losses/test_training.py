@@ -241,7 +241,7 @@ def test_control_vector_is_that_of_the_seed(make_trainer):
 
 @pytest.mark.parametrize("loss_type", ["pdu", "undial", "tnpo", "rmu", "random_label"])
 def test_resume(loss_type, make_trainer, memorized, tmp_path):
-    """The dual variable, the reference values and the random choices come back: the run ends with the same bits."""
+    """The dual variable, the reference values and the random choices are restored: the run ends with the same bits."""
     loss_kwargs = {"adaptive": True} if loss_type == "rmu" else {}
     settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "loss_kwargs": loss_kwargs}
     whole = make_trainer(loss_type, **settings)

@@ -226,7 +226,7 @@ def test_detached_updates_leave_a_plain_optimizer():
 
 
 def test_updates_hold_without_being_held():
-    """Nobody has to keep the object: a mask that ends with a variable's scope would end without a word."""
+    """No one has to keep the object: a mask that ends with a variable's scope would end without a word."""
     model = network()
     mask, before = random_mask(model), snapshot(model)
     optimizer = OPTIMIZERS["sgd"](model.parameters())

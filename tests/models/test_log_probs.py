@@ -103,12 +103,12 @@ def test_wrapped_models(model, make_examples, pad_batches):
 
 
 @pytest.fixture
-def roles(make_examples, pad_batches):
-    """roles(sides) -> batches of a forget, a preferred and a retain half, of other sizes and lengths; retain longest."""
+def splits(make_examples, pad_batches):
+    """splits(sides) -> forget, chosen and retain batches, of other sizes and lengths; retain longest."""
 
-    def make(forget="right", preferred="right", retain="right"):
-        lengths = {"forget": (3, (1, 4), (1, 6)), "preferred": (2, (1, 2), (1, 3)), "retain": (4, (3, 6), (4, 9))}
-        sides = {"forget": forget, "preferred": preferred, "retain": retain}
+    def make(forget="right", chosen="right", retain="right"):
+        lengths = {"forget": (3, (1, 4), (1, 6)), "chosen": (2, (1, 2), (1, 3)), "retain": (4, (3, 6), (4, 9))}
+        sides = {"forget": forget, "chosen": chosen, "retain": retain}
         return {
             name: pad_batches(make_examples(rows, seed, prompt, answer), rows, sides[name])[0]
             for seed, (name, (rows, prompt, answer)) in enumerate(lengths.items())
@@ -153,20 +153,20 @@ def assert_joint_is_separate(model, batches, **settings):
 @pytest.mark.parametrize(
     "sides", [("right",) * 3, ("left",) * 3, ("left", "right", "left"), ("right", "right", "left")]
 )
-def test_joint_is_separate(model, roles, forwards, sides):
-    batches = roles(*sides)
+def test_joint_is_separate(model, splits, forwards, sides):
+    batches = splits(*sides)
     length = batches["retain"]["labels"].shape[1]
-    assert length > batches["forget"]["labels"].shape[1] > batches["preferred"]["labels"].shape[1]
+    assert length > batches["forget"]["labels"].shape[1] > batches["chosen"]["labels"].shape[1]
     assert_joint_is_separate(model, batches)
     assert forwards[0] == (9, length)
     assert len(forwards) == 1 + 3
 
 
-def test_ragged_batches_stay_separate(model, roles, forwards, monkeypatch):
-    batches = roles()
+def test_ragged_batches_stay_separate(model, splits, forwards, monkeypatch):
+    batches = splits()
     rows, lengths = zip(*(batch["labels"].shape for batch in batches.values()), strict=True)
     monkeypatch.setattr(likelihood, "MAX_PADDING", rows[0] * (lengths[2] - lengths[0]))
-    assert_joint_is_separate(model, batches)  # preferred would add more padding
+    assert_joint_is_separate(model, batches)  # chosen would add more padding
     assert forwards[:2] == [(7, lengths[2]), (2, lengths[1])]
     monkeypatch.setattr(likelihood, "MAX_PADDING", rows[0] * (lengths[2] - lengths[0]) - 1)
     forwards.clear()
@@ -174,7 +174,7 @@ def test_ragged_batches_stay_separate(model, roles, forwards, monkeypatch):
     assert forwards[:2] == [(4, lengths[2]), (5, lengths[0])]
 
 
-def test_processes_agree_on_what_is_joined(model, roles, forwards):
+def test_processes_agree_on_what_is_joined(model, splits, forwards):
     """The shapes averaged over processes decide, not those of this one."""
     seen = []
 
@@ -183,28 +183,28 @@ def test_processes_agree_on_what_is_joined(model, roles, forwards):
         shapes[2, 1] = 1000
         return shapes
 
-    batches = roles()
+    batches = splits()
     assert_joint_is_separate(model, batches, agree=ragged_elsewhere)
     assert seen[0].tolist() == [list(batch["labels"].shape) for batch in batches.values()]
     assert [rows for rows, _ in forwards[:2]] == [4, 5]
 
 
-def test_lengths_that_only_agree_elsewhere(model, roles, forwards):
+def test_lengths_that_only_agree_elsewhere(model, splits, forwards):
     """The longest on average may be a shorter one here."""
-    assert_joint_is_separate(model, roles(), agree=lambda shapes: torch.tensor([[3.0, 9.0], [2.0, 9.0], [4.0, 9.0]]))
+    assert_joint_is_separate(model, splits(), agree=lambda shapes: torch.tensor([[3.0, 9.0], [2.0, 9.0], [4.0, 9.0]]))
     assert forwards[0][0] == 9
 
 
-def test_joint_takes_no_other_columns(model, roles, forwards):
-    batches = roles()
+def test_joint_takes_no_other_columns(model, splits, forwards):
+    batches = splits()
     batches["retain"]["index"] = torch.arange(4)
     assert_joint_is_separate(model, batches)
     assert len(forwards) == 4
 
 
 @pytest.mark.parametrize("changed", ["position_ids", "no attention_mask"])
-def test_different_inputs_are_not_joined(changed, model, roles, forwards):
-    batches = roles()
+def test_different_inputs_are_not_joined(changed, model, splits, forwards):
+    batches = splits()
     retain = batches["retain"]
     if changed == "position_ids":
         retain["position_ids"] = torch.arange(retain["labels"].shape[1]).expand_as(retain["labels"])
@@ -214,8 +214,8 @@ def test_different_inputs_are_not_joined(changed, model, roles, forwards):
     assert [rows for rows, _ in forwards[:2]] == [4, 5]
 
 
-def test_given_positions_are_joined(model, roles, forwards):
-    batches = roles(retain="left")
+def test_given_positions_are_joined(model, splits, forwards):
+    batches = splits(retain="left")
     for batch in batches.values():
         batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     assert_joint_is_separate(model, batches)
@@ -230,8 +230,8 @@ def test_batches_without_a_mask_are_not_joined(model, forwards):
 
 
 @pytest.mark.parametrize("without", ["forget", "retain"])
-def test_a_half_without_labels_in_a_joint_batch(without, model, roles):
-    batches = roles()
+def test_a_batch_without_labels_in_a_joint_pass(without, model, splits):
+    batches = splits()
     batches[without]["labels"] = torch.full_like(batches[without]["labels"], -100)
     assert_joint_is_separate(model, batches)
     found = joint_token_log_probs(model, batches)[without].sum()
@@ -239,7 +239,7 @@ def test_a_half_without_labels_in_a_joint_batch(without, model, roles):
     found.sum().backward()
 
 
-def test_joint_of_models_that_compute_all_logits(roles):
+def test_joint_of_models_that_compute_all_logits(splits):
     class Bigram(nn.Module):
         def __init__(self):
             super().__init__()
@@ -248,4 +248,4 @@ def test_joint_of_models_that_compute_all_logits(roles):
         def forward(self, input_ids, attention_mask=None):
             return SimpleNamespace(logits=self.table(input_ids))
 
-    assert_joint_is_separate(Bigram(), roles("left"))
+    assert_joint_is_separate(Bigram(), splits("left"))
