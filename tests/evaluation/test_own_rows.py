@@ -32,7 +32,10 @@ def trained(tokenizer, rows):
     return DatasetPreparation(tokenizer, max_length=None)(rows, "forget").to_list()
 
 
-@pytest.mark.parametrize("options", [{}, {"chat_template_kwargs": {"note": "w9"}}, {"style": "plain"}])
+FORMATS = pytest.mark.parametrize("options", [{}, {"chat_template_kwargs": {"note": "w9"}}, {"style": "plain"}])
+
+
+@FORMATS
 def test_conversations_of_a_file(options, tokenizer, tmp_path):
     rows = [
         {"messages": turns("w1", "w2 w3", "w4", "w5 w6"), "tools": TOOLS},
@@ -50,6 +53,15 @@ def test_conversations_of_a_file(options, tokenizer, tmp_path):
         assert row.prompt == row.encoded["input_ids"][: -len(labels)]
     if options.get("style") != "plain":
         assert tokenizer.decode(measured[1].prompt) == f"w40 {'w9' if options else 'w41'} w42 w1 w7 w43"
+
+
+@FORMATS
+def test_prompts_and_completions_of_messages_of_a_file(options, tokenizer, tmp_path):
+    conversation = turns("w1", "w2 w3", "w4", "w5 w6")
+    (tmp_path / "f.json").write_text(json.dumps([{"prompt": conversation[:3], "completion": conversation[3:]}]))
+    examples, qa = read_examples(tmp_path / "f.json"), QAFormat.for_tokenizer(tokenizer, **options)
+    measured = [encode_row(qa, row, "row") for row in measured_rows(examples, "forget")]
+    assert trained(tokenizer, examples.training_set(qa)) == [row.encoded for row in measured]
 
 
 def test_rows_in_formats_of_trl(tokenizer):

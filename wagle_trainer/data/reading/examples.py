@@ -61,40 +61,39 @@ class Examples:
         return len(set(self.rows[GROUP])) if GROUP in self.rows.column_names else None
 
     def training_set(self, qa: QAFormat) -> Dataset:
-        """The rows in a TRL format: questions and answers as `qa` writes them, all others as they are.
+        """The rows in a TRL format: questions, answers and conversations as `qa` writes them, all others as they are.
 
-        A conversation is its last answer, with the turns before it as the prompt: what evaluation measures of it.
+        Of `messages` the last answer is the completion and the turns before it are the prompt, as in evaluation.
 
         Args:
-            qa: how questions and answers become text; in plain style the turns of a conversation, too.
+            qa: how questions and answers become text; conversations take its template variables, or its plain style.
 
         Raises:
             ValueError: as `QAFormat.dataset`; the message names the source.
         """
         if self.kind == "questions":
             return qa.dataset(self.rows)
-        if self.kind == "messages":
-            return self._last_answers(qa)
+        if self.kind == "messages" or (self.kind == "completions" and isinstance(self.rows[0]["prompt"], list)):
+            return self._conversations(qa)
         return self.rows.remove_columns([GROUP]) if GROUP in self.rows.column_names else self.rows
 
-    def _last_answers(self, qa: QAFormat) -> Dataset:
+    def _conversations(self, qa: QAFormat) -> Dataset:
         from datasets import Dataset
 
-        split = [last_answer(turns, f"Row {row} of {self.source}") for row, turns in enumerate(self.rows["messages"])]
+        if self.kind == "messages":
+            turns = enumerate(self.rows["messages"])
+            split = [last_answer(messages, f"Row {row} of {self.source}") for row, messages in turns]
+            prompts, completions = [prompt for prompt, _ in split], [[answer] for _, answer in split]
+        else:
+            prompts, completions = list(self.rows["prompt"]), list(self.rows["completion"])
         if qa.style == "plain":
-            texts = {
-                "question": [said(turns) for turns, _ in split],
-                "answer": [said([answer]) for _, answer in split],
-            }
+            texts = {"question": list(map(said, prompts)), "answer": list(map(said, completions))}
             return qa.dataset(Dataset.from_dict(texts))
-        columns: dict[str, list[Any]] = {
-            "prompt": [turns for turns, _ in split],
-            "completion": [[answer] for _, answer in split],
-        }
+        columns: dict[str, list[Any]] = {"prompt": prompts, "completion": completions}
         if "tools" in self.rows.column_names:
             columns["tools"] = list(self.rows["tools"])
         if qa.chat_template_kwargs:
-            columns["chat_template_kwargs"] = [dict(qa.chat_template_kwargs)] * len(split)
+            columns["chat_template_kwargs"] = [dict(qa.chat_template_kwargs)] * len(prompts)
         return Dataset.from_dict(columns, on_mixed_types="use_json")
 
     def texts(self) -> list[str]:
