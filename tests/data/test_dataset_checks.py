@@ -157,6 +157,8 @@ def test_an_attention_mask_of_another_length_is_refused():
 def test_speakers_are_written_as_trl_writes_them(word_tokenizer):
     """TRL renames the keys of ShareGPT, not its speakers: a template that refuses them is told of before training."""
     rows = [{"conversations": [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}]}]
+    with pytest.warns(UserWarning, match="The forget set has the speakers gpt, human, which TRL writes into"):
+        check_set(Dataset.from_list(rows), "forget")
     word_tokenizer.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('no user') }}{% endif %}"
     with pytest.raises(ValueError, match="Row 0 of the forget set cannot be written with this template: no user"):
         check_chat_template(Dataset.from_list(rows), "forget", word_tokenizer)

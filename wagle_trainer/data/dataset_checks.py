@@ -102,6 +102,12 @@ def _check_texts(rows: Dataset, name: str, columns: tuple[str, ...], text_field:
                 _check_assistant(value, row, name, column)
             if column != "prompt" and _says_nothing(value):
                 silent.append(row)
+        if column == "conversations" and (renamed := _other_speakers(rows[column])):
+            warnings.warn(
+                f"The {name} set has the speakers {', '.join(renamed)}, which TRL writes into the chat template as they are: a "
+                "model that knows user and assistant does not know them. read_examples(file) renames them.",
+                stacklevel=3,
+            )
         if silent:
             warnings.warn(
                 f"{len(silent)} of {len(rows)} examples of the {name} set have an empty answer in the column {column!r} "
@@ -117,6 +123,11 @@ def _check_assistant(turns: list[dict[str, Any]], row: int, name: str, column: s
             f"Row {row} of the {name} set has no turn of the assistant in the column {column!r}: its speakers are "
             f"{', '.join(map(str, dict.fromkeys(speakers)))}. Fix the row, or take it out."
         )
+
+
+def _other_speakers(conversations: Iterable[list[dict[str, Any]]]) -> list[str]:
+    """ShareGPT's names of user and assistant that are used."""
+    return sorted({"human", "gpt"} & {turn["from"] for turns in conversations for turn in turns})
 
 
 def _says_nothing(value: Any) -> bool:
