@@ -57,9 +57,7 @@ def report(tmp_path_factory, make_result, mask, history, attacks):
         config={"learning_rate": 1e-3, "path": f"/{long}" * 3},
         verdict={
             "forgotten": True,
-            "forget": {"answers": 20, "gone": 19},
-            "retain": {"answers": 20, "unchanged": 20},
-            "attacks": {"relearning": {"recovered": 2}},
+            "sentences": ["Forgotten: 19 of 20 answers are gone.", f"The patch is out/{long}."],
             "patch": {
                 "path": f"out/{long}",
                 "bytes": 4321,
