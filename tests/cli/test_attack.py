@@ -84,8 +84,8 @@ def test_attacks_and_a_page_with_them(files, models, wagle, tmp_path):
         ),
     ],
 )
-def test_refused(files, wagle, arguments, message):
-    code, out, err = wagle("attack", files.model, files.other, "--attacks", "quantization", *arguments)
+def test_refused_before_a_model_is_loaded(wagle, arguments, message):
+    code, out, err = wagle("attack", "no-such-model", "no-such-model", "--attacks", "quantization", *arguments)
     assert (code, out) == (1, "")
     assert message in err
 

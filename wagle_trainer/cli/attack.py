@@ -78,6 +78,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from accelerate import PartialState
 
     from wagle_trainer.evaluation import add_results, list_attacks, load_results, run_attacks
+    from wagle_trainer.evaluation.attacks.runner import checked_attacks
     from wagle_trainer.evaluation.own_rows import check_questions, format_of
     from wagle_trainer.models.loading import load_model
     from wagle_trainer.utils.trackers import check_trackers
@@ -93,6 +94,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     forget, others = _own_questions(options, sets) if sets else _load_sets(options)
     if others and "relearning_unrelated" in (options.attacks or list_attacks()):
         chosen["relearning_unrelated"] = {"data": others} | chosen.get("relearning_unrelated", {})
+    checked_attacks(forget, options.attacks, chosen)
     label, device = options.label or options.after, PartialState().device
 
     def keep(found: Mapping[str, Any]) -> None:

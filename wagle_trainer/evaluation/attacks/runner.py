@@ -84,15 +84,7 @@ def run_attacks(
         raise ValueError(
             "The reference model and the unlearned model are the same object: load the reference model again."
         )
-    given = {name: dict(values) for name, values in (options or {}).items()}
-    names = _default_attacks(rows, given) if attacks is None else list(dict.fromkeys(attacks))
-    for name in names:
-        chosen = _check_attack(name, rows, given.get(name, {}))
-        if chosen:
-            given[name] = chosen
-    unused = sorted(set(given) - set(names))
-    if unused:
-        raise ValueError(f"There are options for {', '.join(unused)}, but the attacks are {', '.join(names)}.")
+    names, given = checked_attacks(rows, attacks, options)
     qa = qa_format or QAFormat.for_tokenizer(tokenizer, style=style)
     if measure is None:
         measure = partial(forget_knowledge, qa_format=qa, batch_size=batch_size)
@@ -127,6 +119,29 @@ def run_attacks(
         if result["warning"] is not None:
             logger.warning(f"{name}: {result['warning']}")
     return results
+
+
+def checked_attacks(
+    rows: Sequence[Row], attacks: Sequence[str] | None, options: Mapping[str, Mapping[str, Any]] | None
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Names of the attacks and their options in their types; needs no model.
+
+    Args:
+        rows, attacks, options: as for `run_attacks`.
+
+    Raises:
+        ValueError: an unknown attack or option, or a missing one; a column is missing.
+    """
+    given = {name: dict(values) for name, values in (options or {}).items()}
+    names = _default_attacks(rows, given) if attacks is None else list(dict.fromkeys(attacks))
+    for name in names:
+        chosen = _check_attack(name, rows, given.get(name, {}))
+        if chosen:
+            given[name] = chosen
+    unused = sorted(set(given) - set(names))
+    if unused:
+        raise ValueError(f"There are options for {', '.join(unused)}, but the attacks are {', '.join(names)}.")
+    return names, given
 
 
 def _default_attacks(rows: Sequence[Row], given: Mapping[str, Mapping[str, Any]]) -> list[str]:
