@@ -37,6 +37,7 @@ def test_forgotten_within_the_floor(finished, people):
     assert verdict.forget["gone"] >= 8 and verdict.forget["answers"] == 10
     assert verdict.retain["after"] > 0.6 * verdict.retain["before"]
     assert set(verdict.attacks) == {"relearning", "jailbreak", "quantization"}
+    assert verdict.sentences[2].endswith("in 4 bits. These rows do not allow: paraphrase.")
     assert all((folder / name).is_file() for name in FILES)
     assert json.loads((folder / "verdict.json").read_text())["forgotten"] is True
     train, unseen = (len((folder / f"retain_{name}.jsonl").read_text().splitlines()) for name in ("train", "unseen"))
@@ -187,6 +188,11 @@ def test_preferences_are_refused(people, quick, tmp_path):
     (tmp_path / "forget.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
     with pytest.raises(ValueError, match="holds preferences"):
         plan(people.path, tmp_path / "forget.jsonl", **quick)
+
+
+def test_a_number_of_neighbours_beside_a_retain_file_is_refused(people, quick):
+    with pytest.raises(ValueError, match="with a retain file no neighbours are made"):
+        plan(people.path, people.forget, retain_file=people.retain, neighbours=32, **quick)
 
 
 def test_several_processes_are_refused(people, tmp_path, monkeypatch):

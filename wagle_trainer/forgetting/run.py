@@ -176,6 +176,10 @@ class _Run:
     ) -> _Run:
         """Read the files, which is quick, before the model, which is not."""
         chosen = replace(settings or ForgetSettings(), **changes)
+        if retain_file is not None and chosen.neighbours is not None:
+            raise ValueError(
+                "neighbours has no effect: with a retain file no neighbours are made. Leave one of them out."
+            )
         read = {key: value for key, value in dict(reading or {}).items() if value is not None}
         files = _read_files(forget_file, retain_file, read)
         rows, retain = (None if found is None else as_questions(found.rows) for found in files)

@@ -107,7 +107,9 @@ class Verdict:
             f"{one['returned']} of {one['of']} {_WORDS.get(name, 'under ' + name)}"
             for name, one in self.attacks.items()
         ]
-        return f"Of those that are gone, under attack returned: {', '.join(parts)}."
+        left_out = [name for name in self.settings.get("attacks", ()) if name not in self.attacks]
+        more = f" These rows do not allow: {', '.join(left_out)}." if left_out else ""
+        return f"Of those that are gone, under attack returned: {', '.join(parts)}.{more}"
 
     def _patched(self) -> str:
         if self.patch is None:
