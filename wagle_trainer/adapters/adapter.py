@@ -368,12 +368,7 @@ class SparseAdapter(Shareable, Mapping[str, SparseValues]):
         return adapter
 
     def card(self, repo_id: str, evaluation: Mapping[str, Mapping[str, Any]] | None = None) -> ModelCard:
-        """The model card that `push_to_hub` uploads.
-
-        Args:
-            repo_id: of the repository.
-            evaluation: label, such as "before" -> metric -> number.
-        """
+        """See `Shareable.card`."""
         from wagle_trainer.adapters.adapter_card import adapter_card
 
         return adapter_card(self.describe(), repo_id, evaluation)

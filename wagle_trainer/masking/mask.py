@@ -293,12 +293,7 @@ class WeightMask(Shareable, Mapping[str, Tensor]):
         return mask
 
     def card(self, repo_id: str, evaluation: Mapping[str, Mapping[str, Any]] | None = None) -> ModelCard:
-        """The model card that `push_to_hub` uploads.
-
-        Args:
-            repo_id: of the repository.
-            evaluation: label, such as "before" -> metric -> number.
-        """
+        """See `Shareable.card`."""
         from wagle_trainer.masking.mask_card import mask_card
 
         return mask_card(self.describe(), repo_id, evaluation)

@@ -54,7 +54,12 @@ class Shareable(ABC):
 
     @abstractmethod
     def card(self, repo_id: str, evaluation: Mapping[str, Mapping[str, Any]] | None = None) -> ModelCard:
-        """The card; see `push_to_hub`."""
+        """The model card that `push_to_hub` uploads.
+
+        Args:
+            repo_id: full id of the repository.
+            evaluation: label, such as "before" -> metric -> number.
+        """
 
     def push_to_hub(
         self,
