@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
@@ -45,7 +44,7 @@ def reference_log_probs(
                 token_log_probs(model, empty_batch(device))
                 continue
             rows, batch = pair
-            result = token_log_probs(model, send_to_device(batch, device))
+            result = token_log_probs(model, _moved(batch, device))
             if not bool(torch.isfinite(result.log_probs).all()):
                 raise FloatingPointError(
                     f"The log-probability under the reference model is not finite for one of the rows {rows}: "
@@ -70,7 +69,7 @@ def mean_answer_probability(model: nn.Module, batches: LengthSortedBatches, devi
     total = number = 0.0
     with evaluation_mode(model):
         for batch in batches:
-            result = token_log_probs(model, send_to_device(batch, device))
+            result = token_log_probs(model, _moved(batch, device))
             values = result.mean().exp()
             if not bool(torch.isfinite(values).all()):
                 raise FloatingPointError(f"An answer's probability is not finite: {cause_of_not_finite(model)}.")
@@ -163,7 +162,7 @@ class ReferenceLogits(_ReferenceOutput):
             with evaluation_mode(model):
                 for rows, batch in zip(batches.rows, batches, strict=True):
                     seen.clear()
-                    moved = send_to_device(batch, device)
+                    moved = _moved(batch, device)
                     result = token_log_probs(model, moved, keep_logits=True)
                     assert result.logits is not None
                     hidden = seen[0]
@@ -207,9 +206,14 @@ class ReferenceStates(_ReferenceOutput):
         super().__init__(setting, len(batches.dataset))
         with evaluation_mode(model):
             for rows, batch in zip(batches.rows, batches, strict=True):
-                moved = send_to_device(batch, device)
+                moved = _moved(batch, device)
                 result = token_log_probs(model, moved, layer=layer)
                 assert result.states is not None
                 self.log_probs[rows] = result.sum().cpu()
                 for row, states, mask in zip(rows, result.states, result.mask, strict=True):
                     self.hidden[row] = states[mask].cpu()
+
+
+def _moved(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """As accelerate's `send_to_device`; losses and scores do without accelerate."""
+    return {key: tensor.to(device) for key, tensor in batch.items()}
