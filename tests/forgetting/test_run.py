@@ -195,6 +195,12 @@ def test_a_number_of_neighbours_beside_a_retain_file_is_refused(people, quick):
         plan(people.path, people.forget, retain_file=people.retain, neighbours=32, **quick)
 
 
+def test_a_key_that_can_be_guessed_is_refused_first(people, monkeypatch):
+    monkeypatch.setenv("WAGLE_DIGEST_KEY", "1234")
+    with pytest.raises(ValueError, match="WAGLE_DIGEST_KEY has 4 characters"):
+        plan("no-such-model", people.forget)
+
+
 def test_several_processes_are_refused(people, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one process"):

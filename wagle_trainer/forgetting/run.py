@@ -39,7 +39,7 @@ from wagle_trainer.masking import WeightMask
 from wagle_trainer.models.loading import load_model
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.utils.atomic_files import write_atomically
-from wagle_trainer.utils.keyed_digests import shareable
+from wagle_trainer.utils.keyed_digests import shareable, users_key
 
 _KINDS = ("questions", "completions", "messages", "passages")
 _EXAMPLES = 3
@@ -180,6 +180,7 @@ class _Run:
             raise ValueError(
                 "neighbours has no effect: with a retain file no neighbours are made. Leave one of them out."
             )
+        users_key()  # a short one is refused now, and not when the patch is written
         read = {key: value for key, value in dict(reading or {}).items() if value is not None}
         files = _read_files(forget_file, retain_file, read)
         rows, retain = (None if found is None else as_questions(found.rows) for found in files)
