@@ -181,6 +181,8 @@ def test_no_file_holds_what_is_secret(ran):
         ),
         *(
             "report/report.html",
+            "forgotten/report.html",
+            "forgotten/verdict.json",
             "compared/report.html",
             "compared/results.json",
             "compared/config.yaml",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from wagle_trainer.data.fictional import fictional_split
 from wagle_trainer.forgetting.progress import quiet_libraries
 from wagle_trainer.forgetting.run import forget
 from wagle_trainer.forgetting.verdict import Verdict
+from wagle_trainer.forgetting.work_folder import write_rows
 from wagle_trainer.models.small_llama import small_llama
-from wagle_trainer.utils.atomic_files import write_atomically
 
 FORGET_FILE = "forget.jsonl"
 # A model this small learns in large steps, so an attacker takes large ones, too.
@@ -34,9 +33,8 @@ def demo(output_dir: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     kept = ("question", "answer", "paraphrased_question")
-    rows = [{name: row[name] for name in kept} for row in fictional_split("forget10_perturbed")]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    write_atomically(folder / FORGET_FILE, ("\n".join(lines) + "\n").encode())
+    rows = fictional_split("forget10_perturbed")
+    write_rows(folder / FORGET_FILE, ({name: row[name] for name in kept} for row in rows))
     with quiet_libraries():
         model = small_llama("full", folder, seed, progress=progress)
     # The people are invented, so their answers can be shown.

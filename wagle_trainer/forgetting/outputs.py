@@ -12,11 +12,10 @@ from wagle_trainer.adapters import SparseAdapter
 from wagle_trainer.adapters.adapter import WEIGHTS_NAME
 from wagle_trainer.adapters.adapter_card import adapter_card
 from wagle_trainer.data.qa_format import QAFormat
-from wagle_trainer.evaluation.results import metrics_of
+from wagle_trainer.evaluation.results import metrics_of, save_results
 from wagle_trainer.forgetting.verdict import Verdict
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.reporting import write_report
-from wagle_trainer.utils.atomic_files import write_atomically
 
 ADAPTER = "adapter"
 
@@ -82,5 +81,4 @@ def write_outputs(
         suite="custom",
         verdict=found,
     )
-    content = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / "verdict.json", f"{content}\n".encode())
+    save_results(found, folder / "verdict.json")

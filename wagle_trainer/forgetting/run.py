@@ -34,7 +34,7 @@ from wagle_trainer.forgetting.search import Try, best_try, next_try
 from wagle_trainer.forgetting.settings import ForgetSettings
 from wagle_trainer.forgetting.telling_words import only_telling_words, telling_words
 from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons
-from wagle_trainer.forgetting.work_folder import WorkFolder, digest_of
+from wagle_trainer.forgetting.work_folder import WorkFolder, digest_of, write_rows
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.models.loading import load_model
 from wagle_trainer.reporting.environment import environment
@@ -320,7 +320,7 @@ class _Run:
                     self.tokenizer,
                     self.rows,
                     qa_format=self.qa,
-                    number=self.settings.number_of_neighbours(len(self.rows)),
+                    number=self.settings.neighbours,
                     seed=self.settings.seed,
                     batch_size=self.settings.eval_batch_size,
                 )
@@ -328,7 +328,7 @@ class _Run:
 
         found = Neighbours(**work.result("neighbours", make))
         for name, rows in (("train", found.train), ("unseen", found.unseen)):
-            work.rows(folder / f"retain_{name}.jsonl", rows)
+            write_rows(folder / f"retain_{name}.jsonl", rows)
         return found
 
     def _evaluation(self, work: WorkFolder, label: str, sets: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,6 @@ class WorkFolder:
             save_results(make(), file)
         return load_results(file)
 
-    def rows(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows as JSON lines."""
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        write_atomically(path, ("\n".join(lines) + "\n").encode())
-
     def masks(
         self, densities: Sequence[float], make: Callable[[], Mapping[float, WeightMask]]
     ) -> dict[float, WeightMask]:
@@ -87,6 +82,12 @@ class WorkFolder:
 
     def _patch_folder(self, index: int) -> Path:
         return self.folder / "tries" / f"{index + 1:02}"
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def digest_of(rows: Sequence[Mapping[str, Any]]) -> str:
