@@ -101,13 +101,15 @@ class Verdict:
         )
 
     def _attacked(self) -> str:
+        wanted = self.settings.get("attacks", ())
         if not self.attacks:
-            return "No attack was run."
+            why = " could be run: nothing was forgotten, or the rows are no single questions" if wanted else " was run"
+            return f"No attack{why}."
         parts = [
             f"{one['returned']} of {one['of']} {_WORDS.get(name, 'under ' + name)}"
             for name, one in self.attacks.items()
         ]
-        left_out = [name for name in self.settings.get("attacks", ()) if name not in self.attacks]
+        left_out = [name for name in wanted if name not in self.attacks]
         more = f" These rows do not allow: {', '.join(left_out)}." if left_out else ""
         return f"Of those that are gone, under attack returned: {', '.join(parts)}.{more}"
 
