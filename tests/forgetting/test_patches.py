@@ -59,6 +59,27 @@ def test_the_masks_are_those_of_attribute(masks, patched, tokens):
     assert alone.digest == masks[0.1].digest
 
 
+def test_a_negative_zero_is_a_zero(patched, tokens, monkeypatch):
+    """`attribute` takes the sign off zeros, which would sort above all other scores; so must the other densities."""
+    from functools import wraps
+
+    from wagle_trainer import attribute
+    from wagle_trainer.attribution import get_score
+    from wagle_trainer.forgetting import masks
+
+    snip = get_score("snip")
+
+    @wraps(snip)
+    def signed(*args, **kwargs):
+        score = snip(*args, **kwargs)
+        return torch.where(score < score.median(), -0.0, score)
+
+    monkeypatch.setattr(masks, "get_score", lambda name: signed)
+    found = masks_by_density(patched.model, *tokens, "snip", SETTINGS.densities)
+    alone = attribute(patched.model, masks._batches(tokens[0], 8), None, score=signed, density=0.1, progress=False)
+    assert (found[0.1] & alone).num_selected == alone.num_selected
+
+
 def test_taken_back_and_put_in_again(patched, train, masks, weights_of):
     before = weights_of(patched.model)
     patch = train(masks[0.1])

@@ -49,7 +49,7 @@ def masks_by_density(
     def keeping(*args: Any, **kwargs: Any) -> Tensor | None:
         values = function(*args, **kwargs)
         if values is not None:
-            kept.append(values.float().clone())
+            kept.append(values.float().abs())  # a copy, and without -0.0, as `attribute` has it
         return values
 
     first = attribute(
