@@ -67,7 +67,7 @@ def quiet_libraries() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    own.setLevel(WARNING)
+    own.setLevel(max(own_level, WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
