@@ -60,7 +60,7 @@ def test_rows_of_one_table(files, wagle, by_hand, tmp_path, monkeypatch):
     assert list(load_results(output)) == ["before", "after"]
     assert load_results(output)["before"] == found["before"]
 
-    code, out, err = wagle("evaluate", files.model, *FEW, "--label", "after", "--output", output)  # anew
+    code, out, err = wagle("evaluate", files.model, *FEW, "--label", "after", "--output", output)  # again
     assert code == 0
     rows = [line.split()[0] for line in out.splitlines()[3:5]]
     assert rows == ["before", "after"]
