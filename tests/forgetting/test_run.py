@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from wagle_trainer.adapters import SparseAdapter, merge, verify
@@ -129,6 +130,22 @@ def test_a_killed_run_goes_on(finished, people, quick, tmp_path, monkeypatch):
     assert verdict.digests == expected.digests
     assert verdict.attacks == expected.attacks
     assert Path(verdict.patch["path"]).parent == tmp_path / "out"
+
+
+def test_a_folder_of_the_same_model_before_it_was_trained_on_is_refused(people, quick, tmp_path, monkeypatch):
+    path, options = tmp_path / "model", {"retain_file": people.retain, "progress": False, **quick}
+    people.tokenizer.save_pretrained(path)
+    people.model.save_pretrained(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "split_rows", kill)
+        with pytest.raises(Killed):
+            forget(str(path), people.forget, tmp_path / "out", **options)
+    changed = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[0] += 1
+    changed.save_pretrained(path)
+    with pytest.raises(ValueError, match="holds another request, which differs in: weights"):
+        forget(str(path), people.forget, tmp_path / "out", **options)
 
 
 def test_a_goal_that_cannot_be_met(people, quick, tmp_path):

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from wagle_trainer.adapters import SparseAdapter
+from wagle_trainer.adapters.sparse import tensor_digest
 from wagle_trainer.data.forget_and_retain import without_overlap
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.data.reading import Examples, read_examples
@@ -215,7 +216,7 @@ class _Run:
         model = self.patched.model
         return {
             "model": self.name,
-            "weights": sum(parameter.numel() for parameter in model.parameters()),
+            "weights": digest_of([{name: tensor_digest(one) for name, one in model.named_parameters()}]),
             "dtype": str(model.dtype).removeprefix("torch."),
             "forget_set": digest_of(self.rows),
             "retain_set": None if self.retain_rows is None else digest_of(self.retain_rows),
