@@ -15,7 +15,7 @@ COMMANDS = {
 def test_help_needs_neither_torch_nor_transformers(run_fresh):
     code = (
         "import sys\nfrom wagle_trainer.cli import main\n"
-        "for arguments in ([], ['--help'], ['mask'], ['mask', 'and', '--help'], ['adapter'], ['report'], ['evaluate'], ['recipes', 'list']):\n"
+        "for arguments in ([], ['--help'], ['mask'], ['mask', 'and', '--help'], ['adapter'], ['report'], ['evaluate'], ['recipes', 'list'], ['forget'], ['demo', '--help']):\n"
         "    try:\n        main(arguments)\n    except SystemExit as stopped:\n        assert stopped.code == 0\n"
         "print('loaded:', *{'torch', 'transformers', 'trl', 'datasets', 'peft'} & set(sys.modules))"
     )
