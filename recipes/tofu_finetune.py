@@ -7,6 +7,7 @@ Learning rate, epochs, batch and weight decay are TOFU's own (Maini et al., arXi
 learning rate: SmolLM2-135M knew 200 questions after 8 epochs with 1e-4 in batches of 8.
 """
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,8 @@ def main() -> None:
     parser.set_defaults(learning_rate=1e-5, num_train_epochs=5, per_device_train_batch_size=32, weight_decay=0.01)
     if not (torch.cuda.is_available() and torch.cuda.is_bf16_supported()):
         parser.set_defaults(bf16=False)  # TRL's default is True, which is refused or slow without bfloat16 units
+    # TRL's own default has the old name of gradient checkpointing.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
     data, args, model_args = parser.parse_args_and_config()
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     names = ("system_prompt", "question_prefix", "question_suffix", "answer_prefix", "compatibility")

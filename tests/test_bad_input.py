@@ -87,6 +87,7 @@ def test_answer_cut_off_names_the_rows(build):
         ({"retain_weight": float("nan")}, "retain_weight must be a finite number"),
         ({"forget_weight": 0.0, "retain_weight": 0.0}, "both 0: there is no loss"),
         ({"packing": True}, "packing=True mixes examples"),
+        ({"lr_scheduler_kwargs": {"num_cycles": 2}}, "lr_scheduler_kwargs do not suit lr_scheduler_type='linear'"),
         ({"padding_free": True}, "padding_free=True mixes examples"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy='group_by_length' has no effect"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect"),

@@ -65,8 +65,11 @@ def test_it_can_be_turned_off_and_changes_no_weight(train, capsys):
 
 def test_a_run_that_forgot_nothing_is_warned_of(train, caplog):
     with caplog.at_level(logging.WARNING):
-        train(learning_rate=1e-9)
-    assert "Next to nothing was forgotten: raise learning_rate or density" in caplog.text
+        trainer = train(learning_rate=1e-9)
+        assert "Next to nothing was forgotten: raise learning_rate or density" in caplog.text
+        assert "The retain answers" not in caplog.text
+        trainer._tell_forgetting({"forget": 0.9, "retain": 0.9}, {"forget": 0.1, "retain": 0.5})
+    assert "The retain answers became less likely, too: lower learning_rate" in caplog.text
 
 
 def test_a_resumed_run_knows_no_numbers_of_an_earlier_one():

@@ -803,3 +803,34 @@ def test_trainer_goes_through_the_pairs_of_each_epoch(make_trainer, make_set):
     trainer.data_collator = watch
     trainer.train()
     assert seen == PairSampler(6, 12, 42).pairs(0) + PairSampler(6, 12, 42).pairs(1)
+
+
+# What is saved
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_arguments_are_saved_as_they_were_given(given, make_trainer, tmp_path):
+    """The filter of losses that are not finite is off within an epoch; files and evaluations have the user's value."""
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            seen.append(args.logging_nan_inf_filter)
+
+    trainer = make_trainer(
+        max_steps=2,
+        logging_nan_inf_filter=given,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_dataset=make_trainer().train_dataset.splits["forget"],
+        callbacks=[Look()],
+    )
+    trainer.train()
+    trainer.save_model()
+    for folder in ("out/checkpoint-1", "out/checkpoint-2", "out"):
+        saved = torch.load(tmp_path / folder / "training_args.bin", weights_only=False)
+        assert saved.logging_nan_inf_filter is given, folder
+    assert seen == [given, given]
+    assert trainer.args.logging_nan_inf_filter is given

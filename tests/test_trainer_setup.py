@@ -9,6 +9,7 @@ from trl.trainer import sft_trainer
 from wagle_trainer import WagleConfig, WeightMask
 from wagle_trainer.attribution import attribute
 from wagle_trainer.trainer_setup import UnlearningSetup, as_wagle_config, load_processing_class
+from wagle_trainer.utils.checkpointing_names import checkpointing_argument
 
 
 @pytest.fixture
@@ -78,6 +79,18 @@ def test_other_trainers_arguments(tmp_path, word_tokenizer):
     assert (config.learning_rate, config.hub_token, config.loss_type) == (3e-4, "hf_secret", "npo")
     assert as_wagle_config(None, "some/model").output_dir == "model-WAGLE"
     assert as_wagle_config(config, "some/model") is config
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"gradient_checkpointing": False}, {checkpointing_argument(): False}])
+def test_names_of_checkpointing(kwargs, tmp_path, recwarn):
+    """No run warns of the name that TRL's default has, and both names mean the same."""
+    config = WagleConfig(str(tmp_path), use_cpu=True, **kwargs)
+    assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]
+    assert config.gradient_checkpointing == getattr(config, checkpointing_argument()) == (not kwargs)
+    options = {"use_reentrant": False}
+    config = WagleConfig(str(tmp_path), use_cpu=True, gradient_checkpointing_kwargs=options)
+    assert config.gradient_checkpointing_kwargs == options
+    assert getattr(config, f"{checkpointing_argument()}_kwargs") == options
 
 
 def test_a_model_without_a_name_needs_its_tokenizer(make_llama, arguments):

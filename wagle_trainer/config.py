@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
+from transformers import get_scheduler
 from trl import SFTConfig
 
 from wagle_trainer.attribution.config import AttributionConfig
 from wagle_trainer.losses import get_loss, get_retain_loss, list_losses, list_retain_losses
 from wagle_trainer.presets import PRESETS, apply_preset
+from wagle_trainer.utils.checkpointing_names import use_current_names
 from wagle_trainer.utils.secrets import without_secrets
 
 # Where the flat name of an attribution's argument is not "attribution_" and its name.
@@ -34,8 +36,9 @@ def _attribution_field(name: str, more: str = "") -> Any:
 @dataclass
 class WagleConfig(SFTConfig):
     r"""
-    Configuration of [`WagleTrainer`]: that of TRL's [`~trl.SFTConfig`], and the arguments below. One default differs
-    on machines without a GPU that computes in bfloat16: there `bf16` is off unless requested, since it is slow.
+    Configuration of [`WagleTrainer`]: that of TRL's [`~trl.SFTConfig`], and the arguments below. Two defaults differ:
+    on machines without a GPU that computes in bfloat16 `bf16` is off unless requested, since it is slow, and without a GPU
+    `dataloader_pin_memory` is off.
 
     Parameters:
         loss_type (`str`, defaults to `"npo"`): Unlearning objective, one of `wagle_trainer.losses.list_losses()`.
@@ -178,6 +181,9 @@ class WagleConfig(SFTConfig):
             self.bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         if isinstance(self.attribution, str) and self.attribution.lower() in ("none", "null"):
             self.attribution = None
+        use_current_names(self)
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is nothing to copy to, and torch warns of it in every run
         super().__post_init__()
         if not isinstance(self.loss_kwargs, dict | None):
             raise ValueError(
@@ -201,6 +207,8 @@ class WagleConfig(SFTConfig):
             raise ValueError(f"lora_modules must be at least 1, got {self.lora_modules}.")
         if self.summary_rows < 0:
             raise ValueError(f"summary_rows must be 0 or more, got {self.summary_rows}.")
+        if self.lr_scheduler_kwargs:
+            _check_schedule(self.lr_scheduler_type, self.lr_scheduler_kwargs)
         for name in ("packing", "padding_free"):
             if getattr(self, name):
                 raise ValueError(
@@ -242,6 +250,18 @@ class WagleConfig(SFTConfig):
         values = {name: getattr(self, _FLAT_NAMES.get(name, f"attribution_{name}")) for name in names}
         chosen = score or self.attribution
         return AttributionConfig(**values | ({"score": chosen} if chosen else {}) | changes)
+
+
+def _check_schedule(name: Any, kwargs: dict[str, Any]) -> None:
+    """Raise a ValueError for arguments that a learning rate schedule does not take; else training itself would."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    try:
+        get_scheduler(
+            name, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=dict(kwargs)
+        )
+    except TypeError as error:
+        name = getattr(name, "value", name)
+        raise ValueError(f"lr_scheduler_kwargs do not suit lr_scheduler_type={name!r}: {error}.") from error
 
 
 def _number_or_rule(value: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ from wagle_trainer.reporting.end_of_run import end_of_run_sentences
 from wagle_trainer.reporting.model_card import PAPER, ModelFacts, rewrite_model_card
 from wagle_trainer.trainer_callbacks import BaseOfAdapter, EpochOfPairs, ForgettingSummary, References, StepEnd
 from wagle_trainer.trainer_setup import UnlearningSetup
+from wagle_trainer.utils.checkpointing_names import checkpointing_argument
 from wagle_trainer.utils.complete_checkpoints import (
     begin_checkpoint,
     checkpoint_to_resume,
@@ -82,7 +83,8 @@ class WagleTrainer(SFTTrainer):
         model (`str`, `PreTrainedModel` or `PeftModel`): The model that is to forget.
         args ([`WagleConfig`], *optional*): Configuration; any other `TrainingArguments` are converted.
         forget_dataset, retain_dataset (`Dataset`): What to forget and what to keep, in any TRL format. A forget set in
-            preference format holds in `rejected` what must be forgotten and in `chosen` what to say instead.
+            preference format holds in `rejected` what must be forgotten and in `chosen` what to say instead. Of `messages`
+            every turn counts, as in TRL; with `assistant_only_loss` the assistant's; of `prompt` and `completion` the completion.
         train_dataset (`DatasetDict`, *optional*): Instead of the two: a mapping with the keys "forget" and "retain".
         eval_dataset (`Dataset` or `dict`, *optional*): Sets to evaluate, each on its own (`eval_forget_loss`, ...).
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer; loaded with the model if not given.
@@ -161,6 +163,7 @@ class WagleTrainer(SFTTrainer):
         with setup.for_sft_trainer(model) as arguments:
             super().__init__(**arguments, eval_dataset=eval_dataset, callbacks=callbacks, **kwargs)
         self._losses_of_step, self._in_training_step = LossCheck(), False
+        self._filter_as_given: Callable[[], AbstractContextManager[None]] = nullcontext
         self.model_accepts_loss_kwargs = True  # says the same as `loss_is_scaled_for_ga` to Transformers before 5.19
         if self.lora_modules is not None:
             check_adapted_modules(self.model, self.lora_modules)
@@ -391,7 +394,7 @@ class WagleTrainer(SFTTrainer):
             if model.training and states is not None and not states.requires_grad:
                 raise ValueError(
                     f"The hidden states of the {split} set carry no gradient: train a weight at or below their layer, and "
-                    'use gradient_checkpointing_kwargs={"use_reentrant": False}.'
+                    f'use {checkpointing_argument()}_kwargs={{"use_reentrant": False}}.'
                 )
         if model.training:
             self._add_token_statistics(outputs, slice(num_counted(inputs)))
@@ -579,6 +582,11 @@ class WagleTrainer(SFTTrainer):
                     "Next to nothing was forgotten: raise learning_rate or density, or train for more steps. A small patch "
                     "needs larger steps than training all weights does."
                 )
+            elif after.get("retain", 0.0) < 0.9 * before.get("retain", 0.0):
+                logger.warning(
+                    "The retain answers became less likely, too: lower learning_rate, train for fewer steps, or raise "
+                    "retain_weight."
+                )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """As `Trainer._save_optimizer_and_scheduler`; the compact state of sharded weights has files of its own."""
@@ -598,7 +606,8 @@ class WagleTrainer(SFTTrainer):
             begin_checkpoint(folder)
             self.references.save(folder)
         self.accelerator.wait_for_everyone()  # other processes write into the same folder
-        super()._save_checkpoint(model, trial)
+        with self._filter_as_given():  # its upload saves the arguments once more
+            super()._save_checkpoint(model, trial)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As `Trainer._run_epoch`, but a run that is resumed at its last step takes no further one."""
@@ -606,14 +615,34 @@ class WagleTrainer(SFTTrainer):
             self.control.should_training_stop = True
             return
         # The filter waits for the device, to leave losses out of the logs that stop the run here.
-        filtered, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
+        given = self.args.logging_nan_inf_filter
         try:
-            super()._run_epoch(*args, **kwargs)
+            self._filter_as_given = partial(self._loss_filter, given)
+            with self._loss_filter(False):
+                super()._run_epoch(*args, **kwargs)
         finally:
-            self.args.logging_nan_inf_filter = filtered
+            self._filter_as_given = nullcontext
+
+    @contextmanager
+    def _loss_filter(self, on: bool) -> Iterator[None]:
+        """Turn `logging_nan_inf_filter` on or off for a while."""
+        before, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, on
+        try:
+            yield
+        finally:
+            self.args.logging_nan_inf_filter = before
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `SFTTrainer.evaluate`, with the user's `logging_nan_inf_filter` also while it trains."""
+        with self._filter_as_given():
+            return super().evaluate(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer._save`; with `save_adapter`, the adapter in place of the model, or in a folder beside it."""
+        with self._filter_as_given():  # the arguments are saved, too
+            self._save_what_is_trained(output_dir, state_dict)
+
+    def _save_what_is_trained(self, output_dir: str | None, state_dict: dict | None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if self.qa_format is not None and self.args.should_save:
             self.qa_format.save_pretrained(folder)

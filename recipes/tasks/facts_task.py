@@ -52,12 +52,7 @@ class Facts(Task):
 
     def training_sets(self, qa: QAFormat) -> tuple[Any, Any]:
         splits = self._splits(qa)
-        forget, retain = (
-            Dataset.from_list(
-                [{"prompt": row["cloze"], "completion": f" {row['cloze_answer']}"} for row in splits[name]]
-            )
-            for name in ("forget", "retain")
-        )
+        forget, retain = (Dataset.from_list(_tokenized(qa.tokenizer, splits[name])) for name in ("forget", "retain"))
         return forget, retain
 
     def evaluation_sets(self, qa: QAFormat, limit: int | None) -> Any:
@@ -74,14 +69,8 @@ class Facts(Task):
         """See `Task`. The seed splits the facts that the model knows."""
         data, tokenizer = self.data, qa.tokenizer
         splits = _facts_of(load_shared, tokenizer.name_or_path, tuple(data.relations), data.known, size, seed)
-        sets = {
-            name: [encode_cloze(tokenizer, row["cloze"], row["cloze_answer"]) for row in rows]
-            for name, rows in splits.items()
-        }
-        paraphrased = [
-            encode_cloze(tokenizer, row["paraphrased_cloze"], row["cloze_answer"]) for row in splits["forget"]
-        ]
-        return sets | {"paraphrased": paraphrased}
+        sets = {name: _tokenized(tokenizer, rows) for name, rows in splits.items()}
+        return sets | {"paraphrased": _tokenized(tokenizer, splits["forget"], "paraphrased_cloze")}
 
     @property
     def details(self) -> dict[str, Any]:
@@ -104,6 +93,11 @@ def _facts_of(
     sizes = {"forget": forget, "retain": 2 * forget, "unseen": 2 * forget}
     model, tokenizer = load(path), AutoTokenizer.from_pretrained(path)
     return load_facts(model, tokenizer, known, relations=relations, seed=seed, **sizes)
+
+
+def _tokenized(tokenizer: Any, rows: Any, cloze: str = "cloze") -> list[Example]:
+    """Cloze texts with their answers. Neither recipe trains an end: a text goes on after a fact, and nothing measures it."""
+    return [encode_cloze(tokenizer, row[cloze], row["cloze_answer"]) for row in rows]
 
 
 def _questions(rows: Any, seed: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ OPTIONS = {
     "unlearn, loss_kwargs": ["unlearn", "--loss_kwargs"],
     "unlearn, attribution_kwargs": ["unlearn", "--attribution_kwargs"],
     "unlearn, chat_template_kwargs": ["unlearn", "--chat_template_kwargs"],
+    "unlearn, lr_scheduler_kwargs": ["unlearn", "--lr_scheduler_kwargs"],
     "compare, objective_settings": ["compare", "--objective_settings"],
 }
 

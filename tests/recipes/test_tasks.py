@@ -360,13 +360,14 @@ def test_facts_to_forget_are_known_and_others_than_those_to_keep(facts):
     forget, retain = task.training_sets(qa)
     assert (len(forget), len(retain)) == (4, 8)
     splits = load_facts(None, None, relations=task.data.relations, forget=4, retain=8, unseen=8, seed=0)
-    assert forget["prompt"] == splits["forget"]["cloze"]
-    assert forget["completion"] == [f" {answer}" for answer in splits["forget"]["cloze_answer"]]
-    assert retain["prompt"] == splits["retain"]["cloze"]
+    for trained, split in ((forget, "forget"), (retain, "retain")):  # no end of sequence, as in patch_size.py
+        rows = [encode_cloze(qa.tokenizer, row["cloze"], row["cloze_answer"]) for row in splits[split]]
+        assert list(trained) == rows
+        assert all(row["labels"][-1] not in (-100, qa.tokenizer.eos_token_id) for row in trained)
     measured = task.evaluation_sets(qa, None)
-    assert measured["forget"]["question"] == forget["prompt"]
+    assert measured["forget"]["question"] == splits["forget"]["cloze"]
     assert measured["retain"]["question"] == splits["unseen"]["cloze"]
-    assert not set(measured["retain"]["question"]) & {*forget["prompt"], *retain["prompt"]}
+    assert not set(splits["unseen"]["cloze"]) & {*splits["forget"]["cloze"], *splits["retain"]["cloze"]}
 
 
 def test_choices_of_a_fact(facts):

@@ -18,8 +18,8 @@ from wagle_trainer.evaluation import load_results
 from wagle_trainer.evaluation.suites import get_suite
 from wagle_trainer.reporting import example_interval, plots, t_interval, write_report
 from wagle_trainer.reporting.examples import quantiles_for, rows_at_quantiles
+from wagle_trainer.reporting.outcome import read_outcome
 from wagle_trainer.reporting.statistics import as_p_value, holm
-from wagle_trainer.reporting.verdict import read_verdict
 
 pytestmark = pytest.mark.slow
 
@@ -355,7 +355,7 @@ def test_a_given_verdict_stands_at_the_top(write, single_runs):
     page, numbers = write(single_runs, verdict=VERDICT)
     assert "✓ Forgotten Forgotten: 19 of 20 answers are gone. Next: read the report." in page.text
     assert numbers["verdict"]["counts"] == {name: VERDICT[name] for name in ("forget", "attacks")}
-    for shown in ("4321", "model.unload()", "PeftModel.from_pretrained(base, 'out/adapter')", "2.13.0", "abc123"):
+    for shown in ("4,321", "model.unload()", "PeftModel.from_pretrained(base, 'out/adapter')", "2.13.0", "abc123"):
         assert shown in page.text
     assert "secretsecret" not in page.source + json.dumps(numbers)
     assert page.has("tries") and "1 0.001 0.003 0.5 no 2 0.01 0.003 \u2013 yes" in page.text
@@ -579,4 +579,4 @@ def test_damaged_attacks_are_refused(write, tmp_path, attacks, path, value):
 @pytest.mark.parametrize("damage", [{"patch": True}, {"tries": 3}, {"sentences": "gone"}])
 def test_damaged_verdicts_are_refused(damage):
     with pytest.raises(ValueError, match="another form: pass what `wagle forget` wrote"):
-        read_verdict({"forgotten": True} | damage)
+        read_outcome({"forgotten": True} | damage)

@@ -1,5 +1,11 @@
 """Numbers arrive at the trackers; without a tracker's package that is said before any work."""
 
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -59,3 +65,24 @@ def test_what_is_refused(monkeypatch):
     monkeypatch.setattr(tracking, "get_available_trackers", list)
     with pytest.raises(ImportError, match="pip install wandb"):
         check_trackers(["wandb"])
+
+
+def test_trackio(tmp_path):
+    """The real one: numbers and settings are in its file, and nothing is printed once the run is over."""
+    pytest.importorskip("trackio")
+    script = (
+        "import contextlib, sys\n"
+        "from wagle_trainer.utils.trackers import log_to_trackers\n"
+        "with contextlib.redirect_stdout(sys.stderr):\n"  # as the command line does
+        "    for label in ('before', 'after'):\n"
+        "        log_to_trackers(['trackio'], label, {'model_utility': 0.5}, settings={'hub_token': 'hf_a', 'n': 3})\n"
+        "print('{}')\n"
+    )
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "{}\n"
+    with contextlib.closing(sqlite3.connect(tmp_path / "wagle.db")) as database:
+        logged = {name: json.loads(found) for name, found in database.execute("SELECT run_name, metrics FROM metrics")}
+        settings = " ".join(row[0] for row in database.execute("SELECT config FROM configs"))
+    assert {name: found["model_utility"] for name, found in logged.items()} == {"before": 0.5, "after": 0.5}
+    assert '"n"' in settings and "hf_a" not in settings

@@ -37,7 +37,7 @@ RUN_ALONE = ("demo",)
 EXAMPLES = """
   wagle demo
   wagle forget MODEL --forget_file forget.jsonl --output_dir out
-  wagle unlearn --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --density 0.05 --output_dir out
+  wagle unlearn --model_name_or_path MODEL --forget_file forget.jsonl --retain_file retain.jsonl --density 0.05 --learning_rate 1e-3 --output_dir out
   wagle evaluate MODEL --forget_file forget.jsonl --retain_file retain.jsonl --label before --output results.json
   wagle evaluate out --forget_file forget.jsonl --retain_file retain.jsonl --label after --output results.json
   wagle attack MODEL out --forget_file forget.jsonl --retain_file retain.jsonl --label after --output attacks.json
@@ -89,9 +89,10 @@ def _logs() -> Iterator[None]:
     A warning is said once, and without the line of code that it comes from.
     """
     logger, handler = logging.getLogger("wagle_trainer"), logging.StreamHandler(sys.stderr)
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # other packages give the root logger a handler, which would say it all again
     once = _Once()
     handler.addFilter(once)
     with warnings.catch_warnings():
@@ -101,6 +102,7 @@ def _logs() -> Iterator[None]:
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
+            logger.propagate = propagate
 
 
 class _Once(logging.Filter):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 WIDTH = 112
@@ -44,11 +45,21 @@ class CommandParser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """The help without advanced options."""
+        with self._without_advanced():
+            return super().format_help()
+
+    def format_usage(self) -> str:
+        """The usage without advanced options, so that an error below it is seen."""
+        with self._without_advanced():
+            return super().format_usage()
+
+    @contextmanager
+    def _without_advanced(self) -> Iterator[None]:
         texts = [action.help for action in self._is_advanced]
         for action in self._is_advanced:
             action.help = argparse.SUPPRESS
         try:
-            return super().format_help()
+            yield
         finally:
             for action, text in zip(self._is_advanced, texts, strict=True):
                 action.help = text

@@ -259,6 +259,9 @@ class Runs:
         args = self._arguments(variant, learning_rate)
         args.attribution_samples = args.attribution_samples or len(forget)  # as many of each set
         args.output_dir, args.save_strategy = str(self.folder), SaveStrategy.NO  # only the measurements are kept
+        args.disable_tqdm = (
+            True  # the comparison has a bar of its own; logs of several runs at once tell no one anything
+        )
         trainer = WagleTrainer(
             model=self._load(self.model(variant.seed)),
             args=args,

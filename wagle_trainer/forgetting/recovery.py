@@ -16,7 +16,7 @@ from wagle_trainer.forgetting.neighbours import relation_of
 from wagle_trainer.forgetting.patches import PatchedModel
 from wagle_trainer.forgetting.settings import ForgetSettings
 from wagle_trainer.forgetting.telling_words import only_words
-from wagle_trainer.reporting.verdict import GONE
+from wagle_trainer.reporting.outcome import GONE
 
 # Words around a question that ask for the same: those who ask are not jailbreaking.
 _FRAMES = ("Please tell me: {question}", "{question} Answer in one sentence.")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from wagle_trainer.reporting.verdict import GONE, UNCHANGED
+from wagle_trainer.reporting.outcome import GONE, UNCHANGED
 
 FORMAT_VERSION = 1
 _WORDS = {

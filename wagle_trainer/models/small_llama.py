@@ -21,6 +21,7 @@ from wagle_trainer.data.fictional import (
     speakers_rows,
     speakers_tokenizer,
 )
+from wagle_trainer.utils.checkpointing_names import checkpointing_argument
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,12 @@ def _train(lesson: Lesson, split: str, folder: Path, seed: int, progress: bool) 
             warmup_steps=20,
             bf16=False,
             dataloader_pin_memory=False,
-            gradient_checkpointing=False,
             logging_strategy="no",
             disable_tqdm=not progress,
             save_strategy="no",
             report_to="none",
             seed=seed,
+            **{checkpointing_argument(): False},
         ),
         train_dataset=lesson.examples(split, tokenizer),
         processing_class=tokenizer,

@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -27,11 +28,18 @@ def environment() -> dict[str, Any]:
         if torch.cuda.is_available():
             machine["GPUs"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join([os.path.basename(sys.executable), *redacted_arguments(sys.argv)]),
+        "command": _command(redacted_arguments(sys.argv)),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: found for name in _PACKAGES if (found := _version(name))},
         "machine": machine,
     }  # fmt: skip
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """What was typed: the name of an installed script stands for itself, a file needs its interpreter."""
+    script, *rest = arguments
+    name = os.path.basename(script)
+    return shlex.join([name, *rest] if name == "wagle" else [os.path.basename(sys.executable), script, *rest])
 
 
 def _version(package: str) -> str | None:

@@ -24,6 +24,7 @@ from wagle_trainer.reporting.environment import environment
 from wagle_trainer.reporting.examples import example_answers
 from wagle_trainer.reporting.glossary import meanings, terms
 from wagle_trainer.reporting.intervals import example_interval
+from wagle_trainer.reporting.outcome import Outcome, counted_outcome, read_outcome
 from wagle_trainer.reporting.report_inputs import Metrics, Results, Runs, check_finite, first_of
 from wagle_trainer.reporting.report_notes import example_counts_of, examples_note, missed_goal, warning_sentences
 from wagle_trainer.reporting.statistics import (
@@ -36,7 +37,6 @@ from wagle_trainer.reporting.statistics import (
     t_interval,
 )
 from wagle_trainer.reporting.summary import attack_sentences, forgetting_sentences, verdict_sentences
-from wagle_trainer.reporting.verdict import Verdict, counted_verdict, read_verdict
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.secrets import redacted
 
@@ -87,7 +87,7 @@ def write_report(
             among models whose mean reaches it.
         notes: sentences on how the results came about, such as what a seed means.
         verdict: what `wagle forget` wrote to verdict.json: the decision, counts, the patch with how to apply and revoke it,
-            versions, digests and settings; see `read_verdict`. Without it, the sentences at the top are counted from the
+            versions, digests and settings; see `read_outcome`. Without it, the sentences at the top are counted from the
             examples, and there is no decision.
         answers: forget questions whose answers before and after are shown, where the evaluation kept them; 0 for none.
             They are text of the forget set.
@@ -140,7 +140,7 @@ def write_report(
     shown += unlearned[: max(1, _ANSWERS - len(references))]
     shown += [label for label in references if label != BEFORE]
     examples = example_answers(runs, unlearned[0], shown, answers) if unlearned and answers else None
-    said = _verdict(verdict, runs, unlearned, attacked)
+    said = _outcome(verdict, runs, unlearned, attacked)
     patch = dict(verdict.get("patch") or {}) if verdict is not None else {}
 
     content = as_json(results)
@@ -198,15 +198,15 @@ def write_report(
     return folder / "report.html"
 
 
-def _verdict(
+def _outcome(
     verdict: Mapping[str, Any] | None, runs: Runs, unlearned: Sequence[str], attacked: Mapping[str, Any]
-) -> Verdict | None:
-    """The given verdict, or one that is counted from the examples of the first unlearned model."""
+) -> Outcome | None:
+    """The outcome of the given verdict, or one that is counted from the examples of the first unlearned model."""
     if verdict is not None:
-        return read_verdict(verdict)
+        return read_outcome(verdict)
     if not unlearned:
         return None
-    return counted_verdict(runs, BEFORE, unlearned[0], attacked.get(unlearned[0], attacked.get("", [])))
+    return counted_outcome(runs, BEFORE, unlearned[0], attacked.get(unlearned[0], attacked.get("", [])))
 
 
 def _of_the_run(verdict: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -372,6 +372,8 @@ def _environment() -> Environment:
 def _entry(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,13 @@ def log_to_trackers(
         accelerator.log({name: float(value) for name, value in numbers.items()}, step=0)
     finally:
         accelerator.end_training()
+        if "trackio" in names:
+            _forget_trackio_run()
+
+
+def _forget_trackio_run() -> None:
+    """Let trackio know that its run is over; accelerate tells the run alone, and trackio would end it again at exit."""
+    import trackio
+
+    with contextlib.suppress(RuntimeError):  # on other processes, and where there is no run
+        trackio.finish()

@@ -106,7 +106,7 @@ def test_tool_calls_and_their_tools_stay(tmp_path):
         ("a.csv", "question,answer\nw1,w2\n".encode("utf-16-le"), "--encoding utf-16-le"),
         ("a.csv", b"PK\x03\x04rest", "an Excel file. Unpack it, or save the table as CSV"),
         ("a.json", b"version https://git-lfs.github.com/spec/v1\n", "Run git lfs pull"),
-        ("a.xlsx", b"PK\x03\x04rest", r"of no known kind; known are \.json"),
+        ("a.xlsx", b"PK\x03\x04rest", r"of no known kind; known are \.json.* It is .*Excel file.* save the table as CSV"),
         ("a.jsonl.gz", b"\x1f\x8bdamaged", "could not be read as jsonl.gz: the data compressed by gzip are damaged"),
         ("a.csv", 'question,answer\n"w1,w2\n', "Is a quotation mark missing"),
         ("a.csv", "answer,question,answer\nw1,w2,w3\n", "two columns are named 'answer'"),
@@ -221,3 +221,10 @@ def test_whatever_was_written_is_read_again(rows, tmp_path):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
         for file in (name, f"{name}.gz"):
             assert read_examples(tmp_path / file).rows.to_list() == expected, file
+
+
+def test_lines_that_are_one_passage_are_told(tmp_path):
+    (tmp_path / "lines.txt").write_text("w1 w2\nw3 w4\n")
+    assert "all 2 lines are one passage: an empty line would end it" in read_examples(tmp_path / "lines.txt").report()
+    (tmp_path / "passages.txt").write_text("w1 w2\n\nw3 w4\n")
+    assert "passage" not in read_examples(tmp_path / "passages.txt").report().split("Columns")[1]

@@ -33,6 +33,11 @@ _NO_TEXT = (
 )
 
 
+def no_text_but(data: bytes) -> str | None:
+    """What a file is, by its first bytes, and what to do with it; None where they are of no known kind."""
+    return next((what for mark, what in _NO_TEXT if data.startswith(mark)), None)
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a file, decompressed if its first bytes are those of gzip, bzip2 or xz.
 
@@ -60,9 +65,9 @@ def decode(data: bytes, encoding: str | None, notes: list[str]) -> str:
     Raises:
         ValueError: it is no text, or in another encoding; the message says what to do.
     """
-    for mark, what in _NO_TEXT:
-        if data.startswith(mark):
-            raise ValueError(f"it is {what}.")
+    what = no_text_but(data)
+    if what is not None:
+        raise ValueError(f"it is {what}.")
     if encoding is None:
         encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
         if encoding.startswith(("utf-16", "utf-32")):

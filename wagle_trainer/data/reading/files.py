@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wagle_trainer.data.reading.decoding import decode, read_bytes
+from wagle_trainer.data.reading.decoding import decode, no_text_but, read_bytes
 from wagle_trainer.data.reading.parsing import as_columns, parse_csv, parse_json, parse_passages
 
 if TYPE_CHECKING:
@@ -53,9 +53,10 @@ def read_file(
     """
     kind = kind_of(path)
     if kind is None:
-        raise ValueError(
-            f"{path} is of no known kind; known are {', '.join(READERS)}, also compressed ({COMPRESSED[0]})."
-        )
+        known = f"known are {', '.join(READERS)}, also compressed ({COMPRESSED[0]})."
+        with path.open("rb") as file:
+            what = no_text_but(file.read(64))
+        raise ValueError(f"{path} is of no known kind; {known}" + (f" It is {what}." if what else ""))
     if split is not None and kind != "json":
         raise ValueError(f"{path} is one table and has no split {split!r}: name the file alone.")
     notes = [] if notes is None else notes
@@ -85,6 +86,9 @@ def _read_text(path: Path, kind: str, encoding: str | None, split: str | None, n
         rows = parse_json(text, split, notes)
     elif kind == "txt":
         rows = parse_passages(text)
+        lines = len(text.strip().splitlines())
+        if len(rows) == 1 and lines > 1:
+            notes.append(f"all {lines} lines are one passage: an empty line would end it")
     else:
         rows = parse_csv(text, "\t" if kind == "tsv" else None, notes)
     # Json stands where a column holds values of several types, such as messages with and without tool calls.

@@ -1,4 +1,4 @@
-"""The verdict in words: how many answers are gone, how many were recovered, how many others are unchanged."""
+"""The outcome in words: how many answers are gone, how many were recovered, how many others are unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RULE = (
 )
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """What stands at the top of a report.
 
     Attributes:
@@ -34,8 +34,8 @@ class Verdict(NamedTuple):
     counts: dict[str, Any]
 
 
-def read_verdict(verdict: Mapping[str, Any]) -> Verdict:
-    """The verdict of `wagle forget`, as `verdict.json` holds it.
+def read_outcome(verdict: Mapping[str, Any]) -> Outcome:
+    """The outcome that `wagle forget` wrote to `verdict.json`.
 
     Args:
         verdict: `forgotten`, and what is there of `sentences`, which are shown as they are, and of `forget`, `retain`, `unseen`
@@ -54,11 +54,11 @@ def read_verdict(verdict: Mapping[str, Any]) -> Verdict:
     if wrong := [name for name, right in checks.items() if not right]:
         raise ValueError(f"A verdict's {wrong[0]!r} is of another form: pass what `wagle forget` wrote.")
     counts = {name: verdict[name] for name in ("forget", "retain", "unseen", "attacks") if name in verdict}
-    return Verdict(verdict["forgotten"], [str(line) for line in verdict.get("sentences") or []], "", counts)
+    return Outcome(verdict["forgotten"], [str(line) for line in verdict.get("sentences") or []], "", counts)
 
 
-def counted_verdict(runs: Runs, before: str, after: str, attacks: Sequence[Mapping[str, Any]]) -> Verdict | None:
-    """A verdict counted from the examples of two evaluations; None where they have no answer probabilities.
+def counted_outcome(runs: Runs, before: str, after: str, attacks: Sequence[Mapping[str, Any]]) -> Outcome | None:
+    """An outcome counted from the examples of two evaluations; None where they have no answer probabilities.
 
     Args:
         runs: the evaluations.
@@ -98,7 +98,7 @@ def counted_verdict(runs: Runs, before: str, after: str, attacks: Sequence[Mappi
         )
     if "others" in known:
         lines.append(_counted(f"other answers ({', '.join(others)})", known["others"], "unchanged"))
-    return Verdict(None, lines, RULE, known)
+    return Outcome(None, lines, RULE, known)
 
 
 def _counted(what: str, counts: Mapping[str, int], outcome: str) -> str:
