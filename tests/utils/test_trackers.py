@@ -67,6 +67,16 @@ def test_what_is_refused(monkeypatch):
         check_trackers(["wandb"])
 
 
+def test_trackio_is_told_that_its_run_is_over(logged, monkeypatch):
+    """Else it ends the run once more at exit, and says so on stdout."""
+    told = []
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(finish=lambda: told.append(logged.finished)))
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "trackio", tracking.LOGGER_TYPE_TO_CLASS["wandb"])
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.TRACKIO])
+    log_to_trackers(["trackio"], "after", {"model_utility": 0.5})
+    assert told == [True] and logged.values == {"model_utility": 0.5}
+
+
 def test_trackio(tmp_path):
     """The real one: numbers and settings are in its file, and nothing is printed once the run is over."""
     pytest.importorskip("trackio")
@@ -83,6 +93,6 @@ def test_trackio(tmp_path):
     assert run.stdout == "{}\n"
     with contextlib.closing(sqlite3.connect(tmp_path / "wagle.db")) as database:
         logged = {name: json.loads(found) for name, found in database.execute("SELECT run_name, metrics FROM metrics")}
-        settings = " ".join(row[0] for row in database.execute("SELECT config FROM configs"))
+        settings = str([row[0] for row in database.execute("SELECT config FROM configs")])
     assert {name: found["model_utility"] for name, found in logged.items()} == {"before": 0.5, "after": 0.5}
     assert '"n"' in settings and "hf_a" not in settings
