@@ -87,12 +87,15 @@ def test_rows_of_one_table(files, wagle, by_hand, tmp_path, monkeypatch):
         ),
         (["--data_options", "limit"], "'limit' is not of the form KEY=VALUE."),
         (["--data_options", "limit=0"], "limit must be at least 1"),
-        (["--data_options", "limit=1", "--options", "colour=red"], "The suite 'tofu' does not take this"),
+        (["--options", "colour=red"], "The suite 'tofu' takes no option colour; it takes batch_size, compatib"),
+        (["--suite", "copyright", "--dataset_name", "x", "--reference", "r"], "leave --reference out."),
         (["--reference", "none.json"], "No such file or directory: 'none.json'"),
         (["--dataset_name", "/none"], "'/none' is neither a folder nor a dataset"),
     ],
 )
-def test_refused(files, wagle, arguments, message):
+def test_refused(files, wagle, arguments, message, monkeypatch):
+    """And before a model is loaded."""
+    monkeypatch.setattr("wagle_trainer.models.loading.load_model", None)
     code, out, err = wagle("evaluate", files.model, *arguments)
     assert (code, out) == (1, "")
     assert message in err

@@ -576,6 +576,22 @@ def test_damaged_attacks_are_refused(write, tmp_path, attacks, path, value):
     refused(write, tmp_path, {"a": {"model_utility": 0.5}}, "what run_attacks returned", attacks=[damaged])
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"settings": []}, r"\['settings'\], where a mapping of settings belongs"),
+        ({"settings": {"suite": 3}}, r"int in \['settings'\]\['suite'\], where the name of a suite"),
+        ({"settings": {"examples": 40}}, r"int in \['settings'\]\['examples'\], where a mapping of numbers"),
+        ({"per_example": [1]}, r"list in \['per_example'\], where a mapping of sets"),
+        ({"per_example": {"forget": [1]}}, r"list in \['per_example'\]\['forget'\], where a mapping of columns"),
+        ({"per_example": {"forget": {"answer": "x"}}}, r"str in .*\['answer'\], where a list with one entry"),
+    ],
+)
+def test_results_of_another_type_are_refused_by_the_part_that_is(write, tmp_path, damage, message):
+    refused(write, tmp_path, {"after": {"forget_Q_A_Prob": 0.5} | damage}, f"'after' have .*{message}")
+    refused(write, tmp_path, {"after": 3 * "x"}, "'after' are empty or no results")
+
+
 @pytest.mark.parametrize("damage", [{"patch": True}, {"tries": 3}, {"sentences": "gone"}])
 def test_damaged_verdicts_are_refused(damage):
     with pytest.raises(ValueError, match="another form: pass what `wagle forget` wrote"):

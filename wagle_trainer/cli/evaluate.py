@@ -112,6 +112,14 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     for name, value in settings.items():
         if name.endswith("_tokens") and (type(value) is not int or value < 1):
             raise ValueError(f"The option {name} must be a whole number from 1 on, not {str(value)[:40]!r}.")
+    taken = suite.options()
+    unknown = [name for name in settings if taken is not None and name not in taken]
+    if unknown:
+        raise ValueError(
+            f"The suite {suite.name!r} takes no option {', '.join(unknown)}; it takes {', '.join(sorted(taken or ()))}."
+        )
+    if options.reference is not None and taken is not None and "reference" not in taken:
+        raise ValueError(f"The suite {suite.name!r} compares with no retrained model: leave --reference out.")
     if options.reference is not None:
         settings["reference"] = _reference(options.reference)
     output = Path(options.output) if options.output is not None else None

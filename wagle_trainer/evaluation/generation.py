@@ -13,9 +13,10 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from wagle_trainer.engines.engine import current_engine
-from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
+from wagle_trainer.evaluation.generation_starts import GenerationStarts, same_logits
+from wagle_trainer.evaluation.padded_batches import batches_by_length
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
-from wagle_trainer.evaluation.shrinking_batches import CHUNK, can_shrink, generate_shrinking
+from wagle_trainer.evaluation.shrinking_batches import CACHE, CHUNK, can_shrink, generate_shrinking
 from wagle_trainer.models.architecture import (
     refuse_encoder_decoder,
     stands_left_padding,
@@ -34,6 +35,7 @@ def generate_greedy(
     max_new_tokens: int,
     ends: Sequence[str] = (),
     masked_token: int | None = None,
+    known: Mapping[tuple[int, ...], Sequence[int]] | None = None,
     batch_size: int = 32,
     across_processes: bool = False,
     progress: bool = True,
@@ -50,6 +52,8 @@ def generate_greedy(
         max_new_tokens: tokens after which an answer is cut off.
         ends: texts that end an answer, too; one that begins with such a text is empty.
         masked_token: a token of the prompts that is not attended to; None for none.
+        known: prompt -> tokens that its most likely continuation begins with, as `greedy_beginnings` finds them: they are
+            read in one pass. Ignored with a masked token, and where settings of the model change greedy decoding.
         batch_size: prompts per batch.
         across_processes: shard the batches over accelerate's processes. All have to call this with the same
             arguments; all get all texts.
@@ -75,6 +79,7 @@ def generate_greedy(
         across_processes,
         progress,
         masked_token,
+        known if masked_token is None and _is_plain_greedy(model.generation_config) else None,
     )
 
 
@@ -109,10 +114,7 @@ def generate_samples(
     Raises:
         ValueError: no samples are requested, or the temperature or `top_p` is out of range.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
-    if not temperature > 0 or not 0 < top_p <= 1:
-        raise ValueError(f"Sampling needs temperature > 0 and top_p in (0, 1], not {temperature} and {top_p}.")
+    check_sampling(num_samples, temperature, top_p)
     settings = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     repeated = [prompt for prompt in prompts for _ in range(num_samples)]
     with preserved_rng():
@@ -120,6 +122,14 @@ def generate_samples(
             model, tokenizer, repeated, settings, seed, max_new_tokens, (), batch_size, across_processes, progress
         )
     return [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
+
+
+def check_sampling(num_samples: int, temperature: float, top_p: float) -> None:
+    """Raise ValueError where one of these is out of range."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
+    if not temperature > 0 or not 0 < top_p <= 1:
+        raise ValueError(f"Sampling needs temperature > 0 and top_p in (0, 1], not {temperature} and {top_p}.")
 
 
 def answer_limit(labels: Iterable[Sequence[int]], max_new_tokens: int) -> int:
@@ -147,6 +157,7 @@ def _continue(
     across_processes: bool,
     progress: bool,
     masked_token: int | None = None,
+    known: Mapping[tuple[int, ...], Sequence[int]] | None = None,
 ) -> list[str]:
     """One continuation of each prompt, decoded as the `settings` of a `GenerationConfig` say."""
     refuse_encoder_decoder(model)
@@ -160,16 +171,26 @@ def _continue(
         eos_token_id=stop or None,
         pad_token_id=filler,
     )
-    device = next(model.parameters()).device
     together = current_engine().gathers_weights_in_forward
     # Draws depend on the rows of a batch, so that samples are left as they are.
     shrinks = seed is None and max_new_tokens > CHUNK and bool(stop) and not together and can_shrink(model)
-    texts: dict[int, str] = {}
+    begun = [_up_to(stop, (known or {}).get(tuple(prompt), ()))[:max_new_tokens] for prompt in prompts]
+    texts = {
+        index: _text(tokenizer, tokens, stop, ends)
+        for index, tokens in enumerate(begun)
+        if len(tokens) == max_new_tokens or (tokens and tokens[-1] in stop)
+    }
+    given = [[*prompt, *tokens] for prompt, tokens in zip(prompts, begun, strict=True)]
+    open_rows = [index for index in range(len(prompts)) if index not in texts]
     # Some recurrent models read padding as text: their batches need none.
     recurrent = not stands_left_padding(model)
-    equal = len({len(prompt) for prompt in prompts}) > 1 and batch_size > 1 and recurrent
+    equal = len({len(given[index]) for index in open_rows}) > 1 and batch_size > 1 and recurrent
     batches = shard_batches(
-        batches_by_length([len(prompt) for prompt in prompts], batch_size, equal=equal), across_processes
+        [
+            [open_rows[position] for position in batch]
+            for batch in batches_by_length([len(given[index]) for index in open_rows], batch_size, equal=equal)
+        ],
+        across_processes,
     )
     with (
         evaluation_mode(model),
@@ -183,14 +204,16 @@ def _continue(
         ) as bar,
     ):
         config.use_cache = not recurrent or _cache_is_right(model, filler)
+        shares = config.use_cache and masked_token is None and batch_size > 1
+        starts = GenerationStarts(model, [given[index] for index in open_rows] if shares else [], filler, masked_token)
         for batch in batches:
             if seed is not None:
                 torch.manual_seed(seed + batch[0])  # whichever process runs this batch
-            rows = [prompts[index] for index in batch]
-            input_ids = pad(rows, filler, "left").to(device)
-            attention_mask = pad([[int(token != masked_token) for token in row] for row in rows], 0, "left").to(device)
+            rows = [given[index] for index in batch]
+            input_ids, attention_mask, cache = starts.of(rows)
+            config.max_new_tokens = max_new_tokens - min(len(begun[index]) for index in batch)
             if shrinks and config.use_cache and len(batch) > 1:
-                output = generate_shrinking(model, input_ids, attention_mask, config, stop)
+                output = generate_shrinking(model, input_ids, attention_mask, config, stop, cache)
             else:
                 output = model.generate(
                     input_ids=input_ids,
@@ -198,17 +221,43 @@ def _continue(
                     generation_config=config,
                     # Where weights are gathered from other processes, one whose answers have ended goes on with them.
                     synced_gpus=together,
+                    **({} if cache is None else {CACHE: cache}),
                 )
             for index, tokens in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                # What follows the end is filler, which need not be a special token that decoding would drop.
-                end = next((position for position, token in enumerate(tokens) if token in stop), len(tokens))
-                text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
-                for mark in ends:  # before white space goes, which may be such a mark
-                    text = text.partition(mark)[0]
-                texts[index] = text.strip()
+                texts[index] = _text(tokenizer, [*begun[index], *tokens][:max_new_tokens], stop, ends)
             bar.update(len(batch))
     texts = gather_results(texts, across_processes)
     return [texts[index] for index in range(len(prompts))]
+
+
+def _up_to(stop: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """`tokens` up to the first of `stop`, that included."""
+    return list(tokens[: next((i for i, token in enumerate(tokens) if token in stop), len(tokens)) + 1])
+
+
+def _text(tokenizer: Any, tokens: Sequence[int], stop: Sequence[int], ends: Sequence[str]) -> str:
+    """The text of an answer up to its end."""
+    # What follows the end is filler, which need not be a special token that decoding would drop.
+    end = next((position for position, token in enumerate(tokens) if token in stop), len(tokens))
+    text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    for mark in ends:  # before white space goes, which may be such a mark
+        text = text.partition(mark)[0]
+    return text.strip()
+
+
+# Settings of a generation config that leave the most likely token the most likely one.
+_HARMLESS = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version"),
+    *("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("max_length", "max_new_tokens", "use_cache", "num_beams", "num_return_sequences", "cache_implementation"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+    *("_from_model_config", "cache_config"),
+}
+
+
+def _is_plain_greedy(config: GenerationConfig) -> bool:
+    """Whether greedy decoding with a model's own settings takes the most likely token at every step."""
+    return set(config.to_diff_dict()) <= _HARMLESS
 
 
 _CACHE_IS_RIGHT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -243,21 +292,8 @@ def _cache_is_right(model: Any, filler: int) -> bool:
                         synced_gpus=current_engine().gathers_weights_in_forward,
                     )
                 )
-        _CACHE_IS_RIGHT[bare] = _same_logits(*outputs)
+        _CACHE_IS_RIGHT[bare] = same_logits(*outputs)
     return _CACHE_IS_RIGHT[bare]
-
-
-def _same_logits(one: Any, other: Any) -> bool:
-    """Whether two greedy continuations have the same logits, up to the first token in which they differ."""
-    for step, (first, second) in enumerate(zip(one.logits, other.logits, strict=False), 1):
-        scale = second.float().std() + 1e-6
-        # Rounding, and the little that a few tokens of state change in the logits of a small model.
-        allowed = 1e-3 if first.dtype == torch.float32 else 0.05
-        if bool((first.float() - second.float()).abs().max() / scale > allowed):
-            return False
-        if not torch.equal(one.sequences[:, : 4 + step], other.sequences[:, : 4 + step]):
-            break  # a tie; later logits are those of other texts
-    return True
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> list[int]:

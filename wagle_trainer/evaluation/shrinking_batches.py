@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 # What `generate` calls the cache; tests/evaluation/test_generation.py fails where it has another name.
-_CACHE = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
+CACHE = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
 # Steps between two looks at which rows have ended.
 CHUNK = 16
 # Settings of a model's generation config that count from where `generate` began, or look at what it did before.
@@ -49,7 +49,12 @@ def can_shrink(model: Any) -> bool:
 
 
 def generate_shrinking(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, config: GenerationConfig, stop: list[int]
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    config: GenerationConfig,
+    stop: list[int],
+    cache: Any = None,
 ) -> Tensor:
     """As `model.generate` with this greedy config, but rows that have ended are left out.
 
@@ -58,25 +63,20 @@ def generate_shrinking(
         input_ids, attention_mask: (batch, prompt).
         config: with `max_new_tokens` and `pad_token_id`.
         stop: end-of-sequence tokens.
+        cache: keys and values of the first tokens of `input_ids`, if there are any yet.
 
     Returns:
         (batch, prompt + new tokens); behind an end there are pad tokens.
     """
     new = input_ids.new_full((len(input_ids), config.max_new_tokens), config.pad_token_id)
     stops = torch.tensor(stop, device=input_ids.device)
-    rows, ids, mask, cache, done = (
-        torch.arange(len(input_ids), device=input_ids.device),
-        input_ids,
-        attention_mask,
-        None,
-        0,
-    )
+    rows, ids, mask, done = torch.arange(len(input_ids), device=input_ids.device), input_ids, attention_mask, 0
     while done < config.max_new_tokens:
         part = copy.deepcopy(config)
         part.max_new_tokens, part.return_dict_in_generate = min(CHUNK, config.max_new_tokens - done), True
-        given: dict[str, Any] = {} if cache is None else {_CACHE: cache}
+        given: dict[str, Any] = {} if cache is None else {CACHE: cache}
         result = model.generate(input_ids=ids, attention_mask=mask, generation_config=part, **given)
-        sequences, cache = result.sequences, result[_CACHE]
+        sequences, cache = result.sequences, result[CACHE]
         fresh = sequences[:, ids.shape[1] :]
         new[rows, done : done + fresh.shape[1]] = fresh
         done += fresh.shape[1]

@@ -46,6 +46,33 @@ def check_finite(value: Any, where: str) -> None:
             check_finite(part, f"{where}[{index}]")
 
 
+def check_types(run: Result, label: str) -> None:
+    """Raise unless the parts of one evaluation's results are of the types that an evaluation writes.
+
+    Raises:
+        ValueError: names the part that is not.
+    """
+
+    def check(value: Any, kind: type | tuple[type, ...], words: str, *path: str) -> None:
+        if not isinstance(value, kind):
+            place = "".join(f"[{part!r}]" for part in path)
+            raise ValueError(
+                f"The results of {label!r} have {type(value).__name__} in {place}, where {words} belongs."
+            )
+
+    settings, per_example = run.get("settings", {}), run.get("per_example", {})
+    check(settings, Mapping, "a mapping of settings", "settings")
+    check(settings.get("suite", ""), (str, type(None)), "the name of a suite", "settings", "suite")
+    check(settings.get("examples", {}), (Mapping, type(None)), "a mapping of numbers", "settings", "examples")
+    check(per_example, Mapping, "a mapping of sets", "per_example")
+    for name, columns in per_example.items():
+        check(columns, Mapping, "a mapping of columns", "per_example", str(name))
+        for column, values in columns.items():
+            check(
+                values, (list, tuple), "a list with one entry for each example", "per_example", str(name), str(column)
+            )
+
+
 class Runs:
     """The evaluations of a report: label -> one for each seed.
 
@@ -68,12 +95,14 @@ class Runs:
         check_finite(results, "results")
         self.by_label: dict[str, list[Result]] = {}
         for label, found in results.items():
-            runs = [found] if isinstance(found, Mapping) else list(found)
+            runs = [found] if isinstance(found, Mapping) else list(found) if isinstance(found, list | tuple) else []
             if not runs or not all(isinstance(run, Mapping) and run for run in runs):
                 raise ValueError(
                     f"The results of {label!r} are empty or no results: pass what an evaluation returned, or a list of "
                     "these, one for each seed."
                 )
+            for run in runs:
+                check_types(run, label)
             self.by_label[label] = runs
         self._check_seeds({label: found for label, found in results.items() if not isinstance(found, Mapping)})
 

@@ -138,14 +138,14 @@ def test_an_attack_of_ones_own(before, after, tokenizer, rows, simple):
 
 def test_results_can_be_kept_before_a_later_attack_fails(before, after, tokenizer, rows, simple):
     kept = []
-    with pytest.raises(ValueError, match="steps"):
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
         run_attacks(
             before,
             after,
             tokenizer,
             rows,
             ["removal", "relearning"],
-            options={"relearning": {"steps": [-1]}},
+            options={"relearning": {"steps": [5], "learning_rate": 1e30}},
             measure=simple,
             progress=False,
             on_result=lambda results: kept.append(list(results)),
@@ -238,11 +238,22 @@ def test_every_attack_describes_itself():
         (["quantization"], {"quantization": {"bit": 8}}, "has no option bit. It has: bits, group_size"),
         (["relearning_unrelated"], None, "needs data: pass options="),
         (["quantization"], {"removal": {}}, "options for removal, but the attacks are quantization"),
+        # Out of range, which the attacks say before anything is measured.
+        (["removal", "quantization"], {"quantization": {"bits": [9]}}, "bits must be from 2 to 8"),
+        (["removal", "relearning"], {"relearning": {"share": 1.0}}, "share must lie between 0 and 1"),
+        (["sampling"], {"sampling": {"k": [4], "samples": 3}}, "needs at least as many samples"),
+        (["sampling"], {"sampling": {"max_new_tokens": 0}}, "max_new_tokens must be positive"),
+        (["answer_prefix"], {"answer_prefix": {"shares": [1.5]}}, "shares must lie between 0 and 1"),
+        (["jailbreak"], {"jailbreak": {"prompts": ["Please!"]}}, "needs the place"),
+        (["removal"], {"removal": {"shares": []}}, "shares must be in"),
     ],
 )
 def test_attacks_and_options_that_do_not_exist(before, after, tokenizer, rows, simple, attacks, options, message):
+    calls = []
+    measure = lambda *given: calls.append(given) or simple(*given)  # noqa: E731
     with pytest.raises(ValueError, match=message):
-        run_attacks(before, after, tokenizer, rows, attacks, options=options, measure=simple, progress=False)
+        run_attacks(before, after, tokenizer, rows, attacks, options=options, measure=measure, progress=False)
+    assert not calls
 
 
 def test_nothing_to_measure(before, after, tokenizer, rows, simple):

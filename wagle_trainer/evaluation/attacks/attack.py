@@ -87,7 +87,7 @@ AttackType = TypeVar("AttackType", bound=Attack)
 
 
 def register_attack(
-    name: str, *, unit: str = "strength", columns: Sequence[str] = ()
+    name: str, *, unit: str = "strength", columns: Sequence[str] = (), check: Callable[..., None] | None = None
 ) -> Callable[[AttackType], AttackType]:
     """Decorator: enter an attack under `name`.
 
@@ -98,6 +98,8 @@ def register_attack(
         name: of the attack.
         unit: of `Point.x`, in words: the label of the curve's axis.
         columns: required columns of the rows besides `question` and `answer`.
+        check: (rows, **options) raises a ValueError where options are out of range; it is called with all of them,
+            before a model is loaded. The attack is to call it, too, for those who call the attack itself.
 
     Example:
         ```python
@@ -112,7 +114,7 @@ def register_attack(
     """
 
     def enter(attack: AttackType) -> AttackType:
-        attack.unit, attack.columns = unit, tuple(columns)  # type: ignore[attr-defined]
+        attack.unit, attack.columns, attack.check = unit, tuple(columns), check  # type: ignore[attr-defined]
         return _attacks.register(name)(attack)  # type: ignore[return-value]
 
     return enter

@@ -35,6 +35,13 @@ def checked_options(name: str, attack: Callable[..., Any], options: Mapping[str,
     }
 
 
+def check_positive(**options: float) -> None:
+    """Raise ValueError, which names the option, unless all are above zero."""
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, not {value}.")
+
+
 def _checked(what: str, value: Any, hint: Any) -> Any:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.answer_scores import score_answers
+from wagle_trainer.evaluation.answer_scores import greedy_beginnings, score_answers
 from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
 from wagle_trainer.evaluation.suites.suite_inputs import Row
 
@@ -53,6 +53,7 @@ def forget_knowledge(
     qa = qa_format or QAFormat.for_tokenizer(tokenizer, style=style)
     examples = [qa.encode(row["question"], row["answer"]) for row in rows]
     measured = {}
+    beginnings: dict[tuple[int, ...], list[int]] = {}
     if "probability" in only:
         scores = score_answers(
             model,
@@ -64,12 +65,14 @@ def forget_knowledge(
         )
         probabilities = metrics.answer_probability([score.mean_log_prob for score in scores])
         measured["probability"] = float(probabilities.mean())
+        beginnings = greedy_beginnings(examples, scores)
     if "rouge_l_recall" in only:
         texts = generate_greedy(
             model,
             tokenizer,
             [qa.prompt_ids(row["question"]) for row in rows],
             max_new_tokens=answer_limit([example["labels"] for example in examples], max_new_tokens),
+            known=beginnings,
             batch_size=batch_size,
             progress=progress,
         )

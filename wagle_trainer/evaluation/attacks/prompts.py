@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.attacks.attack import Point, Target, register_attack
+from wagle_trainer.evaluation.attacks.attack import Point, Row, Target, register_attack
+from wagle_trainer.evaluation.attacks.attack_options import check_positive
 from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
 
 # After the kinds that Lynch et al. 2024 (arXiv 2402.16835, section 4.3) try: a false premise, a role, a plea.
@@ -29,7 +30,15 @@ def paraphrase(target: Target) -> list[Point]:
     return [Point("paraphrased", target.knows(rows), *target.baselines())]
 
 
-@register_attack("jailbreak", unit="prompt")
+def _check_jailbreak(rows: Sequence[Row], *, prompts: Sequence[str]) -> None:
+    bad = [prompt for prompt in prompts if "{question}" not in prompt]
+    if bad or not prompts:
+        raise ValueError(
+            f"Every prompt needs the place {{question}}; {bad[0]!r} has none." if bad else "No prompts given."
+        )
+
+
+@register_attack("jailbreak", unit="prompt", check=_check_jailbreak)
 def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Point]:
     """Put a request for the forgotten knowledge before the question (after Lynch et al. 2024, arXiv 2402.16835).
 
@@ -43,11 +52,7 @@ def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Po
     Raises:
         ValueError: no prompts, or one without `{question}`.
     """
-    bad = [prompt for prompt in prompts if "{question}" not in prompt]
-    if bad or not prompts:
-        raise ValueError(
-            f"Every prompt needs the place {{question}}; {bad[0]!r} has none." if bad else "No prompts given."
-        )
+    _check_jailbreak(target.rows, prompts=prompts)
     points = []
     for number, prompt in enumerate(prompts, start=1):
         rows = [{**row, "question": prompt.replace("{question}", row["question"])} for row in target.rows]
@@ -55,7 +60,13 @@ def jailbreak(target: Target, *, prompts: Sequence[str] = JAILBREAKS) -> list[Po
     return points
 
 
-@register_attack("answer_prefix", unit="share of the answer in the prompt")
+def _check_prefix(rows: Sequence[Row], *, shares: Sequence[float], max_new_tokens: int) -> None:
+    if any(not 0 < share < 1 for share in shares) or not shares:
+        raise ValueError(f"shares must lie between 0 and 1, not {list(shares)}.")
+    check_positive(max_new_tokens=max_new_tokens)
+
+
+@register_attack("answer_prefix", unit="share of the answer in the prompt", check=_check_prefix)
 def answer_prefix(
     target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5), max_new_tokens: int = 200
 ) -> list[Point]:
@@ -76,8 +87,7 @@ def answer_prefix(
     Raises:
         ValueError: a share out of range.
     """
-    if any(not 0 < share < 1 for share in shares) or not shares:
-        raise ValueError(f"shares must lie between 0 and 1, not {list(shares)}.")
+    _check_prefix(target.rows, shares=shares, max_new_tokens=max_new_tokens)
     examples = [target.qa.encode(row["question"], row["answer"]) for row in target.rows]
     limit = answer_limit([example["labels"] for example in examples], max_new_tokens)
     prompts = [target.qa.prompt_ids(row["question"]) for row in target.rows]

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wagle_trainer.evaluation.attacks.attack import Point, Target, register_attack
+from wagle_trainer.evaluation.attacks.attack import Point, Row, Target, register_attack
 from wagle_trainer.models.architecture import weight_matrices
 from wagle_trainer.models.modes import unchanged
 
 
-@register_attack("quantization", unit="bits")
+def _check(rows: Sequence[Row], *, bits: Sequence[int], group_size: int) -> None:
+    if any(not 2 <= number <= 8 for number in bits) or not bits:
+        raise ValueError(f"bits must be from 2 to 8, not {list(bits)}.")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, not {group_size}.")
+
+
+@register_attack("quantization", unit="bits", check=_check)
 def quantization(target: Target, *, bits: Sequence[int] = (8, 4), group_size: int = 64) -> list[Point]:
     """Round the weights to 8 and to 4 bits (Zhang et al. 2024, arXiv 2410.16454): updates smaller than the rounding step
     vanish, and with them the forgetting.
@@ -34,10 +41,7 @@ def quantization(target: Target, *, bits: Sequence[int] = (8, 4), group_size: in
     Raises:
         ValueError: bits or group size out of range, or the model has no linear layers.
     """
-    if any(not 2 <= number <= 8 for number in bits) or not bits:
-        raise ValueError(f"bits must be from 2 to 8, not {list(bits)}.")
-    if group_size < 1:
-        raise ValueError(f"group_size must be at least 1, not {group_size}.")
+    _check(target.rows, bits=bits, group_size=group_size)
     before, after = target.baselines()
     points = []
     for number in bits:

@@ -19,7 +19,45 @@ logger = logging.get_logger(__name__)
 STEPS = (1, 2, 5, 10, 20)
 
 
-@register_attack("relearning", unit="optimizer steps")
+def _check_training(steps: Sequence[int], learning_rate: float, batch_size: int) -> None:
+    if not steps or min(steps) < 1:
+        raise ValueError(f"steps must be whole numbers from 1 on, not {list(steps)}.")
+    if batch_size < 1 or not learning_rate > 0:
+        raise ValueError(f"batch_size={batch_size} and learning_rate={learning_rate} must be positive.")
+
+
+def _check(rows: Sequence[Row], *, share: float, steps: Sequence[int], learning_rate: float, batch_size: int) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie between 0 and 1, not {share}.")
+    if len(rows) < 2:
+        raise ValueError(
+            "Relearning trains on a part of the forget questions and measures the rest: it needs at least two."
+        )
+    _check_training(steps, learning_rate, batch_size)
+
+
+def _check_unrelated(
+    rows: Sequence[Row], *, data: Sequence[Row], steps: Sequence[int], learning_rate: float, batch_size: int
+) -> None:
+    questions = {row["question"] for row in rows}
+    data = list(data)
+    if not data:
+        raise ValueError("relearning_unrelated has no data to train on.")
+    if odd := [
+        i for i, row in enumerate(data) if not isinstance(row, Mapping) or not {"question", "answer"} <= row.keys()
+    ]:
+        raise ValueError(
+            f"relearning_unrelated trains on questions and answers, which row {odd[0]} of its data lacks."
+        )
+    shared = sum(row["question"] in questions for row in data)
+    if shared:
+        raise ValueError(
+            f"{shared} of the {len(data)} rows are forget questions: those belong to the attack 'relearning'."
+        )
+    _check_training(steps, learning_rate, batch_size)
+
+
+@register_attack("relearning", unit="optimizer steps", check=_check)
 def relearning(
     target: Target,
     *,
@@ -49,19 +87,14 @@ def relearning(
         ValueError: a share, step or batch size out of range, or too few rows to divide.
         FloatingPointError: the loss is not finite.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1, not {share}.")
-    if len(target.rows) < 2:
-        raise ValueError(
-            "Relearning trains on a part of the forget questions and measures the rest: it needs at least two."
-        )
+    _check(target.rows, share=share, steps=steps, learning_rate=learning_rate, batch_size=batch_size)
     order = torch.randperm(len(target.rows), generator=torch.Generator().manual_seed(target.seed)).tolist()
     count = min(len(order) - 1, max(1, int(share * len(order))))
     known, rest = ([target.rows[index] for index in sorted(part)] for part in (order[:count], order[count:]))
     return _recovery(target, known, rest, steps, learning_rate, batch_size)
 
 
-@register_attack("relearning_unrelated", unit="optimizer steps")
+@register_attack("relearning_unrelated", unit="optimizer steps", check=_check_unrelated)
 def relearning_unrelated(
     target: Target,
     *,
@@ -88,21 +121,8 @@ def relearning_unrelated(
         ValueError: no rows, or some of the forget questions among them; a step or batch size out of range.
         FloatingPointError: the loss is not finite.
     """
-    questions = {row["question"] for row in target.rows}
     data = list(data)
-    if not data:
-        raise ValueError("relearning_unrelated has no data to train on.")
-    if odd := [
-        i for i, row in enumerate(data) if not isinstance(row, Mapping) or not {"question", "answer"} <= row.keys()
-    ]:
-        raise ValueError(
-            f"relearning_unrelated trains on questions and answers, which row {odd[0]} of its data lacks."
-        )
-    shared = sum(row["question"] in questions for row in data)
-    if shared:
-        raise ValueError(
-            f"{shared} of the {len(data)} rows are forget questions: those belong to the attack 'relearning'."
-        )
+    _check_unrelated(target.rows, data=data, steps=steps, learning_rate=learning_rate, batch_size=batch_size)
     return _recovery(target, data, target.rows, steps, learning_rate, batch_size)
 
 
@@ -115,10 +135,6 @@ def _recovery(
     batch_size: int,
 ) -> list[Point]:
     stops = sorted(set(steps))
-    if not stops or stops[0] < 1:
-        raise ValueError(f"steps must be whole numbers from 1 on, not {list(steps)}.")
-    if batch_size < 1 or not learning_rate > 0:
-        raise ValueError(f"batch_size={batch_size} and learning_rate={learning_rate} must be positive.")
     before, after = target.baselines(measured)
     points = [Point(0, after, before, after)]
     examples = [target.qa.encode(row["question"], row["answer"]) for row in taught]

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from wagle_trainer.evaluation.attacks.attack import Point, Target, register_attack
+from wagle_trainer.evaluation.attacks.attack import Point, Row, Target, register_attack
 from wagle_trainer.masking.bits import as_integers
 from wagle_trainer.models.modes import unchanged
 
 
-@register_attack("removal", unit="share of the changed weights restored")
+def _check(rows: Sequence[Row], *, shares: Sequence[float]) -> None:
+    if any(not 0 < share <= 1 for share in shares) or not shares:
+        raise ValueError(f"shares must be in (0, 1], not {list(shares)}.")
+
+
+@register_attack("removal", unit="share of the changed weights restored", check=_check)
 def removal(target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75)) -> list[Point]:
     """Restore the reference model's values at a share of the weights that unlearning changed.
 
@@ -34,8 +39,7 @@ def removal(target: Target, *, shares: Sequence[float] = (0.1, 0.25, 0.5, 0.75))
         ValueError: a share out of range; the models differ in the names, shapes or dtypes of their weights, or in none
             of the values.
     """
-    if any(not 0 < share <= 1 for share in shares) or not shares:
-        raise ValueError(f"shares must be in (0, 1], not {list(shares)}.")
+    _check(target.rows, shares=shares)
     changes = _changes(target.before, target.after)
     before, after = target.baselines()
     points = []

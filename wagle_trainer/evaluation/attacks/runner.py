@@ -130,7 +130,7 @@ def checked_attacks(
         rows, attacks, options: as for `run_attacks`.
 
     Raises:
-        ValueError: an unknown attack or option, or a missing one; a column is missing.
+        ValueError: an unknown attack or option, a missing one, or one out of range; a column is missing.
     """
     given = {name: dict(values) for name, values in (options or {}).items()}
     names = _default_attacks(rows, given) if attacks is None else list(dict.fromkeys(attacks))
@@ -172,7 +172,11 @@ def _check_attack(name: str, rows: Sequence[Row], chosen: Mapping[str, Any]) -> 
         for index, row in enumerate(rows):
             if not row.get(column):
                 raise ValueError(f"The attack {name!r} needs the column {column!r}, which row {index} does not have.")
-    return checked_options(name, attack, chosen)
+    typed = checked_options(name, attack, chosen)
+    check = attack.check  # type: ignore[attr-defined]
+    if check is not None:
+        check(rows, **(_defaults(name) | typed))
+    return typed
 
 
 def _by_name(

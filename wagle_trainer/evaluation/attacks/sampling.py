@@ -9,13 +9,31 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from wagle_trainer.evaluation import metrics
-from wagle_trainer.evaluation.attacks.attack import Point, Target, register_attack
+from wagle_trainer.evaluation.attacks.attack import Point, Row, Target, register_attack
+from wagle_trainer.evaluation.attacks.attack_options import check_positive
 from wagle_trainer.evaluation.attacks.knowledge import forget_knowledge
-from wagle_trainer.evaluation.generation import answer_limit, generate_samples
+from wagle_trainer.evaluation.generation import answer_limit, check_sampling, generate_samples
 from wagle_trainer.evaluation.metrics.metric_checks import Floats
 
 
-@register_attack("sampling", unit="answers sampled")
+def _check(
+    rows: Sequence[Row],
+    *,
+    k: Sequence[int],
+    samples: int | None,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+) -> None:
+    if not k or min(k) < 1:
+        raise ValueError(f"k must be whole numbers from 1 on, not {list(k)}.")
+    if samples is not None and samples < max(k):
+        raise ValueError(f"The best of k={max(k)} answers needs at least as many samples, not {samples}.")
+    check_sampling(max(k), temperature, top_p)
+    check_positive(max_new_tokens=max_new_tokens)
+
+
+@register_attack("sampling", unit="answers sampled", check=_check)
 def sampling(
     target: Target,
     *,
@@ -46,12 +64,9 @@ def sampling(
     Raises:
         ValueError: a k below 1 or above `samples`; a temperature or `top_p` out of range.
     """
+    _check(target.rows, k=k, samples=samples, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     ks = sorted(set(k))
-    if not ks or ks[0] < 1:
-        raise ValueError(f"k must be whole numbers from 1 on, not {list(k)}.")
     samples = ks[-1] if samples is None else samples
-    if samples < ks[-1]:
-        raise ValueError(f"The best of k={ks[-1]} answers needs at least as many samples, not {samples}.")
     labels = [target.qa.encode(row["question"], row["answer"])["labels"] for row in target.rows]
     texts = generate_samples(
         target.after,

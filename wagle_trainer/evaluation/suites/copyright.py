@@ -168,7 +168,7 @@ def evaluate_copyright(
             below 1.
         FloatingPointError: a log-probability is not finite.
     """
-    from wagle_trainer.evaluation.answer_scores import score_answers
+    from wagle_trainer.evaluation.answer_scores import greedy_beginnings, score_answers
     from wagle_trainer.evaluation.generation import generate_greedy
 
     for name, value in (("prompt_tokens", prompt_tokens), ("continuation_tokens", continuation_tokens)):
@@ -179,9 +179,10 @@ def evaluate_copyright(
     passages = {name: _passages(tokenizer, rows[name], name, length) for name in _SETS}
     passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
     everything = [(name, row, ids) for name in _SETS for row, ids in passages[name].items()]
+    examples = [continuation(ids, prompt_tokens) for _, _, ids in everything]
     scores = score_answers(
         model,
-        [continuation(ids, prompt_tokens) for _, _, ids in everything],
+        examples,
         [f"set {name!r}, row {row}" for name, row, _ in everything],
         eos_token_id=None,
         tokens=True,
@@ -192,6 +193,7 @@ def evaluate_copyright(
         tokenizer,
         [ids[:prompt_tokens] for _, _, ids in everything],
         max_new_tokens=continuation_tokens,
+        known=greedy_beginnings(examples, scores),
         **passes,
     )
     per_example = {}

@@ -151,7 +151,7 @@ def evaluate_custom(
         FloatingPointError: a log-probability is not finite.
     """
     from wagle_trainer.data.qa_format import QAFormat
-    from wagle_trainer.evaluation.answer_scores import score_answers
+    from wagle_trainer.evaluation.answer_scores import greedy_beginnings, score_answers
     from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
     from wagle_trainer.evaluation.membership_attacks import membership_scores
     from wagle_trainer.evaluation.own_rows import encode_row
@@ -170,20 +170,21 @@ def evaluate_custom(
     }
     everything = [(name, index, example) for name in rows for index, example in enumerate(examples[name])]
     passes: dict[str, Any] = {"batch_size": batch_size, "across_processes": across_processes, "progress": progress}
-    scores = iter(
-        score_answers(
-            model,
-            [example.encoded for _, _, example in everything],
-            [f"set {name!r}, row {index}" for name, index, _ in everything],
-            eos_token_id=tokenizer.eos_token_id,
-            tokens=True,
-            vocabulary="unseen" in rows,
-            **passes,
-        )
+    encoded = [example.encoded for _, _, example in everything]
+    scored = score_answers(
+        model,
+        encoded,
+        [f"set {name!r}, row {index}" for name, index, _ in everything],
+        eos_token_id=tokenizer.eos_token_id,
+        tokens=True,
+        vocabulary=["unseen" in rows and name in ("forget", "unseen") for name, _, _ in everything],
+        **passes,
     )
-    limit = answer_limit([example.encoded["labels"] for _, _, example in everything], max_new_tokens)
+    scores = iter(scored)
+    limit = answer_limit([example["labels"] for example in encoded], max_new_tokens)
     prompts = [example.prompt for _, _, example in everything]
-    texts = iter(generate_greedy(model, tokenizer, prompts, max_new_tokens=limit, **passes))
+    beginnings = greedy_beginnings(encoded, scored)
+    texts = iter(generate_greedy(model, tokenizer, prompts, max_new_tokens=limit, known=beginnings, **passes))
     per_example: dict[str, dict[str, list[Any]]] = {}
     for name in rows:
         responses = [Response(e.question, e.answer, next(scores), next(texts)) for e in examples[name]]

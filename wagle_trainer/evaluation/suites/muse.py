@@ -184,7 +184,7 @@ def evaluate_muse(
             `min_k` is out of range.
         FloatingPointError: a log-probability is not finite.
     """
-    from wagle_trainer.evaluation.answer_scores import score_answers
+    from wagle_trainer.evaluation.answer_scores import greedy_beginnings, score_answers
     from wagle_trainer.evaluation.membership_attacks import gradient_norms, membership_scores
 
     if not 0 < min_k <= 1:
@@ -213,15 +213,17 @@ def evaluate_muse(
     texts = [(name, index, row["text"]) for name in private for index, row in enumerate(rows[name])]
     examples = [continuation(text_ids(tokenizer, text), 1) for _, _, text in texts]
     names = [f"set {name!r}, row {index}" for name, index, _ in texts]
+    continued = [_continued(tokenizer, row, verbmem_tokens) for row in verbmem]
     scored = score_answers(
         model,
-        [*examples, *(_continued(tokenizer, row, verbmem_tokens) for row in verbmem)],
+        [*examples, *continued],
         [*names, *(f"set 'verbmem_forget', row {index}" for index in range(len(verbmem)))],
         eos_token_id=None,
         tokens=True,
-        vocabulary=True,
+        vocabulary=[*(True for _ in examples), *(False for _ in continued)],
         **passes,
     )
+    beginnings = greedy_beginnings(continued, scored[len(examples) :])
     scores = iter(scored)
     per_example: dict[str, dict[str, list[Any]]] = {}
     for name in private:
@@ -236,7 +238,7 @@ def evaluate_muse(
         )
         for name in private:
             per_example[name]["mia_gradnorm"] = [next(norms) for _ in rows[name]]
-    per_example["verbmem_forget"] = _verbmem(model, tokenizer, verbmem, verbmem_tokens, passes)
+    per_example["verbmem_forget"] = _verbmem(model, tokenizer, verbmem, verbmem_tokens, beginnings, passes)
     responses = [Response(row["prompt"], row["gt"], next(scores)) for row in verbmem]
     add_columns(per_example["verbmem_forget"], responses, MUSE_METRICS)
     per_example |= _knowmem(model, tokenizer, {name: rows[name] for name in _KNOWMEM}, shown, knowmem_tokens, passes)
@@ -293,7 +295,12 @@ def _continued(tokenizer: Any, row: Row, tokens: int) -> dict[str, list[int]]:
 
 
 def _verbmem(
-    model: Any, tokenizer: Any, rows: Sequence[Row], tokens: int, passes: Mapping[str, Any]
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    tokens: int,
+    known: Mapping[tuple[int, ...], Sequence[int]],
+    passes: Mapping[str, Any],
 ) -> dict[str, list[Any]]:
     from wagle_trainer.evaluation.generation import generate_greedy
 
@@ -304,7 +311,7 @@ def _verbmem(
         for row in rows
     ]
     ids = [text_ids(tokenizer, prompt) for prompt in prompts]
-    generations = generate_greedy(model, tokenizer, ids, max_new_tokens=tokens, **passes)
+    generations = generate_greedy(model, tokenizer, ids, max_new_tokens=tokens, known=known, **passes)
     return _compared(prompts, answers, generations)
 
 
@@ -322,20 +329,13 @@ def _knowmem(
         name: "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in examples[name])
         for name in rows
     }
-    prompts = [
-        text_ids(tokenizer, f"{shown[name]}Question: {row['question']}\nAnswer: ")
-        for name in rows
-        for row in rows[name]
-    ]
-    generations = iter(generate_greedy(model, tokenizer, prompts, max_new_tokens=tokens, ends=_ANSWER_ENDS, **passes))
-    return {
-        name: _compared(
-            [row["question"] for row in rows[name]],
-            [row["answer"] for row in rows[name]],
-            [next(generations) for _ in rows[name]],
-        )
-        for name in rows
-    }
+    found = {}
+    for name in rows:  # one after the other, so that the examples shown are computed once for all prompts of a set
+        prompts = [text_ids(tokenizer, f"{shown[name]}Question: {row['question']}\nAnswer: ") for row in rows[name]]
+        texts = generate_greedy(model, tokenizer, prompts, max_new_tokens=tokens, ends=_ANSWER_ENDS, **passes)
+        questions, answers = ([row[column] for row in rows[name]] for column in ("question", "answer"))
+        found[name] = _compared(questions, answers, texts)
+    return found
 
 
 def _compared(questions: list[str], answers: list[str], generations: list[str]) -> dict[str, list[Any]]:

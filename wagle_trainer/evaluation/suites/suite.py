@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -84,6 +86,18 @@ class Suite:
             A dict that JSON can hold: the metrics by name, `per_example` and `settings`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(model, tokenizer, data, **kwargs).")
+
+    def options(self) -> list[str] | None:
+        """What `evaluate` takes by name; None if that cannot be told.
+
+        Read from its signature, or from that of the function `evaluate_<name>` beside the class, which it calls.
+        """
+        functions = (self.evaluate, getattr(sys.modules[type(self).__module__], f"evaluate_{self.name}", None))
+        for function in filter(None, functions):
+            parameters = list(inspect.signature(function).parameters.values())
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        return None
 
     def metric(self, name: str, settings: Mapping[str, Any]) -> SuiteMetric | None:
         """How to read one number of a result; None if the suite has no such metric.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -383,8 +383,8 @@ def evaluate_tofu(
         "across_processes": across_processes,
         "progress": progress,
     }
-    scores = _score(model, qa, habits, rows, tokens=True, vocabulary=bool(attacked), **passes)
-    generations, max_new_tokens = _generate(model, qa, rows, max_new_tokens, passes)
+    scores, known_beginnings = _score(model, qa, habits, rows, attacked, **passes)
+    generations, max_new_tokens = _generate(model, qa, rows, max_new_tokens, known_beginnings, passes)
     per_example = {name: _columns(name, rows[name], scores[name], generations[name], habits) for name in rows}
     if wagle_mia:
         for name, values in _wagle_mia(model, qa, rows, passes).items():
@@ -468,12 +468,16 @@ def _scored_columns(name: str, rows: list[Row]) -> list[str]:
 
 
 def _score(
-    model: Any, qa: QAFormat, habits: Habits, rows: Mapping[str, list[Row]], **options: Any
-) -> dict[str, Scores]:
-    """Scores of every answer: set -> column -> row -> one score, or one for each perturbed answer."""
-    from wagle_trainer.evaluation.answer_scores import score_answers
+    model: Any, qa: QAFormat, habits: Habits, rows: Mapping[str, list[Row]], attacked: Sequence[str], **options: Any
+) -> tuple[dict[str, Scores], dict[tuple[int, ...], list[int]]]:
+    """Scores of every answer: set -> column -> row -> one score, or one for each perturbed answer.
 
-    examples, names = [], []
+    Also what the scores tell of the greedy answer to each prompt. Membership inference on the `attacked` sets needs the
+    vocabulary's moments.
+    """
+    from wagle_trainer.evaluation.answer_scores import greedy_beginnings, score_answers
+
+    examples, names, vocabulary = [], [], []
     for name in rows:
         for column in _scored_columns(name, rows[name]):
             for index, row in enumerate(rows[name]):
@@ -481,14 +485,18 @@ def _score(
                 for answer in _answers(row, column):
                     examples.append(habits.encode(qa, question, answer))
                     names.append(f"set {name!r}, row {index}, {column}")
-    scored = iter(score_answers(model, examples, names, eos_token_id=habits.end(qa.tokenizer), **options))
-    return {
+                    vocabulary.append(name in attacked and column == "answer")
+    end = habits.end(qa.tokenizer)
+    found = score_answers(model, examples, names, eos_token_id=end, tokens=True, vocabulary=vocabulary, **options)
+    scored = iter(found)
+    scores = {
         name: {
             column: [[next(scored) for _ in _answers(row, column)] for row in rows[name]]
             for column in _scored_columns(name, rows[name])
         }
         for name in rows
     }
+    return scores, greedy_beginnings(examples, found)
 
 
 def _answers(row: Row, column: str) -> list[str]:
@@ -501,6 +509,7 @@ def _generate(
     qa: QAFormat,
     rows: Mapping[str, list[Row]],
     max_new_tokens: int,
+    known: Mapping[tuple[int, ...], Sequence[int]],
     passes: Mapping[str, Any],
 ) -> tuple[dict[str, dict[str, list[str]]], int]:
     """Answers to every question: set -> column of the question -> row; and the limit of their tokens."""
@@ -512,7 +521,7 @@ def _generate(
     if _PARAPHRASED_QUESTION in _scored_columns("forget", rows["forget"]):
         questions.append(("forget", "paraphrased_question"))
     prompts = [qa.prompt_ids(row[column]) for name, column in questions for row in rows[name]]
-    texts = iter(generate_greedy(model, qa.tokenizer, prompts, max_new_tokens=max_new_tokens, **passes))
+    texts = iter(generate_greedy(model, qa.tokenizer, prompts, max_new_tokens=max_new_tokens, known=known, **passes))
     generations: dict[str, dict[str, list[str]]] = {name: {} for name in rows}
     for name, column in questions:
         generations[name][column] = [next(texts) for _ in rows[name]]
