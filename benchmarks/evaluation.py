@@ -5,12 +5,15 @@ python benchmarks/evaluation.py --model SMOLLM2_FOLDER --tofu TOFU_FOLDER
 The floor scores each answer and generates each text once for every metric that needs it, as OpenUnlearning generates
 for each of its ROUGE metrics; beside it, the same with nothing done twice. Both run on `--reference_rows` rows of each
 set, and so does the suite, so that like is compared with like; the suite's time on all `--rows` rows is given, too.
+On a CPU the ratios are of processor time, which other work on the machine disturbs less than the clock.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from workload import arguments, load_model, load_tokenizer
 
 from wagle_trainer.data import QAFormat, load_tofu_evaluation
 from wagle_trainer.evaluation import evaluate_tofu
+from wagle_trainer.evaluation.generation import answer_limit
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
 # metric -> sets, and columns of the question and of the answers that it scores
@@ -90,9 +94,21 @@ def one_at_a_time(
     return run
 
 
-def cut(sets: dict[str, Dataset], rows: int) -> dict[str, Dataset]:
-    """The first rows of each set."""
-    return {name: dataset.select(range(min(rows, len(dataset)))) for name, dataset in sets.items()}
+def _timed(run: Callable[[], object], processor: list[float]) -> None:
+    """Run, and append the seconds that all threads of this process together took of the processor."""
+    start = time.process_time()
+    run()
+    processor.append(time.process_time() - start)
+
+
+def spread(sets: dict[str, Dataset], rows: int) -> dict[str, Dataset]:
+    """So many rows of each set, at equal distances: a few stand for all."""
+    return {
+        name: dataset.select(
+            [i * len(dataset) // rows for i in range(rows)] if rows < len(dataset) else range(len(dataset))
+        )
+        for name, dataset in sets.items()
+    }
 
 
 def main() -> None:
@@ -101,24 +117,27 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=40, help="Rows of each set that the suite runs on.")
     parser.add_argument("--reference_rows", type=int, default=4, help="Rows of each set that both run on.")
     parser.add_argument("--max_new_tokens", type=int, default=200)
+    parser.add_argument("--once", action="store_true", help="Leave out the floor that does all once for each metric.")
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.model)
     model = load_model(options.model, options.random_llama, tokenizer)
     qa = QAFormat.for_tokenizer(tokenizer)
-    sets = cut(load_tofu_evaluation(options.tofu, options.forget_split), options.rows)
-    few = cut(sets, options.reference_rows)
+    sets = spread(load_tofu_evaluation(options.tofu, options.forget_split), options.rows)
+    few = spread(sets, options.reference_rows)
 
-    def suite(chosen: dict[str, Dataset]) -> dict[str, Any]:
+    def suite(chosen: dict[str, Dataset], limit: int = options.max_new_tokens) -> dict[str, Any]:
         return evaluate_tofu(
             model,
             tokenizer,
             chosen,
             batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=limit,
             progress=False,
         )
 
-    limit = suite(few)["settings"]["max_new_tokens"]  # also warms up; both generate as many tokens at most
+    labels = [qa.encode(row["question"], row["answer"])["labels"] for name in SETS for row in few[name]]
+    limit = answer_limit(labels, options.max_new_tokens)  # both generate as many tokens at most
+    suite(spread(sets, 2), 2)  # warms up
     few_rows = f"{options.reference_rows} rows of each set"
     floor, once, batched, whole = (
         f"one example at a time, once for each metric, {few_rows} (floor)",
@@ -126,30 +145,28 @@ def main() -> None:
         f"evaluate_tofu, {few_rows}",
         f"evaluate_tofu, {options.rows} rows of each set",
     )
-    seconds = interleaved(
-        {
-            floor: one_at_a_time(model, qa, few, limit, once=False),
-            once: one_at_a_time(model, qa, few, limit, once=True),
-            batched: lambda: suite(few),
-            whole: lambda: suite(sets),
-        },
-        options.repeats,
+    variants = {
+        floor: one_at_a_time(model, qa, few, limit, once=False),
+        once: one_at_a_time(model, qa, few, limit, once=True),
+        batched: lambda: suite(few, limit),
+        whole: lambda: suite(sets, limit),
+    }
+    if options.once:
+        del variants[floor]
+    processor: dict[str, list[float]] = {name: [] for name in variants}
+    clock = interleaved(
+        {name: partial(_timed, run, processor[name]) for name, run in variants.items()}, options.repeats
     )
+    seconds = clock if DEVICE == "cuda" else {name: median(found) for name, found in processor.items()}
     rows = []
-    for name in (floor, once, batched, whole):
-        # Time goes with the rows: those of the floor and of the suite differ in the last line.
+    for name in variants:
+        # Time goes with the rows: those of the floors and of the suite differ in the last line.
         share = sum(map(len, few.values())) / sum(map(len, (sets if name == whole else few).values()))
-        ratio = seconds[name] * share / seconds[floor]
-        over_once = seconds[once] / seconds[name] / share
-        rows.append(
-            {
-                "": name,
-                "seconds": seconds[name],
-                "ratio": ratio,
-                "speed-up": 1 / ratio,
-                "speed-up over nothing twice": over_once,
-            }
-        )
+        row = {"": name, "seconds": clock[name], "seconds of the processor": median(processor[name])}
+        if floor in seconds:
+            ratio = seconds[name] * share / seconds[floor]
+            row |= {"ratio": ratio, "speed-up": 1 / ratio}
+        rows.append(row | {"speed-up over nothing twice": seconds[once] / seconds[name] / share})
     report("TOFU's suite in batches against one example at a time", rows, vars(options), options.output)
 
 

@@ -19,7 +19,7 @@ from wagle_trainer.evaluation import (
     shared_prompts,
 )
 from wagle_trainer.evaluation.answer_scores import greedy_beginnings
-from wagle_trainer.evaluation.answer_trees import AnswerTree
+from wagle_trainer.evaluation.answer_trees import AnswerTree, pack
 from wagle_trainer.evaluation.prompt_states import common_prompt
 from wagle_trainer.evaluation.shared_prompts import can_branch, can_share, shared_batches
 
@@ -200,6 +200,16 @@ def test_answers_share_what_they_begin_with():
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4], [5]]
 
 
+def test_small_trees_share_a_row():
+    assert pack([5]) == [(0, 0)]
+    assert pack([2, 7, 3, 4, 7]) == [(3, 0), (0, 0), (2, 4), (2, 0), (1, 0)]
+    rng = random.Random(0)
+    sizes = [rng.randrange(1, 50) for _ in range(40)]
+    cells = [(row, column + i) for size, (row, column) in zip(sizes, pack(sizes), strict=True) for i in range(size)]
+    assert len(set(cells)) == len(cells) == sum(sizes) and max(column for _, column in cells) < max(sizes)
+    assert 1.05 * sum(sizes) > (1 + max(row for row, _ in cells)) * max(sizes) - max(sizes)
+
+
 def test_common_prompt_leaves_two_tokens():
     assert common_prompt([[1, 2, 3, 4], [1, 2, 3, 5]]) == [1, 2]
     assert common_prompt([[1, 2, 3, 4, 5, 6], [1, 2, 7, 4, 5, 6]]) == [1, 2]
@@ -253,17 +263,17 @@ def prompts():
 def test_greedy_answers_behind_a_common_beginning(model, tokenizer, prompts, always, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("wagle_trainer.evaluation.generation.GenerationStarts.__init__", plain_start)
-        expected = texts_of(model, tokenizer, prompts)
+        expected = texts_of(model, tokenizer, prompts, batch_size=8)
     computed = record_shapes(model, monkeypatch)
-    assert texts_of(model, tokenizer, prompts) == expected
+    assert texts_of(model, tokenizer, prompts, batch_size=8) == expected
     computed.clear()
-    assert texts_of(model, tokenizer, prompts) == expected
-    assert computed[0] == (1, len(PREFIX)) and computed[1] == (4, 9)
+    assert texts_of(model, tokenizer, prompts, batch_size=8) == expected
+    assert computed[0] == (1, len(PREFIX)) and computed[1] == (7, 9)
 
 
 def plain_start(self, model, prompts, filler, masked_token):
     self.model, self.filler, self.masked_token = model, filler, masked_token
-    self.shares, self.common, self.prefix = False, None, []
+    self.shares, self.common, self.prefix, self.shortest = False, None, [], 0
 
 
 def test_samples_run_each_prompt_once(model, tokenizer, prompts, always, monkeypatch):
@@ -323,3 +333,25 @@ def test_a_repetition_penalty_makes_greedy_answers_others(llama, tokenizer, prom
     expected = texts_of(llama, tokenizer, prompts)
     wrong = {tuple(prompt): [20, 21, 22] for prompt in prompts}
     assert texts_of(llama, tokenizer, prompts, known=wrong) == expected
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5])
+def test_prompts_enter_a_running_batch(model, tokenizer, prompts, always, monkeypatch, batch_size):
+    """Texts are those of batches of their own, whatever the answers' lengths; the batch stays full."""
+    more = [[*PREFIX, 3 + index, *prompt[6:]] for index in range(3) for prompt in prompts]
+    free = texts_of(model, tokenizer, more, max_new_tokens=40)
+    # Some answers end early and at different steps, others at the limit.
+    early = [set(text.split()[:30]) for text in free]
+    counts = {word: sum(word in words for words in early) for word in sorted(set.union(*early))}
+    stop = min(counts, key=lambda word: abs(counts[word] - len(more) / 2))
+    model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids(stop)]
+    with monkeypatch.context() as patch:
+        patch.setattr("wagle_trainer.evaluation.generation.GenerationStarts.__init__", plain_start)
+        expected = texts_of(model, tokenizer, more, max_new_tokens=40, batch_size=batch_size)
+    assert len({len(text.split()) for text in expected}) > 3
+    shapes = record_shapes(model, monkeypatch)
+    assert texts_of(model, tokenizer, more, max_new_tokens=40, batch_size=batch_size) == expected
+    steps = [rows for rows, length in shapes if length == 1]
+    assert max(steps) == batch_size
+    known = {tuple(prompt): [] for prompt in more[:3]}
+    assert texts_of(model, tokenizer, more, max_new_tokens=40, batch_size=batch_size, known=known) == expected

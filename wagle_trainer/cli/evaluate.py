@@ -112,14 +112,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     for name, value in settings.items():
         if name.endswith("_tokens") and (type(value) is not int or value < 1):
             raise ValueError(f"The option {name} must be a whole number from 1 on, not {str(value)[:40]!r}.")
-    taken = suite.options()
-    unknown = [name for name in settings if taken is not None and name not in taken]
-    if unknown:
-        raise ValueError(
-            f"The suite {suite.name!r} takes no option {', '.join(unknown)}; it takes {', '.join(sorted(taken or ()))}."
-        )
-    if options.reference is not None and taken is not None and "reference" not in taken:
-        raise ValueError(f"The suite {suite.name!r} compares with no retrained model: leave --reference out.")
+    _check_options(suite, settings, options.reference)
     if options.reference is not None:
         settings["reference"] = _reference(options.reference)
     output = Path(options.output) if options.output is not None else None
@@ -154,6 +147,22 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         headline = {name: head for name, head in headline.items() if any(name in row for row in rows.values())}
     options.show = lambda _: results_table(rows, headline)
     return {label: {name: value for name, value in results.items() if name != "per_example"}}
+
+
+def _check_options(suite: Any, settings: Mapping[str, Any], reference: str | None) -> None:
+    """Raise ValueError unless the suite's `evaluate` takes these, as far as that can be told."""
+    taken = suite.options()
+    if taken is None:
+        return
+    # The launcher and options of their own give these.
+    taken = sorted(set(taken) - {"across_processes", "qa_format"})
+    unknown = [name for name in settings if name not in taken]
+    if unknown:
+        raise ValueError(
+            f"The suite {suite.name!r} takes no option {', '.join(unknown)}; it takes {', '.join(taken)}."
+        )
+    if reference is not None and "reference" not in taken:
+        raise ValueError(f"The suite {suite.name!r} compares with no retrained model: leave --reference out.")
 
 
 def _reference(text: str) -> Mapping[str, Any]:

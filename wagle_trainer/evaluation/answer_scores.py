@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wagle_trainer.evaluation.answer_trees import tree_log_probs
+from wagle_trainer.evaluation.answer_trees import TreeLogProbs, tree_log_probs
 from wagle_trainer.evaluation.metrics import extraction_strength
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
@@ -178,7 +177,6 @@ def _scores(
     assert result.is_top1 is not None  # requested above
     means, counts = result.mean().tolist(), result.num_tokens().tolist()
     mask, top1s, log_probs = result.mask.cpu(), result.is_top1.cpu(), result.log_probs.cpu()
-    moments = _vocabulary_moments(result.target_logits(), counts, vocabulary) if any(vocabulary) else []
     scores = []
     for position, length in enumerate(lengths):
         kept = mask[position]
@@ -188,7 +186,7 @@ def _scores(
             details["is_top1"] = top1[:length].tolist()
             details["token_log_probs"] = log_probs[position][kept][:length].tolist()
         if vocabulary[position]:
-            mean, std = moments[position]
+            mean, std = _vocabulary_moments(_logits_of(result, position))
             details |= {"vocabulary_mean": mean[:length].tolist(), "vocabulary_std": std[:length].tolist()}
         scores.append(AnswerScore(means[position], counts[position], extraction_strength(top1[:length]), **details))
     return scores
@@ -205,25 +203,25 @@ class _WithoutToken(nn.Module):
         return self.module(input_ids=input_ids, attention_mask=attention_mask * (input_ids != self.token), **inputs)
 
 
-def _vocabulary_moments(logits: Tensor, counts: Sequence[int], wanted: Sequence[bool]) -> list[tuple[Tensor, Tensor]]:
-    """For each example mean and standard deviation of the log-probability of a token drawn from the model.
+def _logits_of(result: TokenLogProbs, example: int) -> Tensor:
+    """float32 logits that predict the target tokens of one example, (target tokens, vocabulary)."""
+    if isinstance(result, TreeLogProbs):
+        return result.logits_of(example)
+    assert result.logits is not None and result.kept is not None  # requested
+    return result.logits[example][result.mask[example, result.kept]].float()
 
-    Both are empty for examples that are not wanted.
 
-    One example after the other: the float32 distributions of a whole batch would take several times its logits.
+def _vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the log-probability of a token drawn from the model.
+
+    For one example at a time: the float32 distributions of a whole batch would take several times its logits.
     """
-    moments = []
-    for own, is_wanted in zip(logits.split(list(counts)), wanted, strict=True):
-        if not is_wanted:
-            moments.append((torch.empty(0), torch.empty(0)))
-            continue
-        log_probs = own.log_softmax(-1)
-        probs = log_probs.exp()
-        log_probs = log_probs.masked_fill(probs == 0, 0)  # 0 * log 0 = 0, which floats do not know
-        mean = (probs * log_probs).sum(-1, keepdim=True)
-        std = (probs * (log_probs - mean).square()).sum(-1).sqrt()
-        moments.append((mean.squeeze(-1).cpu(), std.cpu()))
-    return moments
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    log_probs = log_probs.masked_fill(probs == 0, 0)  # 0 * log 0 = 0, which floats do not know
+    mean = (probs * log_probs).sum(-1, keepdim=True)
+    std = (probs * (log_probs - mean).square()).sum(-1).sqrt()
+    return mean.squeeze(-1).cpu(), std.cpu()
 
 
 def answer_lengths(

@@ -51,6 +51,23 @@ class AnswerTree:
         return seen
 
 
+@dataclass
+class TreeLogProbs(TokenLogProbs):
+    """Log-probabilities whose `logits` belong to nodes.
+
+    Attributes:
+        places: row of each example in `logits`, and of each label the node that predicts it.
+    """
+
+    places: tuple[Tensor, Tensor] | None = None
+
+    def logits_of(self, example: int) -> Tensor:
+        """float32 logits that predict the target tokens of one example, (target tokens, vocabulary)."""
+        assert self.logits is not None and self.places is not None
+        lines, nodes = self.places
+        return self.logits[lines[example], nodes[example][self.mask[example]]].float()
+
+
 def tree_log_probs(
     model: nn.Module,
     rows: Sequence[Mapping[str, Sequence[int]]],
@@ -58,10 +75,10 @@ def tree_log_probs(
     *,
     top1: bool = False,
     keep_logits: bool = False,
-) -> TokenLogProbs:
+) -> TreeLogProbs:
     """Log-probabilities of answers, with everything that they share run once; call it without gradients.
 
-    The tokens of one question are one row of the batch. Each attends to those before it in its own answer, which the
+    The tokens of a question lie in one row of the batch. Each attends to those before it in its own answer, which the
     attention mask says, and has the position that it has there.
 
     Args:
@@ -74,53 +91,82 @@ def tree_log_probs(
         What `token_log_probs` gives, aligned with the answers: column 0 is the first token after the prompt.
     """
     start = 0 if common is None else int(common.lengths[0])
-    trees: dict[tuple[int, ...], AnswerTree] = {}
     starts = [prompt_length(row) for row in rows]
-    # The last token of an example predicts nothing.
-    paths, owners = [], []
+    trees: dict[tuple[int, ...], AnswerTree] = {}
+    owners, paths = [], []
     for row, begin in zip(rows, starts, strict=True):
         prompt = tuple(row["input_ids"][:begin])
-        tree = trees.setdefault(prompt, AnswerTree())
-        owners.append(list(trees).index(prompt))
-        paths.append(tree.add(row["input_ids"][start:-1]))
-    states = PromptStates.empty(model, len(trees)) if common is None else common.repeat(len(trees))
+        owners.append(prompt)
+        # The last token of an example predicts nothing.
+        paths.append(trees.setdefault(prompt, AnswerTree()).add(row["input_ids"][start:-1]))
+    places = pack([len(tree.tokens) for tree in trees.values()])
+    number = 1 + max(row for row, _ in places)
+    states = PromptStates.empty(model, number) if common is None else common.repeat(number)
     first = min(starts) - 1 - start  # before it, no node predicts a label
-    logits = _logits(model, list(trees.values()), states, first)
-    device = logits.device
-    labels = pad_right([row["labels"][begin:] for row, begin in zip(rows, starts, strict=True)], IGNORE_INDEX, device)
-    # The node that predicts each label, as a place in `logits`.
-    nodes = pad_right([path[begin - 1 - start :] for path, begin in zip(paths, starts, strict=True)], first, device)
-    return _score(logits, torch.tensor(owners, device=device), nodes - first, labels, top1, keep_logits)
+    logits = _logits(model, list(zip(trees.values(), places, strict=True)), states, first)
+    of = dict(zip(trees, places, strict=True))
+    labels, nodes = (
+        pad_right(values, filler, logits.device)
+        for values, filler in (
+            ([row["labels"][begin:] for row, begin in zip(rows, starts, strict=True)], IGNORE_INDEX),
+            # The place in `logits` of the node that predicts each label.
+            (
+                [
+                    [of[owner][1] + node - first for node in path[begin - 1 - start :]]
+                    for owner, path, begin in zip(owners, paths, starts, strict=True)
+                ],
+                0,
+            ),
+        )
+    )
+    lines = torch.tensor([of[owner][0] for owner in owners], device=logits.device)
+    return _score(logits, lines, nodes, labels, top1, keep_logits)
 
 
-def _logits(model: nn.Module, trees: Sequence[AnswerTree], states: PromptStates, first: int) -> Tensor:
-    """Logits (trees, nodes - first, vocabulary) at the nodes from `first` on."""
+def pack(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Row of the batch and first column of each tree: small ones share a row as long as the largest tree's."""
+    places: dict[int, tuple[int, int]] = {}
+    filled: list[int] = []
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        row = next((row for row, used in enumerate(filled) if used + sizes[index] <= max(sizes)), len(filled))
+        filled += [0] * (row == len(filled))
+        places[index] = (row, filled[row])
+        filled[row] += sizes[index]
+    return [places[index] for index in range(len(sizes))]
+
+
+def _logits(
+    model: nn.Module, placed: Sequence[tuple[AnswerTree, tuple[int, int]]], states: PromptStates, first: int
+) -> Tensor:
+    """Logits (rows, nodes - first, vocabulary) at the nodes from `first` on; `placed`: trees and their places."""
     device = states.mask.device
-    ids = pad_right([tree.tokens for tree in trees], 0, device)
-    size, before = ids.shape[1], states.mask.shape[1]
+    size, before = max(len(tree.tokens) for tree, _ in placed), states.mask.shape[1]
+    ids, depths = (torch.zeros(len(states.mask), size, dtype=torch.long) for _ in range(2))
     # Padding attends to itself: a row of the mask without a place to look at would give numbers that are none.
-    seen = torch.eye(size, dtype=torch.bool).repeat(len(trees), 1, 1)
-    for index, tree in enumerate(trees):
-        seen[index, : len(tree.tokens), : len(tree.tokens)] = tree.ancestors()
-    allowed = torch.cat([torch.ones(len(trees), size, before, dtype=torch.bool), seen], dim=-1).to(device)
+    seen = torch.eye(size, dtype=torch.bool).repeat(len(ids), 1, 1)
+    for tree, (row, column) in placed:
+        own = slice(column, column + len(tree.tokens))
+        ids[row, own], depths[row, own] = torch.tensor(tree.tokens), torch.tensor(tree.depths)
+        seen[row, own, own] = tree.ancestors()
+    allowed = torch.cat([torch.ones(len(ids), size, before, dtype=torch.bool), seen], dim=-1).to(device)
     dtype = next(model.parameters()).dtype
     mask = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill_(~allowed, torch.finfo(dtype).min)
-    positions = states.lengths[:, None] + pad_right([tree.depths for tree in trees], 0, device)
+    positions = states.lengths[:, None] + depths.to(device)
     inputs: dict[str, Any] = {"position_ids": positions, "attention_mask": mask[:, None]}
     if keeps_some_logits(model):
         kept = torch.arange(first, size, device=device)
-        return Continued(model, states).resume(ids, **inputs, logits_to_keep=kept).logits
-    return Continued(model, states).resume(ids, **inputs).logits[:, first:]
+        return Continued(model, states).resume(ids.to(device), **inputs, logits_to_keep=kept).logits
+    return Continued(model, states).resume(ids.to(device), **inputs).logits[:, first:]
 
 
 def _score(
-    logits: Tensor, owners: Tensor, nodes: Tensor, labels: Tensor, top1: bool, keep_logits: bool
-) -> TokenLogProbs:
+    logits: Tensor, lines: Tensor, nodes: Tensor, labels: Tensor, top1: bool, keep_logits: bool
+) -> TreeLogProbs:
     """Log-probabilities of labels.
 
     Args:
-        logits: (trees, nodes, vocabulary).
-        owners: the tree of each example, (examples,).
+        logits: (rows, nodes, vocabulary).
+        lines: the row of each example, (examples,).
         nodes: the node that predicts each label, (examples, labels).
         labels: (examples, labels), -100 behind the end.
         top1, keep_logits: as for `token_log_probs`.
@@ -128,11 +174,10 @@ def _score(
     mask = labels != IGNORE_INDEX
     targets = labels.masked_fill(~mask, 0)
     # Once for each node, however many answers go through it.
-    totals = torch.stack([tree.float().logsumexp(-1) for tree in logits])
-    of = owners[:, None].expand_as(nodes)
+    totals = torch.stack([row.float().logsumexp(-1) for row in logits])
+    of = lines[:, None].expand_as(nodes)
     log_probs = (logits[of, nodes, targets].float() - totals[of, nodes]).masked_fill(~mask, 0.0)
     is_top1 = (logits.argmax(-1)[of, nodes] == targets) & mask if top1 else None
-    result = TokenLogProbs(log_probs, mask, is_top1, labels=labels)
-    if keep_logits:
-        result.logits, result.kept = logits[of, nodes], torch.arange(nodes.shape[1], device=nodes.device)
+    result = TreeLogProbs(log_probs, mask, is_top1, labels=labels, places=(lines, nodes))
+    result.logits = logits if keep_logits else None
     return result

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from wagle_trainer.engines.engine import current_engine
-from wagle_trainer.evaluation.generation_starts import GenerationStarts, same_logits
+from wagle_trainer.evaluation.continuous_batches import generate_continuously
+from wagle_trainer.evaluation.generation_starts import GenerationStarts, is_plain_greedy, same_logits
 from wagle_trainer.evaluation.padded_batches import batches_by_length
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
 from wagle_trainer.evaluation.shrinking_batches import CACHE, CHUNK, can_shrink, generate_shrinking
@@ -79,7 +80,7 @@ def generate_greedy(
         across_processes,
         progress,
         masked_token,
-        known if masked_token is None and _is_plain_greedy(model.generation_config) else None,
+        known if masked_token is None and is_plain_greedy(model.generation_config) else None,
     )
 
 
@@ -206,6 +207,21 @@ def _continue(
         config.use_cache = not recurrent or _cache_is_right(model, filler)
         shares = config.use_cache and masked_token is None and batch_size > 1
         starts = GenerationStarts(model, [given[index] for index in open_rows] if shares else [], filler, masked_token)
+        if shares and shrinks and len(batches) > 1 and starts.can_refill():
+            order = list(dict.fromkeys(index for batch in batches for index in batch))
+            continued = generate_continuously(
+                model,
+                [given[index] for index in order],
+                [max_new_tokens - len(begun[index]) for index in order],
+                config,
+                stop,
+                batch_size=batch_size,
+                common=starts.common,
+                ended=bar.update,
+            )
+            for index, tokens in zip(order, continued, strict=True):
+                texts[index] = _text(tokenizer, [*begun[index], *tokens], stop, ends)
+            batches = []
         for batch in batches:
             if seed is not None:
                 torch.manual_seed(seed + batch[0])  # whichever process runs this batch
@@ -243,21 +259,6 @@ def _text(tokenizer: Any, tokens: Sequence[int], stop: Sequence[int], ends: Sequ
     for mark in ends:  # before white space goes, which may be such a mark
         text = text.partition(mark)[0]
     return text.strip()
-
-
-# Settings of a generation config that leave the most likely token the most likely one.
-_HARMLESS = {
-    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version"),
-    *("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("max_length", "max_new_tokens", "use_cache", "num_beams", "num_return_sequences", "cache_implementation"),
-    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
-    *("_from_model_config", "cache_config"),
-}
-
-
-def _is_plain_greedy(config: GenerationConfig) -> bool:
-    """Whether greedy decoding with a model's own settings takes the most likely token at every step."""
-    return set(config.to_diff_dict()) <= _HARMLESS
 
 
 _CACHE_IS_RIGHT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

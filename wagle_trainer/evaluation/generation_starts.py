@@ -40,6 +40,7 @@ class GenerationStarts:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], filler: int, masked_token: int | None):
         self.model, self.filler, self.masked_token = model, filler, masked_token
+        self.shortest = min(map(len, prompts), default=0)
         self.shares = (_repeats_save(prompts) or common_saves(prompts)) and can_resume(model, filler)
         self.common = common_states(model, prompts) if self.shares else None
         self.prefix = [] if self.common is None else common_prompt(prompts)
@@ -51,6 +52,14 @@ class GenerationStarts:
         if self.common is not None:
             return start_behind_common(self.model, rows, self.prefix, self.common, self.filler)
         return start_plain(self.model, rows, self.filler, self.masked_token)
+
+    def can_refill(self) -> bool:
+        """Whether prompts can enter a batch that is running."""
+        return (
+            self.shortest > 1  # the last token of each goes with those that it starts
+            and is_plain_greedy(self.model.generation_config)
+            and can_resume(self.model, self.filler)
+        )
 
 
 def start_plain(
@@ -89,6 +98,21 @@ def _repeats_save(rows: Sequence[Sequence[int]]) -> bool:
     """Whether it pays to run each prompt once."""
     saved = sum(map(len, rows)) - sum(map(len, {tuple(row) for row in rows}))
     return saved > 0 and saved >= states_of_prompts.MIN_SAVED
+
+
+# Settings of a generation config that leave the most likely token the most likely one.
+_HARMLESS = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version"),
+    *("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("max_length", "max_new_tokens", "use_cache", "num_beams", "num_return_sequences", "cache_implementation"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+    *("_from_model_config", "cache_config"),
+}
+
+
+def is_plain_greedy(config: GenerationConfig) -> bool:
+    """Whether greedy decoding with a model's own settings takes the most likely token at every step."""
+    return set(config.to_diff_dict()) <= _HARMLESS
 
 
 _CAN_RESUME: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

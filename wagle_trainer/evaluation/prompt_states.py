@@ -43,7 +43,7 @@ class PromptStates:
 
     def select(self, rows: Sequence[int]) -> PromptStates:
         """The states of `rows`, each as often as it occurs. These here are used up: their cache is the new one."""
-        indices = torch.tensor(rows, device=self.mask.device)
+        indices = torch.tensor(rows)  # on the host, since layers may lie on several devices
         self.cache.batch_select_indices(indices)
         return PromptStates(self.cache, self.mask[indices], self.lengths[indices])
 
@@ -118,7 +118,10 @@ def common_prompt(prompts: Sequence[Sequence[int]]) -> list[int]:
     """The tokens that all prompts begin with, so many that each has two left: one for its states and its last."""
     if not prompts:
         return []
-    first, last = min(prompts), max(prompts)  # in the order of their tokens: all others lie between these two
+    first, last = (
+        min(map(tuple, prompts)),
+        max(map(tuple, prompts)),
+    )  # in the order of their tokens: all others lie between these two
     limit = max(0, min(map(len, prompts)) - 2)
     return list(first[: next((i for i in range(limit) if first[i] != last[i]), limit)])
 

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation import prompt_states as states_of_prompts
-from wagle_trainer.evaluation.answer_trees import AnswerTree, tree_log_probs
+from wagle_trainer.evaluation.answer_trees import AnswerTree, pack, tree_log_probs
 from wagle_trainer.evaluation.prompt_states import (
     Continued,
     PromptStates,
@@ -121,8 +121,9 @@ def _tree_cost(rows: Sequence[Example], common: int) -> tuple[int, int]:
     trees: dict[tuple[int, ...], AnswerTree] = {}
     for row in rows:
         trees.setdefault(tuple(row["input_ids"][: prompt_length(row)]), AnswerTree()).add(row["input_ids"][common:-1])
-    largest = max(len(tree.tokens) for tree in trees.values())
-    return len(trees) * largest, len(trees) * (largest + common)
+    sizes = [len(tree.tokens) for tree in trees.values()]
+    number = 1 + max(row for row, _ in pack(sizes))
+    return number * max(sizes), number * (max(sizes) + common)
 
 
 def _cache_cost(rows: Sequence[Example], common: int) -> tuple[int, int]:

@@ -150,8 +150,11 @@ def test_an_answer_ends_where_the_next_question_begins(muse_model, words, sets, 
 
     monkeypatch.setattr("wagle_trainer.evaluation.generation.generate_greedy", generate)
     evaluate(muse_model, words, sets)
-    verbmem, knowmem = len(sets["verbmem_forget"]), len(sets["knowmem_forget"]) + len(sets["knowmem_retain"])
-    assert asked == [(verbmem, ()), (knowmem, ("\n\n", "\nQuestion", "Question:"))]
+    ends = {
+        "verbmem_forget": (),
+        **dict.fromkeys(("knowmem_forget", "knowmem_retain"), ("\n\n", "\nQuestion", "Question:")),
+    }
+    assert asked == [(len(sets[name]), marks) for name, marks in ends.items()]
 
 
 def test_privacy_leakage_needs_a_retrained_model(results, muse_model, words, sets, tmp_path):
