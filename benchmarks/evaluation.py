@@ -139,17 +139,19 @@ def main() -> None:
     limit = answer_limit(labels, options.max_new_tokens)  # both generate as many tokens at most
     suite(spread(sets, 2), 2)  # warms up
     few_rows = f"{options.reference_rows} rows of each set"
-    floor, once, batched, whole = (
+    floor, once, batched, whole, scored = (
         f"one example at a time, once for each metric, {few_rows} (floor)",
         f"one example at a time, nothing twice, {few_rows}",
         f"evaluate_tofu, {few_rows}",
         f"evaluate_tofu, {options.rows} rows of each set",
+        f"evaluate_tofu, {options.rows} rows of each set, answers of one token",  # what is left without generation
     )
     variants = {
         floor: one_at_a_time(model, qa, few, limit, once=False),
         once: one_at_a_time(model, qa, few, limit, once=True),
         batched: lambda: suite(few, limit),
         whole: lambda: suite(sets, limit),
+        scored: lambda: suite(sets, 1),
     }
     if options.once:
         del variants[floor]
@@ -160,8 +162,8 @@ def main() -> None:
     seconds = clock if DEVICE == "cuda" else {name: median(found) for name, found in processor.items()}
     rows = []
     for name in variants:
-        # Time goes with the rows: those of the floors and of the suite differ in the last line.
-        share = sum(map(len, few.values())) / sum(map(len, (sets if name == whole else few).values()))
+        # Time goes with the rows: those of the floors and of the suite differ in the last lines.
+        share = sum(map(len, few.values())) / sum(map(len, (few if name in (floor, once, batched) else sets).values()))
         row = {"": name, "seconds": clock[name], "seconds of the processor": median(processor[name])}
         if floor in seconds:
             ratio = seconds[name] * share / seconds[floor]

@@ -168,6 +168,7 @@ def test_evaluation(run, model_folder):
         "one example at a time, nothing twice, 1 rows of each set",
         "evaluate_tofu, 1 rows of each set",
         "evaluate_tofu, 2 rows of each set",
+        "evaluate_tofu, 2 rows of each set, answers of one token",
     ]
     assert result["rows"][0]["ratio"] == result["rows"][1]["speed-up over nothing twice"] == 1
     of = "seconds" if result["machine"]["gpu"] else "seconds of the processor"

@@ -21,7 +21,7 @@ from wagle_trainer.evaluation import (
 from wagle_trainer.evaluation.answer_scores import greedy_beginnings
 from wagle_trainer.evaluation.answer_trees import AnswerTree, pack
 from wagle_trainer.evaluation.prompt_states import common_prompt
-from wagle_trainer.evaluation.shared_prompts import can_branch, can_share, shared_batches
+from wagle_trainer.evaluation.shared_prompts import attention_window, can_branch, can_share, shared_batches
 
 # Families of `tests/families` -> how answers share: "tree" in one row, "cache" behind states of the prompt, or not.
 # Prompts are longer than the windows of 8 tokens.
@@ -44,7 +44,12 @@ SHARE = {
 
 
 @pytest.fixture(scope="module")
-def build():
+def build(tiny_models):
+    return tiny_models.build
+
+
+@pytest.fixture(scope="module")
+def tiny_models():
     """The tiny models of `tests/families`; tests are no package."""
     spec = importlib.util.spec_from_file_location(
         "tiny_models", Path(__file__).parents[1] / "families" / "tiny_models.py"
@@ -52,7 +57,7 @@ def build():
     module = importlib.util.module_from_spec(spec)
     sys.modules["tiny_models"] = module
     spec.loader.exec_module(module)
-    return module.build
+    return module
 
 
 @pytest.fixture
@@ -114,6 +119,26 @@ def test_scores_are_those_of_one_answer_at_a_time(family, build, always, monkeyp
         for result, wanted in zip(score(model, examples, batch_size=6), expected, strict=True):
             assert result.token_log_probs == pytest.approx(wanted, abs=2e-4)
         assert set(ways) == {"tree", "cache"}
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "gemma2", "exaone4", "gpt_oss", "llama4_text"])
+def test_sliding_windows_share_what_is_shorter(family, tiny_models, always, monkeypatch):
+    window = {"attention_chunk_size": 40} if family == "llama4_text" else {"sliding_window": 40}
+    name, settings = tiny_models.CAUSAL[family]
+    monkeypatch.setitem(tiny_models.CAUSAL, family, (name, settings | window))
+    model, ways = tiny_models.build(family), used(monkeypatch)
+    assert attention_window(model) == 40
+    examples = make_examples(questions=4)
+    rng = random.Random(0)
+    prompt = [rng.randrange(5, 60) for _ in range(38)]
+    answers = [[rng.randrange(5, 60) for _ in range(6)] for _ in range(3)]
+    long = [{"input_ids": prompt + answer, "labels": [-100] * 38 + answer} for answer in answers]
+    for result, example in zip(score(model, long, batch_size=6), long, strict=True):
+        assert result.token_log_probs == pytest.approx(one_at_a_time(model, example), abs=2e-4)
+    assert not ways
+    for result, example in zip(score(model, examples, batch_size=6), examples, strict=True):
+        assert result.token_log_probs == pytest.approx(one_at_a_time(model, example), abs=2e-4)
+    assert ways
 
 
 @pytest.mark.parametrize("seed", range(3))

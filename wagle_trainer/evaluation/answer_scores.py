@@ -16,7 +16,13 @@ from wagle_trainer.evaluation.metrics import extraction_strength
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
 from wagle_trainer.evaluation.prompt_states import common_states, prompt_length
-from wagle_trainer.evaluation.shared_prompts import can_branch, can_share, shared_batches, shared_log_probs
+from wagle_trainer.evaluation.shared_prompts import (
+    attention_window,
+    can_branch,
+    can_share,
+    shared_batches,
+    shared_log_probs,
+)
 from wagle_trainer.models.causality import check_causal_once
 from wagle_trainer.models.log_probs import IGNORE_INDEX, TokenLogProbs, token_log_probs
 from wagle_trainer.models.modes import evaluation_mode
@@ -147,7 +153,12 @@ def _shared(
     if batch_size > 1:
         for run, can, trees in ((tree_log_probs, can_branch, True), (shared_log_probs, can_share, False)):
             batches, rest = shared_batches(examples, batch_size, trees=trees)
-            if batches and can(model):
+            if not batches or not can(model):
+                continue
+            window = attention_window(model)
+            if window < math.inf:
+                batches, rest = shared_batches(examples, batch_size, trees=trees, window=window)
+            if batches:
                 return run, batches, rest
     return tree_log_probs, [], list(range(len(examples)))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation import prompt_states as states_of_prompts
@@ -71,7 +72,9 @@ def shared_log_probs(
 # Which answers share
 
 
-def shared_batches(examples: Sequence[Example], batch_size: int, *, trees: bool) -> tuple[list[list[int]], list[int]]:
+def shared_batches(
+    examples: Sequence[Example], batch_size: int, *, trees: bool, window: float = math.inf
+) -> tuple[list[list[int]], list[int]]:
     """Batches of answers that share prompts, and what is left over.
 
     Questions go by their size, so that there is little padding.
@@ -80,6 +83,7 @@ def shared_batches(examples: Sequence[Example], batch_size: int, *, trees: bool)
         examples: `input_ids` and `labels`.
         batch_size: most answers of a batch.
         trees: `tree_log_probs` runs them, where answers share what they begin with; else `shared_log_probs`.
+        window: rows have to be shorter, see `attention_window`.
 
     Returns:
         Positions of the examples in each batch, and of those in none: they save too little.
@@ -91,7 +95,7 @@ def shared_batches(examples: Sequence[Example], batch_size: int, *, trees: bool)
             groups.setdefault(prompt, []).append(index)
     common = len(common_prompt(list(groups)))
 
-    def cost(batch: Sequence[int]) -> tuple[int, int]:
+    def cost(batch: Sequence[int]) -> tuple[int, int, int]:
         return (_tree_cost if trees else _cache_cost)([examples[index] for index in batch], common)
 
     parts = [
@@ -107,31 +111,32 @@ def shared_batches(examples: Sequence[Example], batch_size: int, *, trees: bool)
             batches.append(parts[position])
 
     def pays(batch: Sequence[int]) -> bool:
-        computed, held = cost(batch)
+        computed, held, width = cost(batch)
         saved = sum(len(examples[index]["input_ids"]) for index in batch) - computed
-        return held <= MAX_CACHED and saved >= states_of_prompts.MIN_SAVED
+        return held <= MAX_CACHED and width < window and saved >= states_of_prompts.MIN_SAVED
 
     chosen = [batch for batch in batches if pays(batch)]
     taken = {index for batch in chosen for index in batch}
     return chosen, [index for index in range(len(examples)) if index not in taken]
 
 
-def _tree_cost(rows: Sequence[Example], common: int) -> tuple[int, int]:
-    """Tokens that `tree_log_probs` computes for a batch, and those whose keys and values it holds."""
+def _tree_cost(rows: Sequence[Example], common: int) -> tuple[int, int, int]:
+    """Tokens that `tree_log_probs` computes for a batch, those whose keys and values it holds, and those of a row."""
     trees: dict[tuple[int, ...], AnswerTree] = {}
     for row in rows:
         trees.setdefault(tuple(row["input_ids"][: prompt_length(row)]), AnswerTree()).add(row["input_ids"][common:-1])
     sizes = [len(tree.tokens) for tree in trees.values()]
     number = 1 + max(row for row, _ in pack(sizes))
-    return number * max(sizes), number * (max(sizes) + common)
+    return number * max(sizes), number * (max(sizes) + common), max(sizes) + common
 
 
-def _cache_cost(rows: Sequence[Example], common: int) -> tuple[int, int]:
-    """Tokens that `shared_log_probs` computes for a batch, and those whose keys and values it holds."""
+def _cache_cost(rows: Sequence[Example], common: int) -> tuple[int, int, int]:
+    """Tokens that `shared_log_probs` computes for a batch, those whose keys and values it holds, and those of a row."""
     starts = [prompt_length(row) for row in rows]
     tail = max(len(row["input_ids"]) - start + 1 for row, start in zip(rows, starts, strict=True))
     prompts = len({tuple(row["input_ids"][:start]) for row, start in zip(rows, starts, strict=True)})
-    return prompts * (max(starts) - common) + len(rows) * tail, len(rows) * (max(starts) + tail)
+    width = max(starts) + tail
+    return prompts * (max(starts) - common) + len(rows) * tail, len(rows) * width, width
 
 
 # Which models can
@@ -158,8 +163,8 @@ _cached, _branching = _Probes(shared_log_probs), _Probes(tree_log_probs)
 def can_share(model: nn.Module) -> bool:
     """Whether an answer behind cached states has the log-probabilities that it has behind its prompt.
 
-    Every layer has to keep the keys and values of all tokens, each row its own: recurrent layers, sliding windows and
-    encoder-decoders do not. What remains is probed once per model: prompts and answers of several lengths, both ways.
+    Every layer has to keep the keys and values of all tokens, each row its own: recurrent layers and encoder-decoders do
+    not, and sliding windows do up to their length, see `attention_window`. What remains is probed once per model: prompts and answers of several lengths, both ways.
     All processes call this together.
     """
     return _cached(model)
@@ -186,7 +191,14 @@ def _keeps_all_states(model: nn.Module) -> bool:
         return False
     if cache_name(model) not in parameters or not {"attention_mask", "use_cache"} <= set(parameters):
         return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(layer) in kinds for layer in DynamicCache(config=config).layers)
+
+
+def attention_window(model: nn.Module) -> float:
+    """Tokens of the shortest sliding window or chunk of a model that `can_share`: in shorter rows it cuts off nothing."""
+    layers = DynamicCache(config=unwrap(model).config).layers
+    return min((layer.sliding_window for layer in layers if layer.is_sliding), default=math.inf)
 
 
 def _probe(model: nn.Module, run: Callable[..., TokenLogProbs]) -> bool:
