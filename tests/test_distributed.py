@@ -57,7 +57,25 @@ COMPACT = {"density": 0.05, "optim": "adamw_torch", "adam_epsilon": 1e-3, "attri
 # Two processes with two examples each: the last batch has one example on one of them, and none on the other.
 UNEVEN = {"forget_rows": 5, "attribution": "magnitude", "adam_epsilon": 1e-3, "save_strategy": "no"}
 NAN = (GIVEN | {"poison": True}, None)
+# Losses that need more of the model than log-probabilities; weights where both processes agree without a score.
+LOGITS = KL | {"attribution": "magnitude"}
+STATES = {
+    # On several processes all weights have gradients, zero above the layer, and decay; on one those have none.
+    "weight_decay": 0.0,
+    "attribution_exclude": ["norm", "lm_head"],
+    "loss_type": "rmu",
+    "loss_kwargs": {"layer": 1, "adaptive": True},
+    "retain_weight": 5.0,
+    "attribution": "magnitude",
+}
+PENALTY = {"loss_type": "l1_sparse", "loss_kwargs": {"gamma": 1e-3}, "attribution": "magnitude"}
+NEEDING_MORE = {
+    "logits": (LOGITS, None),
+    "states": (STATES, None),
+}
 ONE = {
+    **NEEDING_MORE,
+    "penalty": (PENALTY, None),
     "plain": ({}, None),
     "nll": (BETA, None),
     "kl": (KL, None),
@@ -76,6 +94,7 @@ CASES = {
             "nll": (BETA, None),
             "nll resumed": (BETA, "ddp/nll"),
             "kl": (KL, None),
+            "states": (STATES, None),
             "adapter": (ADAPTER, None),
             "adapter resumed": (ADAPTER, "ddp/adapter"),
             "rule": (BY_RULE, None),
@@ -93,6 +112,9 @@ CASES = {
             "uneven": (UNEVEN, None),
             "compact": (COMPACT, None),
             "compact resumed": (COMPACT, "fsdp2/compact"),
+            **NEEDING_MORE,
+            "logits resumed": (LOGITS, "fsdp2/logits"),
+            "states resumed": (STATES, "fsdp2/states"),
             "nan": NAN,
         },
     ),
@@ -102,13 +124,38 @@ CASES = {
     ),
     "fsdp1": (
         2,
-        {"plain": ({}, None), "given": (GIVEN, None), "given resumed": (GIVEN, "fsdp1/given"), "nan": NAN},
+        {
+            "plain": ({}, None),
+            "given": (GIVEN, None),
+            "given resumed": (GIVEN, "fsdp1/given"),
+            **NEEDING_MORE,
+            "logits resumed": (LOGITS, "fsdp1/logits"),
+            "states resumed": (STATES, "fsdp1/states"),
+            "nan": NAN,
+        },
     ),
     "zero1": (2, {"plain": ({}, None), "nan": NAN}),
-    "zero2": (2, {"plain": ({}, None), "plain resumed": ({}, "zero2/plain"), "nan": NAN}),
+    "zero2": (
+        2,
+        {
+            "plain": ({}, None),
+            "plain resumed": ({}, "zero2/plain"),
+            **NEEDING_MORE,
+            "penalty": (PENALTY, None),
+            "nan": NAN,
+        },
+    ),
     "zero3": (
         2,
-        {"plain": ({}, None), "given": (GIVEN, None), "given resumed": (GIVEN, "zero3/given"), "nan": NAN},
+        {
+            "plain": ({}, None),
+            "given": (GIVEN, None),
+            "given resumed": (GIVEN, "zero3/given"),
+            **NEEDING_MORE,
+            "logits resumed": (LOGITS, "zero3/logits"),
+            "states resumed": (STATES, "zero3/states"),
+            "nan": NAN,
+        },
     ),
 }
 
@@ -216,7 +263,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("case", ["nll", "kl"])
+@pytest.mark.parametrize("case", ["nll", "kl", "states"])
 def test_data_parallel(run, case):
     assert_like_one_process(run, run(f"one/{case}"), run(f"ddp/{case}"), 2, "MULTI_CPU")
 
@@ -312,6 +359,27 @@ def test_zero_3(run, case):
 @needs_deepspeed
 def test_zero_3_resumes(run):
     assert_same_weights(run("zero3/given resumed"), run("zero3/given"))
+
+
+@pytest.mark.parametrize("case", NEEDING_MORE)
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [
+        ("fsdp1", "FSDP"),
+        ("fsdp2", "FSDP"),
+        *(pytest.param(f"zero{stage}", "DEEPSPEED", marks=needs_deepspeed) for stage in (2, 3)),
+    ],
+)
+def test_losses_that_need_logits_or_hidden_states(run, engine, kind, case):
+    """Where weights are sharded, the reference model's are computed by the engine, and kept in checkpoints."""
+    assert_like_one_process(run, run(f"one/{case}"), run(f"{engine}/{case}"), 2, kind)
+    if engine != "zero2":
+        assert_same_weights(run(f"{engine}/{case} resumed"), run(f"{engine}/{case}"))
+
+
+@needs_deepspeed
+def test_a_penalty_on_weights_that_lie_in_one_piece(run):
+    assert_like_one_process(run, run("one/penalty"), run("zero2/penalty"), 2, "DEEPSPEED")
 
 
 ZERO = [pytest.param(f"zero{stage}", marks=needs_deepspeed) for stage in (1, 2, 3)]

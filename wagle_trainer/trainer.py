@@ -548,12 +548,12 @@ class WagleTrainer(SFTTrainer):
             self.objective.forget.step_end(retain_loss, self.state.epoch or 0.0)
 
     def compute_references(self) -> None:
-        """Compute the answers' log-probabilities under the model as it is now, unless they are known.
+        """Compute what the objective needs of the model as it is now, unless it is known.
 
         Called when training begins: the engine is ready, and no weight has changed.
         """
         model = current_engine().forward_model(self.model, self.model_wrapped)
-        self.references.compute_log_probs(model, self.accelerator)
+        self.references.compute_the_rest(model, self.accelerator)
 
     def _answer_probabilities(self) -> dict[str, float]:
         """Mean answer probability (geometric mean over tokens) of the first rows of the forget and the retain set."""

@@ -87,11 +87,24 @@ def test_forward_passes_that_gather_weights(set_up):
         assert current_engine().gathers_weights_in_forward is together
 
 
-def test_kl_on_sharded_weights_is_refused(set_up):
-    set_up(kind=DistributedType.FSDP)
-    Objective.from_arguments("npo").check_engine()
-    with pytest.raises(ValueError, match="retain_loss='kl'.*FSDP"):
-        Objective.from_arguments("npo", {"retain_loss": "kl"}).check_engine()
+def test_what_sharded_weights_refuse(set_up, make_llama):
+    """A penalty on the weights, and logits of a head that is not linear; on whole weights both work."""
+    model = make_llama()
+    model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings()))
+    penalty = Objective.from_arguments("l1_sparse")
+    logits = Objective.from_arguments("npo", {"retain_loss": "kl"})
+    for engine in ({"kind": DistributedType.FSDP}, {"kind": DistributedType.DEEPSPEED, "zero_stage": 3}):
+        set_up(**engine)
+        Objective.from_arguments("npo").check_engine()
+        logits.check_engine()
+        logits.check_head(make_llama())
+        with pytest.raises(ValueError, match="loss_type='l1_sparse' has a penalty.*shards"):
+            penalty.check_engine()
+        with pytest.raises(ValueError, match="retain_loss='kl' needs a copy.*is a Sequential"):
+            logits.check_head(model)
+    set_up(kind=DistributedType.DEEPSPEED, zero_stage=2)
+    penalty.check_engine()
+    logits.check_head(model)
 
 
 @pytest.mark.parametrize("make", ["make_llama", "make_gpt2"])  # the second has tied weights

@@ -19,6 +19,10 @@ def saved():
     return ReferenceFile(
         log_probs={"forget": -torch.rand(5, 4, generator=generator)},
         identities={"retain": -torch.rand(3, generator=generator)},
+        outputs={
+            "retain_logits": {"hidden": torch.rand(3, 2, generator=generator), "head.weight": torch.rand(4, 2)},
+            "forget_states": {"rows": torch.arange(2)},
+        },
         objective={"dual": torch.rand(2, generator=generator)},
         fingerprints={"forget": "a" * 64, "retain": "b" * 64},
         settings={"loss_type": "npo", "seed": 3},
@@ -26,11 +30,17 @@ def saved():
 
 
 def same(one: ReferenceFile, other: ReferenceFile) -> bool:
-    parts = ("log_probs", "identities", "objective")
-    return (one.fingerprints, one.settings) == (other.fingerprints, other.settings) and all(
-        getattr(one, part).keys() == getattr(other, part).keys()
-        and all(torch.equal(getattr(one, part)[key], value) for key, value in getattr(other, part).items())
-        for part in parts
+    def tensors(file):
+        yield from (file.log_probs, file.identities, file.objective)
+        yield from (file.outputs[name] for name in sorted(file.outputs))
+
+    return (one.fingerprints, one.settings, one.outputs.keys()) == (
+        other.fingerprints,
+        other.settings,
+        other.outputs.keys(),
+    ) and all(
+        mine.keys() == yours.keys() and all(torch.equal(mine[key], value) for key, value in yours.items())
+        for mine, yours in zip(tensors(one), tensors(other), strict=True)
     )
 
 

@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset
 
 from wagle_trainer import WagleTrainer
-from wagle_trainer.engines.fsdp2 import FSDP2
 from wagle_trainer.losses import UnlearningLoss, get_loss, list_losses, register_loss
 
 pytestmark = pytest.mark.slow
@@ -312,22 +311,6 @@ def test_missing_argument(make_trainer, monkeypatch):
         match=r"do not fit the loss 'pdu'.*retain_eps'\. For example:\n  from .*\n  args = .*\"retain_eps\": 0",
     ):
         make_trainer("pdu")
-
-
-@pytest.mark.parametrize(
-    ("loss_type", "loss_kwargs", "message"),
-    [
-        ("npo", {"retain_loss": "js"}, "retain_loss='js' needs the full head"),
-        ("npo", {"retain_loss": "embed_diff", "retain_layer": 0}, "retain_loss='embed_diff' needs the full layers"),
-        ("undial", {}, "loss_type='undial' needs the full head"),
-        ("rmu", {"retain_loss": "nll"}, "loss_type='rmu' needs the full layers"),
-        ("l1_sparse", {}, "loss_type='l1_sparse' needs the full weights"),
-    ],
-)
-def test_sharded_engines_are_refused(loss_type, loss_kwargs, message, make_trainer, monkeypatch):
-    monkeypatch.setattr("wagle_trainer.losses.objective.current_engine", FSDP2)
-    with pytest.raises(ValueError, match=f"{message}.*FSDP"):
-        make_trainer(loss_type, loss_kwargs=loss_kwargs)
 
 
 @pytest.mark.parametrize(

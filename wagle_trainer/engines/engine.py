@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
 
 from wagle_trainer.utils.registry import import_all
 
@@ -111,6 +111,15 @@ class Engine:
     def forward_model(self, model: nn.Module, wrapped: nn.Module) -> nn.Module:
         """The model to run forward outside a training step: the unwrapped one, or the engine's."""
         return model
+
+    def full_weights(self, model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+        """Copies of a module's weights by name, in full on every process. All processes have to call it.
+
+        Args:
+            model: the engine's, with the module somewhere in it.
+            module: whose weights.
+        """
+        return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
     def gathered_root(self, model: nn.Module) -> AbstractContextManager[None]:
         """Gather the weights that only the full model's forward pass gathers, which `generate` bypasses."""

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 
 from wagle_trainer.engines.engine import Engine
-from wagle_trainer.engines.sharding import named_parameters
+from wagle_trainer.engines.sharding import named_parameters, unwrapped_name
 
 
 class FSDP1(Engine):
@@ -43,6 +43,17 @@ class FSDP1(Engine):
         from wagle_trainer.engines.scoring_view import FSDP1View
 
         return FSDP1View(model, list(named_parameters(model)))
+
+    def full_weights(self, model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+        """See `Engine.full_weights`; the innermost unit around the module is gathered."""
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        around = [
+            unit for unit in FullyShardedDataParallel.fsdp_modules(model) if any(module is m for m in unit.modules())
+        ]
+        unit = min(around, key=lambda unit: len(list(unit.modules())))
+        with FullyShardedDataParallel.summon_full_params(unit, writeback=False, recurse=False):
+            return {unwrapped_name(name): weight.detach().clone() for name, weight in module.named_parameters()}
 
     def gathered_root(self, model: nn.Module) -> AbstractContextManager[None]:
         """Gather the weights of the outermost unit, which `generate` does not run forward."""

@@ -59,6 +59,15 @@ class DeepSpeedZero(Engine):
             return Zero3View(wrapped, list(named_parameters(model)))
         return WithoutHooks(model)
 
+    def full_weights(self, model: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+        """See `Engine.full_weights`."""
+        if self.plugin.zero_stage != 3:
+            return super().full_weights(model, module)
+        from deepspeed import zero
+
+        with zero.GatheredParameters(list(module.parameters())):
+            return super().full_weights(model, module)
+
     def forward_model(self, model: nn.Module, wrapped: nn.Module) -> nn.Module:
         """DeepSpeed's wrapper, which gathers the weights of stage 3."""
         return wrapped

@@ -1,4 +1,4 @@
-"""The table of what a loss can need, what provides it, and what the engine must hold for it: `NEEDS`."""
+"""The table of what a loss can need, and what provides it: `NEEDS`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ class Need:
         split: whose examples it belongs to.
         keep: what the forward pass of the trained model keeps besides log-probabilities: "logits" or "states".
         reference: which output of the reference model provides it: "log_probs", "logits" or "states".
-        whole: the part of the model that must lie in one piece, so that engines that shard it are refused.
     """
 
     split: str
     keep: str | None = None
     reference: str | None = None
-    whole: str | None = None
 
 
 def _needs_of(split: str) -> dict[str, Need]:
     return {
         split: Need(split),
         f"{split}_logits": Need(split, keep="logits"),
-        f"{split}_states": Need(split, keep="states", whole="layers"),
+        f"{split}_states": Need(split, keep="states"),
         f"{split}_reference": Need(split, reference="log_probs"),
-        f"{split}_reference_logits": Need(split, keep="logits", reference="logits", whole="head"),
-        f"{split}_reference_states": Need(split, keep="states", reference="states", whole="layers"),
+        f"{split}_reference_logits": Need(split, keep="logits", reference="logits"),
+        f"{split}_reference_states": Need(split, keep="states", reference="states"),
     }
 
 

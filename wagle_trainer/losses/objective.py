@@ -16,7 +16,7 @@ from wagle_trainer.losses.loss_inputs import LossInputs
 from wagle_trainer.losses.needs import NEEDS, SPLITS, resolve
 from wagle_trainer.losses.unlearning_loss import example_of
 from wagle_trainer.models.architecture import decoder_layer
-from wagle_trainer.models.reference_log_probs import required_head
+from wagle_trainer.models.reference_log_probs import check_head_is_linear, required_head
 
 # Of `loss_kwargs`; all else goes to the forget loss.
 RETAIN_SETTINGS = ("retain_loss", "retain_layer", "retain_kwargs")
@@ -109,23 +109,20 @@ class Objective:
         return {NEEDS[name].split: setting for name, setting in self.needs.items() if NEEDS[name].reference == what}
 
     def check_engine(self) -> None:
-        """Raise ValueError if a loss needs a part of the model in one piece, and the engine shards it."""
+        """Raise ValueError if the forget loss has a penalty on the weights, and the engine shards them."""
         engine = current_engine()
-        if engine.holds_full_weights:
-            return
-        whole = {setting: part for name, setting in self.needs.items() if (part := NEEDS[name].whole)}
-        if overrides(self.forget, "penalty"):
-            whole[self._forget_setting] = "weights"
-        for setting, part in whole.items():
+        if engine.gathers_weights_in_forward and overrides(self.forget, "penalty"):
             raise ValueError(
-                f"{setting} needs the full {part} of the model, but {engine.name} shards them. Use another "
-                f"{setting.partition('=')[0]}, or data parallelism."
+                f"{self._forget_setting} has a penalty on the weights, but {engine.name} shards them. Use another "
+                "loss_type, or data parallelism."
             )
 
     def check_head(self, model: nn.Module) -> None:
-        """Raise ValueError if a loss needs logits of the reference model, whose head the model does not name."""
+        """Raise ValueError if a loss needs logits of the reference model, and its head cannot give them."""
         for setting in self.references("logits").values():
-            required_head(model, setting)
+            head, engine = required_head(model, setting), current_engine()
+            if engine.gathers_weights_in_forward:
+                check_head_is_linear(head, setting, engine.name)
 
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the layer of `model` whose hidden states are needed, by split.

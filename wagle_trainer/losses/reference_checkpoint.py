@@ -24,6 +24,7 @@ logger = logging.get_logger(__name__)
 
 REFERENCE_NAME = "reference_log_probs.safetensors"
 _OLD_NAMES = {"preferred": "chosen"}  # splits in files of wagle-trainer 0.1.0.dev
+_OUTPUTS = [f"{split}_{kind}" for split in SPLITS for kind in ("logits", "states")]
 _DIGEST, _SETTINGS = "content_digest", "settings"
 _OLD_DIGEST = "digest"  # of the tensors alone
 
@@ -36,6 +37,8 @@ class ReferenceFile:
         log_probs: split -> float32 (examples, longest answer), in nats.
         identities: split -> float32 (examples,), log-probability of each full answer, zero where it is not known; they
             identify the reference model where logits or hidden states are computed again.
+        outputs: "split_logits" or "split_states" -> name -> tensor, logits and hidden states that the engine cannot compute
+            again.
         objective: name -> tensor, the `state()` of the forget loss.
         fingerprints: split -> digest of the tokenized set, under a key (see `utils.keyed_digests`).
         settings: name -> value in JSON, the arguments that a resumed run must share; empty in files of older versions.
@@ -43,6 +46,7 @@ class ReferenceFile:
 
     log_probs: Mapping[str, Tensor] = field(default_factory=dict)
     identities: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     objective: Mapping[str, Tensor] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +56,9 @@ class ReferenceFile:
         tensors = dict(self.log_probs)
         tensors |= {f"{split}_before": values for split, values in self.identities.items()}
         tensors |= {f"loss.{name}": value for name, value in self.objective.items()}
+        tensors |= {
+            f"{output}.{name}": value for output, values in self.outputs.items() for name, value in values.items()
+        }
         metadata = {**self.fingerprints, _SETTINGS: json.dumps(self.settings, default=str)}
         metadata[_DIGEST] = _digest(tensors, metadata)
         write_atomically(folder / REFERENCE_NAME, save(tensors, metadata=metadata))
@@ -76,16 +83,24 @@ class ReferenceFile:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from error
         digest, old = metadata.pop(_DIGEST, None), metadata.pop(_OLD_DIGEST, None)
-        if digest != _digest(tensors, metadata) if digest is not None else old not in (None, _digest(tensors)):
+        unknown = metadata.keys() - {*SPLITS, *_OLD_NAMES, _SETTINGS}  # the digest itself, under a damaged name
+        altered = old not in (None, _digest(tensors)) if digest is None else digest != _digest(tensors, metadata)
+        if altered or unknown:
             raise ValueError(f"{path} was altered or replaced: its digest differs. Resume from another checkpoint.")
         try:
             settings = json.loads(metadata.pop(_SETTINGS, "{}"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Resume from another checkpoint.") from error
         tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
+        outputs: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            output, dot, rest = name.partition(".")
+            if dot and output in _OUTPUTS:
+                outputs.setdefault(output, {})[rest] = tensor
         return cls(
             log_probs={split: tensors[split] for split in SPLITS if split in tensors},
             identities={split: tensors[f"{split}_before"] for split in SPLITS if f"{split}_before" in tensors},
+            outputs=outputs,
             objective={name.removeprefix("loss."): t for name, t in tensors.items() if name.startswith("loss.")},
             fingerprints={_renamed(name): text for name, text in metadata.items() if _renamed(name) in SPLITS},
             settings=settings,

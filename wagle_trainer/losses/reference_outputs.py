@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ class ReferenceOutputs:
     They are computed once, when a run begins, and no second model is kept. Log-probabilities are saved in every
     checkpoint and read on resume. Logits and hidden states are computed again, from the model that the trainer was made
     with, before the trained weights take its place; the checkpoint's log-probabilities tell whether it is the same one.
+    Where an engine shards weights there is no such moment, and checkpoints hold logits and hidden states, too.
 
     Args:
         objective: says what is needed.
@@ -66,32 +69,58 @@ class ReferenceOutputs:
             ValueError: it is one of other data, of another objective, or of a run that began with another model.
         """
         saved = None if checkpoint is None else self._read(checkpoint)
-        device = next(model.parameters()).device
+        if current_engine().gathers_weights_in_forward:
+            self._restore(saved)
+            return
         with accelerator.autocast():
-            for split, setting in self.objective.references("logits").items():
-                if self._is_new(split, self.logits.get(split)):
-                    self.logits[split] = ReferenceLogits(model, self._batches_met(split), device, setting)
-            for split, setting in self.objective.references("states").items():
-                if self._is_new(split, self.states.get(split)):
-                    layer = self.layers[split]
-                    self.states[split] = ReferenceStates(model, layer, self._batches_met(split), device, setting)
+            self._compute(model, next(model.parameters()).device)
         if saved is not None:
             for split, output in {**self.logits, **self.states}.items():
                 if split in saved.identities:
                     output.check(saved.identities[split])
 
-    def compute_log_probs(self, model: nn.Module, accelerator: Accelerator) -> None:
-        """Compute the log-probabilities that are needed and not known yet, under the model as it is now.
+    def compute_the_rest(self, model: nn.Module, accelerator: Accelerator) -> None:
+        """Compute what is needed and not known yet, under the model as it is now: all of it where weights are sharded.
 
         Args:
             model: the engine's, if it gathers sharded weights.
         """
+        device, together = self.args.device, current_engine().gathers_weights_in_forward
         with accelerator.autocast():
             for split in self._missing():
-                dataset, device = self.dataset.splits[split], self.args.device
-                batches, together = self._batches(dataset), current_engine().gathers_weights_in_forward
-                values = reference_log_probs(model, batches, len(dataset), device, together)
+                dataset = self.dataset.splits[split]
+                values = reference_log_probs(model, self._batches(dataset), len(dataset), device, together)
                 self.log_probs[split] = accelerator.reduce(values.to(device), "sum").cpu()
+            if together:
+                self._compute(model, device)
+
+    def _compute(self, model: nn.Module, device: torch.device) -> None:
+        """Compute logits and hidden states that are needed and not known yet."""
+        engine = current_engine()
+        full_weights = partial(engine.full_weights, model) if engine.gathers_weights_in_forward else None
+        for split, setting in self.objective.references("logits").items():
+            if self._is_new(split, self.logits.get(split)):
+                batches = self._batches_met(split)
+                self.logits[split] = ReferenceLogits(model, batches, device, setting, full_weights)
+        for split, setting in self.objective.references("states").items():
+            if self._is_new(split, self.states.get(split)):
+                layer = self.layers[split]
+                self.states[split] = ReferenceStates(model, layer, self._batches_met(split), device, setting)
+
+    def _restore(self, saved: ReferenceFile | None) -> None:
+        """Take logits and hidden states from a checkpoint's file."""
+        if saved is None:
+            return
+        kinds: dict[str, Any] = {"logits": (ReferenceLogits, self.logits), "states": (ReferenceStates, self.states)}
+        for kind, (output, known) in kinds.items():
+            for split, setting in self.objective.references(kind).items():
+                tensors = saved.outputs.get(f"{split}_{kind}")
+                if tensors is None:
+                    raise ValueError(
+                        f"The checkpoint does not hold the reference {kind} that {setting} needs, and "
+                        f"{current_engine().name} cannot compute them again: resume with the engine that it was made with."
+                    )
+                known[split] = output.restored(setting, tensors, saved.identities[split], self.args.device)
 
     def add_to(self, loss_inputs: LossInputs, batch: dict[str, Any]) -> None:
         """Fill in the reference outputs of one batch of forget-retain pairs, whose model outputs are there already."""
@@ -110,9 +139,14 @@ class ReferenceOutputs:
     def save(self, checkpoint: Path) -> None:
         """Write the log-probabilities, and what the objective has learned so far, into a checkpoint."""
         key = users_key() or make_folder_key(checkpoint.parent)
+        outputs: dict[str, Any] = {}
+        if current_engine().gathers_weights_in_forward:
+            for kind, known in (("logits", self.logits), ("states", self.states)):
+                outputs |= {f"{split}_{kind}": output.tensors() for split, output in known.items()}
         ReferenceFile(
             log_probs=self.log_probs,
             identities={split: output.log_probs for split, output in {**self.logits, **self.states}.items()},
+            outputs=outputs,
             objective=self.objective.forget.state(),
             fingerprints={split: sealed(digest, key) for split, digest in self.dataset.fingerprints.items()},
             settings=self._settings(),

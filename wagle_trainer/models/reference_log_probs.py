@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,25 @@ class _ReferenceOutput:
         """Return the output at the target tokens of these rows, one below the other."""
         return torch.cat([self.hidden[row] for row in rows]).to(device, non_blocking=True)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but `log_probs`, for a checkpoint of an engine on which it cannot be computed again."""
+        rows = list(self.hidden)
+        return {
+            "rows": torch.tensor(rows),
+            "target_tokens": torch.tensor([len(self.hidden[row]) for row in rows]),
+            "hidden": torch.cat(list(self.hidden.values())),
+        }
+
+    @classmethod
+    def restored(cls, setting: str, tensors: Mapping[str, Tensor], log_probs: Tensor, device: torch.device) -> Self:
+        """Return the output that `tensors()` and `log_probs` describe."""
+        self = cls.__new__(cls)
+        _ReferenceOutput.__init__(self, setting, len(log_probs))
+        parts = tensors["hidden"].split(tensors["target_tokens"].tolist())
+        self.hidden = dict(zip(tensors["rows"].tolist(), parts, strict=True))
+        self.log_probs = log_probs
+        return self
+
 
 def required_head(model: nn.Module, setting: str) -> nn.Module:
     """The head whose logits a setting needs.
@@ -130,17 +150,27 @@ def required_head(model: nn.Module, setting: str) -> nn.Module:
     return head
 
 
+def check_head_is_linear(head: nn.Module, setting: str, engine: str) -> None:
+    """Raise ValueError for a head that is not linear, which cannot be copied from an engine that shards weights."""
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"{setting} needs a copy of the model's head. {engine} shards it, and only a linear head can be gathered; this "
+            f"one is a {type(head).__name__}. Use another {setting.partition('=')[0]}, or data parallelism."
+        )
+
+
 class ReferenceLogits(_ReferenceOutput):
     """Reference logits of a set, for instance for the KL loss: final hidden states and a frozen copy of the head.
 
     They take (target tokens x hidden size) numbers per example, where a second model would take all its weights, and
-    logits the vocabulary size per token. The head is copied only if it is trained.
+    logits the vocabulary size per token. The head is copied only if it is trained or sharded.
 
     Args:
-        model: the unwrapped reference model.
-        batches: the examples that the run will meet.
-        device: where the model lies.
+        model: the reference model; the engine's, if it shards weights.
+        batches: the examples that the run will meet. Where weights are sharded, the same ones on every process.
+        device: where the model computes.
         setting: which setting needs the logits, for the errors.
+        full_weights: returns a module's full weights by name, if they are sharded; None if they are not.
 
     Raises:
         ValueError: the model changes its logits after the head (soft-capping, scaling), so that they cannot be
@@ -153,9 +183,11 @@ class ReferenceLogits(_ReferenceOutput):
         batches: LengthSortedBatches,
         device: torch.device,
         setting: str = "retain_loss='kl'",
+        full_weights: Callable[[nn.Module], Mapping[str, Tensor]] | None = None,
     ):
         super().__init__(setting, len(batches.dataset))
         head = required_head(model, setting)
+        copied: nn.Module | None = None
         seen: list[Tensor] = []
         handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
@@ -169,10 +201,13 @@ class ReferenceLogits(_ReferenceOutput):
                     # Without `logits_to_keep` the head sees all positions.
                     if hidden.shape[1] > result.logits.shape[1]:
                         hidden = hidden[:, result.kept]
-                    if not torch.allclose(head(hidden).float(), result.logits.float(), rtol=1e-2, atol=1e-2):
+                    if full_weights is not None and copied is None:
+                        copied = _linear(full_weights(head), hidden)
+                    logits = (copied or head)(hidden)
+                    if not torch.allclose(logits.float(), result.logits.float(), rtol=1e-2, atol=1e-2):
                         raise ValueError(
-                            f"{setting} needs logits that are its head's output, but {type(model).__name__} changes them "
-                            f"afterwards (soft-capping or scaling). Use another {setting.partition('=')[0]}."
+                            f"{setting} needs logits that are its head's output, but {type(unwrap(model)).__name__} changes "
+                            f"them afterwards (soft-capping or scaling). Use another {setting.partition('=')[0]}."
                         )
                     self.log_probs[rows] = result.sum().cpu()
                     positions = result.mask[:, result.kept]
@@ -181,7 +216,19 @@ class ReferenceLogits(_ReferenceOutput):
         finally:
             handle.remove()
         trained = any(parameter.requires_grad for parameter in head.parameters())
-        self.head = copy.deepcopy(head).requires_grad_(False) if trained else head
+        self.head = copied or (copy.deepcopy(head).requires_grad_(False) if trained else head)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `_ReferenceOutput.tensors`; with the head's weights."""
+        return super().tensors() | {f"head.{name}": weight for name, weight in self.head.state_dict().items()}
+
+    @classmethod
+    def restored(cls, setting: str, tensors: Mapping[str, Tensor], log_probs: Tensor, device: torch.device) -> Self:
+        """See `_ReferenceOutput.restored`."""
+        self = super().restored(setting, tensors, log_probs, device)
+        head = {name.removeprefix("head."): weight for name, weight in tensors.items() if name.startswith("head.")}
+        self.head = _linear(head, tensors["hidden"]).to(device)
+        return self
 
     def values(self, rows: Iterable[int], device: torch.device) -> Tensor:
         """Return the logits at the target tokens of these rows, one below the other, (tokens, vocabulary)."""
@@ -189,14 +236,24 @@ class ReferenceLogits(_ReferenceOutput):
             return self.head(super().values(rows, device))
 
 
+def _linear(weights: Mapping[str, Tensor], hidden: Tensor) -> nn.Linear:
+    """A frozen linear layer with these weights, in the type of the hidden states that it gets."""
+    outputs, inputs = weights["weight"].shape
+    with torch.device("meta"):
+        head = nn.Linear(inputs, outputs, bias="bias" in weights)
+    found = {name: weights[name].to(hidden.dtype) for name, _ in head.named_parameters()}
+    head.load_state_dict(found, assign=True)
+    return head.requires_grad_(False)
+
+
 class ReferenceStates(_ReferenceOutput):
     """Hidden states of one layer of the reference model at the target tokens of a set.
 
     Args:
-        model: the unwrapped reference model.
+        model: the reference model; the engine's, if it shards weights.
         layer: the layer of it.
-        batches: the examples that the run will meet.
-        device: where the model lies.
+        batches: the examples that the run will meet. Where weights are sharded, the same ones on every process.
+        device: where the model computes.
         setting: which setting needs the states, for the errors.
     """
 

@@ -43,9 +43,10 @@ class RMU(UnlearningLoss):
         if adaptive:
             self.needs = self.needs | {"forget_reference_states"}
         self.seed = 0
+        self._vector: Tensor | None = None  # on the device: sending it there in every step would wait for the device
 
     def setup(self, tokenizer: object, seed: int) -> None:
-        self.seed = seed
+        self.seed, self._vector = seed, None
 
     def control_vector(self, size: int) -> Tensor:
         """The unit vector u."""
@@ -55,7 +56,9 @@ class RMU(UnlearningLoss):
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None
         states = inputs.forget.target_states()
-        target = self.control_vector(states.shape[-1]).to(states.device)
+        if self._vector is None:
+            self._vector = self.control_vector(states.shape[-1]).to(states.device)
+        target = self._vector
         if self.adaptive:
             assert inputs.forget_reference_states is not None
             target = self.scale * inputs.forget_reference_states.float().norm(dim=-1, keepdim=True) * target
