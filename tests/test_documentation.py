@@ -321,3 +321,27 @@ def test_the_picture_is_what_its_script_draws():
 
 def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").split()) <= 1500
+
+
+def test_docstrings_are_rewritten_for_the_site():
+    pytest.importorskip("griffe", reason="the site is not installed: pip install -e .[docs]")
+    plain = runpy.run_path(str(REPOSITORY / "docs" / "docstrings.py"))["plain"]
+    text = """Args:
+        args ([`~trl.SFTConfig`], *optional*, defaults to `None`): See [`WagleConfig`] (`x`: y).
+        a, b (`Dataset` or `dict`): Two (of them).
+        bare: one.
+
+    Example:
+        >>> 1
+    """
+    assert (
+        plain(text)
+        == """Args:
+        args (SFTConfig): See `WagleConfig` (`x`: y).
+        a, b (Dataset or dict): Two (of them).
+        bare: one.
+
+    Examples:
+        >>> 1
+    """
+    )

@@ -1,6 +1,7 @@
 """`UnlearningSetup` alone: what a run can be refused for, or gets, before a model is loaded."""
 
 import pytest
+import torch
 from datasets import DatasetDict
 from peft import LoraConfig
 from trl import SFTConfig
@@ -91,6 +92,11 @@ def test_names_of_checkpointing(kwargs, tmp_path, recwarn):
     config = WagleConfig(str(tmp_path), use_cpu=True, gradient_checkpointing_kwargs=options)
     assert config.gradient_checkpointing_kwargs == options
     assert getattr(config, f"{checkpointing_argument()}_kwargs") == options
+
+
+def test_memory_is_pinned_where_there_is_a_device(tmp_path):
+    config = WagleConfig(str(tmp_path), use_cpu=not torch.accelerator.is_available())
+    assert config.dataloader_pin_memory == torch.accelerator.is_available()
 
 
 def test_a_model_without_a_name_needs_its_tokenizer(make_llama, arguments):

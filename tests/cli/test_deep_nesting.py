@@ -26,6 +26,16 @@ def test_json_of_training_options(command, depth, files, wagle, tmp_path):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
+def test_mappings_in_a_schedules_arguments(depth, files, wagle, tmp_path):
+    """Transformers walks through mappings by itself, one call for each level."""
+    value = '{"num_cycles": ' * depth + "1" + "}" * depth
+    sets = ["--forget_file", files.forget, "--retain_file", files.retain, "--output_dir", tmp_path / "out"]
+    code, _, err = wagle("unlearn", "--model_name_or_path", files.model, *sets, "--lr_scheduler_kwargs", value)
+    assert code in (1, 2) and err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
 def test_options_of_evaluations(depth, files, wagle):
     sets = ["--forget_file", files.forget, "--retain_file", files.retain]
     deep = "[" * depth + "]" * depth

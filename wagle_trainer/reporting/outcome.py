@@ -12,6 +12,7 @@ KNOWN, GONE, UNCHANGED = 0.5, 0.5, 0.9
 _BY_CHANCE = {
     "sampling": " (the best of many answers, which chance alone makes better: compare with a retrained model)"
 }
+_REVOKES = "removal"  # puts reference weights back: who has them needs no attack
 RULE = (
     f"An answer counts as known where the reference model gives its tokens a mean probability of at least {KNOWN:.0%}, as gone "
     f"where the unlearned model gives it less than {GONE:.0%} of that, and as unchanged at {UNCHANGED:.0%} of it or more."
@@ -89,7 +90,7 @@ def counted_outcome(runs: Runs, before: str, after: str, attacks: Sequence[Mappi
     if "forget" not in known:
         return None
     lines = [_counted("answers to forget", known["forget"], "gone")]
-    rates = [attack for attack in attacks if attack.get("recovered") is not None]
+    rates = [attack for attack in attacks if attack.get("recovered") is not None and attack["attack"] != _REVOKES]
     if rates:
         strongest = max(rates, key=lambda attack: attack["recovered"])
         lines.append(

@@ -82,20 +82,24 @@ def _how(comparison: Comparison) -> str:
 
 
 def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """The highest recovery rate of each attack: "Highest recovery rate of relearning: wagle: 37.1%; ...".
+    """The highest recovery rate of each attack: one sentence for one model, else a sentence for each attack.
 
     Args:
         attacks: label -> the attacks on that model.
     """
+    if len(attacks) == 1:
+        found = [f"{a['attack'].replace('_', ' ')} {_rate(a['recovered'])}" for a in next(iter(attacks.values()))]
+        return [f"Highest recovery rates: {', '.join(found)}."] if found else []
     sentences = []
     for name in dict.fromkeys(attack["attack"] for found in attacks.values() for attack in found):
         rates = {label: a["recovered"] for label, found in attacks.items() for a in found if a["attack"] == name}
-        said = "; ".join(
-            (f"{label}: " if label else "") + ("none, too little was forgotten" if rate is None else f"{rate:.1%}")
-            for label, rate in rates.items()
-        )
+        said = "; ".join((f"{label}: " if label else "") + _rate(rate) for label, rate in rates.items())
         sentences.append(f"Highest recovery rate of {name.replace('_', ' ')}: {said}.")
     return sentences
+
+
+def _rate(rate: float | None) -> str:
+    return "none (too little was forgotten)" if rate is None else f"{rate:.1%}"
 
 
 def _labels(labels: Sequence[str], all_of: int) -> str:
