@@ -155,6 +155,12 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+def separate_items(markdown: str) -> str:
+    """An empty line where a numbered item follows a paragraph of the last one: Python-Markdown needs it, GitHub does not."""
+    return re.sub(r"^( {4}\S.*\n)(?=\d+\. )", r"\1\n", markdown, flags=re.MULTILINE)
+
+
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Fill the tables of a page; mkdocs calls it."""
+    markdown = separate_items(markdown)
     return re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match.group(1)](), markdown)

@@ -88,8 +88,9 @@ def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list
         attacks: label -> the attacks on that model.
     """
     if len(attacks) == 1:
-        found = [f"{a['attack'].replace('_', ' ')} {_rate(a['recovered'])}" for a in next(iter(attacks.values()))]
-        return [f"Highest recovery rates: {', '.join(found)}."] if found else []
+        label, found = next(iter(attacks.items()))
+        rates = [f"{attack['attack'].replace('_', ' ')} {_rate(attack['recovered'])}" for attack in found]
+        return [f"Highest recovery rates{f' of {label}' if label else ''}: {', '.join(rates)}."] if rates else []
     sentences = []
     for name in dict.fromkeys(attack["attack"] for found in attacks.values() for attack in found):
         rates = {label: a["recovered"] for label, found in attacks.items() for a in found if a["attack"] == name}
