@@ -94,11 +94,12 @@ def one_at_a_time(
     return run
 
 
-def _timed(run: Callable[[], object], processor: list[float]) -> None:
-    """Run, and append the seconds that all threads of this process together took of the processor."""
+def _timed(name: str, run: Callable[[], object], processor: list[float]) -> None:
+    """Run, print, and append the seconds that all threads of this process together took of the processor."""
     start = time.process_time()
     run()
     processor.append(time.process_time() - start)
+    print(f"{name}: {processor[-1]:.1f} seconds of the processor", flush=True)
 
 
 def spread(sets: dict[str, Dataset], rows: int) -> dict[str, Dataset]:
@@ -157,7 +158,7 @@ def main() -> None:
         del variants[floor]
     processor: dict[str, list[float]] = {name: [] for name in variants}
     clock = interleaved(
-        {name: partial(_timed, run, processor[name]) for name, run in variants.items()}, options.repeats
+        {name: partial(_timed, name, run, processor[name]) for name, run in variants.items()}, options.repeats
     )
     seconds = clock if DEVICE == "cuda" else {name: median(found) for name, found in processor.items()}
     rows = []

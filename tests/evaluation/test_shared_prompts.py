@@ -258,6 +258,37 @@ def test_a_forward_pass_without_a_cache_runs_the_plain_way(llama, always):
         assert one.token_log_probs == pytest.approx(other.token_log_probs, abs=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+def test_attention_that_takes_no_mask_of_pairs(llama, always, monkeypatch, attention):
+    llama.resize_token_embeddings(60)
+    ways, examples = used(monkeypatch), make_examples()
+    expected = [one_at_a_time(llama, example) for example in examples]
+    if attention == "eager":
+        llama.set_attn_implementation(attention)
+    llama.config._attn_implementation = attention
+    assert can_branch(llama) == (attention != "flex_attention")
+    llama.config._attn_implementation = "eager" if attention == "eager" else "sdpa"
+    if attention != "flex_attention":
+        for result, wanted in zip(score(llama, examples), expected, strict=True):
+            assert result.token_log_probs == pytest.approx(wanted, abs=1e-5)
+        assert set(ways) == {"tree"}
+
+
+def test_an_adapter_shares_prompts_as_its_base_does(llama, tokenizer, prompts, always):
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    llama.resize_token_embeddings(60)
+    examples = make_examples()
+    expected = score(llama, examples), texts_of(llama, tokenizer, prompts)
+    lora = get_peft_model(llama, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))  # starts as a no-op
+    assert can_branch(lora) and can_share(lora) and generation_starts.can_resume(lora, 0)
+    for one, other in zip(score(lora, examples), expected[0], strict=True):
+        assert one.token_log_probs == pytest.approx(other.token_log_probs, abs=1e-5)
+    assert texts_of(lora, tokenizer, prompts) == expected[1]
+    tuned = get_peft_model(lora.unload(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert not can_branch(tuned) and not can_share(tuned)  # it would put its tokens before the answers, too
+
+
 def test_a_cache_that_changes_answers_is_found_out(llama, always):
     """The probe compares both ways: here, positions behind a cache are off by one."""
     inner = llama.model.forward

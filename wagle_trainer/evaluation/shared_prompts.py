@@ -176,7 +176,10 @@ def can_branch(model: nn.Module) -> bool:
     Beyond what `can_share` needs, the forward pass takes positions and a mask of every pair of tokens (not with
     FlashAttention, nor with ALiBi). Probed as there; all processes call this together.
     """
-    return takes_positions(model) and _branching(model)
+    # Not probed: kernels for masks of another kind would read beyond theirs, which ends a process on a GPU. Without the
+    # attribute no model branches, and tests/evaluation/test_shared_prompts.py fails.
+    attention = getattr(text_config(model), "_attn_implementation", None)
+    return attention in ("sdpa", "eager") and takes_positions(model) and _branching(model)
 
 
 def _keeps_all_states(model: nn.Module) -> bool:
