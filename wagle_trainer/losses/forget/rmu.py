@@ -56,7 +56,7 @@ class RMU(UnlearningLoss):
     def forget_loss(self, inputs: LossInputs) -> Tensor:
         assert inputs.forget is not None
         states = inputs.forget.target_states()
-        if self._vector is None:
+        if self._vector is None or self._vector.device != states.device:
             self._vector = self.control_vector(states.shape[-1]).to(states.device)
         target = self._vector
         if self.adaptive:
