@@ -89,8 +89,8 @@ def attack_sentences(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> list
     """
     if len(attacks) == 1:
         label, found = next(iter(attacks.items()))
-        rates = [f"{attack['attack'].replace('_', ' ')} {_rate(attack['recovered'])}" for attack in found]
-        return [f"Highest recovery rates{f' of {label}' if label else ''}: {', '.join(rates)}."] if rates else []
+        named = [f"{attack['attack'].replace('_', ' ')} {_rate(attack['recovered'])}" for attack in found]
+        return [f"Highest recovery rates{f' of {label}' if label else ''}: {', '.join(named)}."] if named else []
     sentences = []
     for name in dict.fromkeys(attack["attack"] for found in attacks.values() for attack in found):
         rates = {label: a["recovered"] for label, found in attacks.items() for a in found if a["attack"] == name}
