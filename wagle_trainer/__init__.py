@@ -1,4 +1,4 @@
-"""wagle-trainer: make a language model forget, and change only the weights that matter for it.
+"""wagle-trainer: make a language model forget, and change only a chosen share of its weights.
 
 Names load on first use: `attribute`, `WeightMask`, the scores and the losses need torch, safetensors and numpy only
 (and wrapt, by which PEFT gets to know this package's adapters).

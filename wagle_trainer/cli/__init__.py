@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser(
-        "wagle", "Make a language model forget, and change only the weights that matter for it.", EXAMPLES
+        "wagle", "Make a language model forget, and change only a chosen share of its weights.", EXAMPLES
     )
     parser.add_argument("--version", action="version", version=f"wagle-trainer {__version__}")
     commands = parser.add_subparsers(dest="group", metavar="COMMAND", required=True)

@@ -164,8 +164,8 @@ def can_share(model: nn.Module) -> bool:
     """Whether an answer behind cached states has the log-probabilities that it has behind its prompt.
 
     Every layer has to keep the keys and values of all tokens, each row its own: recurrent layers and encoder-decoders do
-    not, and sliding windows do up to their length, see `attention_window`. What remains is probed once per model: prompts and answers of several lengths, both ways.
-    All processes call this together.
+    not, and sliding windows do up to their length, see `attention_window`. What remains is probed once per model: prompts
+    and answers of several lengths, both ways. All processes call this together.
     """
     return _cached(model)
 
