@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measure import interleaved, peak_mib, report
+from measure import DEVICE, interleaved, peak_mib, report
 from workload import arguments, load
 
 from wagle_trainer import WeightMask, attribute
@@ -58,9 +58,12 @@ def attach(kind: str, model: Any, mask: WeightMask, lr: float, decay: float) -> 
 
 def random_mask(model: Any, density: float) -> WeightMask:
     """`density` of the weights of every tensor."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     return WeightMask.from_dict(
-        {n: torch.rand(p.shape, generator=generator) < density for n, p in model.named_parameters()}
+        {
+            name: (torch.rand(parameter.shape, generator=generator, device=DEVICE) < density).cpu()
+            for name, parameter in model.named_parameters()
+        }
     )
 
 

@@ -30,6 +30,8 @@ def pieces(shapes: dict[str, list[str]]) -> dict[str, list[str]]:
     found = {"selection_1b": ["selection.py", "--weights", "1000000000", "--repeats", "3"]}
     for shape, size in shapes.items():
         model = ["--random_llama", shape, "--repeats", "3", *size]
+        if shape == "7b":
+            found["small_gpu_7b"] = ["small_gpu.py", *model, "--gib", "24"]
         found |= {
             f"attribution_{shape}": ["attribution.py", "--questions", "0", *model],
             f"attribution_memory_{shape}": ["attribution_memory.py", *model],

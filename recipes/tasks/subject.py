@@ -51,6 +51,7 @@ def load_shared(path: str) -> Any:
 
 def teach(model: Any, examples: Sequence[Example], seed: int, rate: float = 1e-4, goal: float = 0.9) -> None:
     """Train all weights until the mean probability of the answers reaches `goal`, or for 30 epochs."""
+    device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     rng = random.Random(seed)
     order = list(range(len(examples)))
@@ -60,7 +61,7 @@ def teach(model: Any, examples: Sequence[Example], seed: int, rate: float = 1e-4
         known = []
         for start in range(0, len(order), 8):
             batch = pad_examples([examples[index] for index in order[start : start + 8]])
-            means = token_log_probs(model, batch).mean()
+            means = token_log_probs(model, {k: v.to(device) for k, v in batch.items()}).mean()
             (-means.mean()).backward()
             optimizer.step()
             optimizer.zero_grad()
