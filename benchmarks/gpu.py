@@ -31,7 +31,7 @@ def pieces(shapes: dict[str, list[str]]) -> dict[str, list[str]]:
     for shape, size in shapes.items():
         model = ["--random_llama", shape, "--repeats", "3", *size]
         if shape == "7b":
-            found["small_gpu_7b"] = ["small_gpu.py", *model, "--gib", "24"]
+            found["small_gpu_7b"] = ["small_gpu.py", "--random_llama", "7b", "--gib", "24"]
         found |= {
             f"attribution_{shape}": ["attribution.py", "--questions", "0", *model],
             f"attribution_memory_{shape}": ["attribution_memory.py", *model],

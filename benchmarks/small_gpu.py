@@ -67,7 +67,7 @@ def random_tokens(examples: int, length: int, vocabulary: int, seed: int) -> Dat
 
 
 def main() -> None:
-    parser = arguments(__doc__, "small_gpu", examples=16, batch_size=2)
+    parser = arguments(__doc__, "small_gpu", examples=8, batch_size=4)
     parser.add_argument("--gib", type=float, default=24, help="Memory that the process may take of the GPU.")
     parser.add_argument("--density", type=float, default=0.01)
     parser.add_argument("--score", default="wagle")

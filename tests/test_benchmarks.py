@@ -190,3 +190,15 @@ def test_objectives(tmp_path, monkeypatch, make_llama):
     result = json.loads(output.read_text())
     assert [row["weights"] for row in result["rows"]] == ["before", "dense", "wagle", "random"]
     assert all(0 <= row[f"{kind} probability"] <= 1 for row in result["rows"] for kind in ("forget", "retain"))
+
+
+def test_small_gpu(run):
+    result = run("small_gpu.py", "--random_llama", "tiny", "--tokens", 16, "--density", 0.02, "--examples", 4)
+    assert [row[""] for row in result["rows"]] == [
+        "attribution, mask and reference log-probabilities",
+        "first step",
+        "each later step",
+    ]
+    settings = result["settings"]
+    assert settings["float32_masters"] == settings["selected"] == int(0.02 * settings["weights"])
+    assert 0 < settings["of_these_changed"] < settings["looked_at"]

@@ -6,11 +6,12 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from wagle_trainer._version import __version__
 from wagle_trainer.utils.secrets import redacted_arguments
 
 _PACKAGES = (
@@ -30,7 +31,7 @@ def environment() -> dict[str, Any]:
     return {
         "command": _command(redacted_arguments(sys.argv)),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {"python": platform.python_version()} | installed_versions(_PACKAGES),
         "machine": machine,
     }  # fmt: skip
 
@@ -42,11 +43,15 @@ def _command(arguments: Sequence[str]) -> str:
     return shlex.join([name, *rest] if name == "wagle" else [os.path.basename(sys.executable), script, *rest])
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package -> its version; without those that are not installed. A checkout need not be installed to know its own."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = __version__ if package == "wagle-trainer" else version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _processor() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from wagle_trainer.adapters.adapter_card import how_to_load
 from wagle_trainer.masking import WeightMask
+from wagle_trainer.reporting.environment import installed_versions
 from wagle_trainer.utils.cards import density, evaluation_section, is_repo_id, table
 
 PAPER = {
@@ -77,7 +77,7 @@ def rewrite_model_card(path: Path, facts: ModelFacts) -> None:
         _unlearning(facts),
         _results(facts),
         _limits(facts),
-        "## Versions\n\n" + ", ".join(f"{name} {version(name)}" for name in _PACKAGES) + ".",
+        "## Versions\n\n" + ", ".join(map(" ".join, installed_versions(_PACKAGES).items())) + ".",
         f"## Citation\n\n```bibtex\n{PAPER['citation']}\n```",
     ]
     card.text = "\n" + "\n\n".join(filter(None, sections)) + "\n"
