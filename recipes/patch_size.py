@@ -119,6 +119,7 @@ class PatchSizeArguments:
         default=0, metadata={"help": "Run this many rows of the file again and compare, in place of all else."}
     )
     beta: float = field(default=1.0, metadata={"help": "NPO's beta; the paper's 0.1 suits long answers."})
+    retain_weight: float = field(default=1.0, metadata={"help": "Factor of the retain loss."})
     base_rate: float = field(default=3e-5, metadata={"help": "Learning rate where the search begins for all weights."})
     max_rates: int = field(default=6, metadata={"help": "Learning rates that are tried at most for one mask."})
 
@@ -166,11 +167,16 @@ class Study:
 
     def _check_settings(self) -> None:
         """Refuse to add to rows of the same task that were made with other settings."""
-        names = ("examples", "steps", "batch_size", "beta", "relearning_rates", "relearning_steps", "forget_share")
+        names = (
+            *("examples", "steps", "batch_size", "beta", "retain_weight"),
+            *("relearning_rates", "relearning_steps", "forget_share"),
+        )
         settings = {name: getattr(self.args, name) for name in names}
         changed = []
         for kind, values in (("settings", settings), ("data", asdict(self.task.data))):
             kept = self.rows.content.setdefault(kind, {}).setdefault(f"{self.model_name}, {self.task_name}", values)
+            if kind == "settings":
+                kept.setdefault("retain_weight", 1.0)  # files from before it could be chosen
             changed += [
                 f"{name} was {kept[name]} and is {value}" for name, value in values.items() if kept[name] != value
             ]
@@ -196,6 +202,7 @@ class Study:
                 relearning_steps=args.relearning_steps,
                 folder=self.folder,
                 beta=args.beta,
+                retain_weight=args.retain_weight,
             )
         return self._benches[seed]
 

@@ -71,9 +71,11 @@ def commit(folder: Path) -> str | None:
 
 
 def differences(row: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What a run measured otherwise than a row says; digests of mask and weights count, the time does not."""
-    names = [name for name in again if name != "seconds"]
-    return [f"{name} was {row.get(name)} and is {again[name]}" for name in names if row.get(name) != again[name]]
+    """What a run measured otherwise than a row says; digests of mask and weights count, the time does not.
+
+    What the row does not have was not measured when it was made."""
+    names = [name for name in again if name != "seconds" and name in row]
+    return [f"{name} was {row[name]} and is {again[name]}" for name in names if row[name] != again[name]]
 
 
 class Rows:
@@ -131,6 +133,7 @@ class Bench:
         relearning_rates, relearning_steps: of the attack, which counts with its worst rate.
         folder: for the trainer, which writes nothing into it.
         beta: of NPO.
+        retain_weight: factor of the retain loss.
     """
 
     def __init__(
@@ -144,11 +147,12 @@ class Bench:
         relearning_steps: int,
         folder: Path,
         beta: float = 0.1,
+        retain_weight: float = 1.0,
     ):
         self.task, self.model, self.seed = task, task.model, seed
         self.steps, self.batch_size = steps, batch_size
         self.relearning_rates, self.relearning_steps = list(relearning_rates), relearning_steps
-        self.folder, self.beta = folder, beta
+        self.folder, self.beta, self.retain_weight = folder, beta, retain_weight
         self.weights = _reference_weights(self.model)
         self.masks: dict[tuple[Any, ...], WeightMask] = {}
         self._after: dict[float, dict[str, torch.Tensor]] = {}  # by learning rate, of one mask
@@ -202,6 +206,7 @@ class Bench:
             self.seed,
             loss_type=objective,
             loss_kwargs={"beta": self.beta} if objective == "npo" else {},
+            retain_weight=self.retain_weight,
             attribution=None if score == NO_MASK else "random" if score in self.given else score,
             attribution_samples=len(self.task.sets["forget"]),
             density=density,
@@ -251,6 +256,7 @@ class Bench:
             "steps": self.steps,
             "batch_size": self.batch_size,
             "beta": self.beta,
+            "retain_weight": self.retain_weight,
             "seconds": time.perf_counter() - start,
         }
 
@@ -269,7 +275,10 @@ class Bench:
 
     def measure(self) -> dict[str, Any]:
         """Probabilities of the answers of each set."""
-        names = {"forget": "forget", "retain": "retain", "unseen": "held_out", "paraphrased": "forget_paraphrased"}
+        names = {
+            **{"forget": "forget", "retain": "retain", "unseen": "held_out", "paraphrased": "forget_paraphrased"},
+            "repeated": "forget_repeated",
+        }
         return {name: self.known(self.task.sets[key]) for key, name in names.items() if key in self.task.sets}
 
     def attack(self) -> dict[str, Any]:

@@ -70,7 +70,8 @@ class Facts(Task):
         data, tokenizer = self.data, qa.tokenizer
         splits = _facts_of(load_shared, tokenizer.name_or_path, tuple(data.relations), data.known, size, seed)
         sets = {name: _tokenized(tokenizer, rows) for name, rows in splits.items()}
-        return sets | {"paraphrased": _tokenized(tokenizer, splits["forget"], "paraphrased_cloze")}
+        paraphrased = _tokenized(tokenizer, splits["forget"], "paraphrased_cloze")
+        return sets | {"paraphrased": paraphrased, "repeated": _repeated(tokenizer, splits["forget"])}
 
     @property
     def details(self) -> dict[str, Any]:
@@ -98,6 +99,12 @@ def _facts_of(
 def _tokenized(tokenizer: Any, rows: Any, cloze: str = "cloze") -> list[Example]:
     """Cloze texts with their answers. Neither recipe trains an end: a text goes on after a fact, and nothing measures it."""
     return [encode_cloze(tokenizer, row[cloze], row["cloze_answer"]) for row in rows]
+
+
+def _repeated(tokenizer: Any, rows: Any) -> list[Example]:
+    """Texts that repeat an answer, which goes on with it: whether a model that forgot a fact still has its words."""
+    answers = [row["cloze_answer"] for row in rows]
+    return [encode_cloze(tokenizer, ", ".join([answer] * 4) + ",", answer) for answer in answers]
 
 
 def _questions(rows: Any, seed: int) -> list[dict[str, Any]]:

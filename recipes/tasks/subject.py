@@ -25,7 +25,7 @@ class Subject:
         model: the reference model, float32.
         tokenizer: its tokenizer.
         sets: name -> examples: "forget", "retain", "unseen" (as well known, in neither set) and, where there is one,
-            "paraphrased" (the forget set in other words).
+            "paraphrased" (the forget set in other words) and "repeated" (texts that repeat the forget answers).
         retrained: a model that never knew the forget set, where there is one.
         details: what else a result should say about it.
     """
