@@ -284,16 +284,22 @@ def _levels(group: Group, metric: str) -> dict[str, float]:
 
 def table(group: Group) -> list[list[str]]:
     """One row for each score and density at its chosen rate, means over seeds."""
+    reference = list(group.references.values())
+    shown = {
+        **{"forget": "forget", "forget_paraphrased": "paraphrased", "forget_repeated": "repeated"},
+        **{"retain": "retain", "held_out": "unseen", "relearned": "relearned"},
+    }
+    if not any("forget_repeated" in row for row in reference):  # rows from before it was measured
+        del shown["forget_repeated"]
     head = [
-        *("score", "density", "lr", "rates tried", "seeds", "forget", "paraphrased", "retain", "unseen"),
-        *("relearned", "8 bits", "4 bits", "reached", "robust", "patch, kB"),
+        *("score", "density", "lr", "rates tried", "seeds", *shown.values()),
+        *("8 bits", "4 bits", "reached", "robust", "patch, kB"),
     ]
     lines = [head]
-    reference = list(group.references.values())
     lines.append(
         [
             *("*reference*", "", "", "", str(len(reference))),
-            *(_mean(reference, name) for name in ("forget", "forget_paraphrased", "retain", "held_out", "relearned")),
+            *(_mean(reference, name) for name in shown),
             *(_mean([r["quantized"][bits] for r in reference], "forget") for bits in ("8", "4")),
             *("", "", ""),
         ]
@@ -311,7 +317,7 @@ def table(group: Group) -> list[list[str]]:
             lines.append(
                 [
                     *(label, f"{density:g}", f"{rate:g}{edge}", f"{rates[0]:g} to {rates[-1]:g}", str(len(rows))),
-                    *(_mean(good, n) for n in ("forget", "forget_paraphrased", "retain", "held_out", "relearned")),
+                    *(_mean(good, name) for name in shown),
                     *(_mean([q[bits] for q in attacked], "forget") for bits in ("8", "4")),
                     f"{sum(group.reached(r) for r in rows)}/{len(rows)}",
                     f"{sum(group.robust(r) for r in rows)}/{len(rows)}",
@@ -391,8 +397,8 @@ def legend(utility_loss: float) -> str:
     return (
         f"*reached*: runs whose forget answers fell to the goal, with retained and unseen answers within {utility_loss:g} "
         "of the reference model. *robust*: runs that reached the forget goal and are no worse than all weights: retained and "
-        f"unseen answers within {utility_loss:g}, and within {CLOSE:g} after relearning and in 4 bits. A number in brackets "
-        "counts the runs it is of. The interval is Student's t over the seeds; where all agree, it has no width."
+        f"unseen answers within {utility_loss:g}, and within {CLOSE:g} after relearning and in 4 bits. *repeated*: forget answers "
+        "in a text that repeats them, so that a model that has lost the words themselves shows. A number in brackets counts the runs it is of. The interval is Student's t over the seeds; where all agree, it has no width."
     )
 
 

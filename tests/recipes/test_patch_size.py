@@ -377,9 +377,13 @@ def test_ratios_in_words(report, own, chance, words):
     assert any(text.startswith(words) for text in report.sentences(group))
 
 
-def test_the_page_of_the_evidence_has_the_committed_numbers(report):
+STUDIES = sorted((RECIPES.parent / "benchmarks" / "results").glob("patch_size*/results.json"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_the_page_of_the_evidence_has_the_committed_numbers(report, path):
     """Every line of its tables is made of the rows: a number that was typed, or whose rows changed, fails here."""
-    rows = load_results(RECIPES.parent / "benchmarks" / "results" / "patch_size" / "results.json")
+    rows = load_results(path)
     page = (RECIPES.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
     lines = [
         line
@@ -388,8 +392,25 @@ def test_the_page_of_the_evidence_has_the_committed_numbers(report):
         for line in report.markdown_table(table).splitlines()
         if ":---" not in line
     ]
-    assert len(lines) > 40
+    assert len(lines) > 8
     assert [line for line in lines if line not in page] == []
+
+
+def test_repeated_answers_have_a_column_where_they_were_measured(report):
+    rows = [row("none", 1.0, 0, 0.05) | {"forget_repeated": 0.25}]
+    found = content(rows, [0])
+    [group] = report.groups(found)
+    assert "repeated" not in report.table(group)[0]
+    found["references"][0]["forget_repeated"] = 0.5
+    [group] = report.groups(found)
+    head, reference, dense = report.table(group)
+    place = head.index("repeated")
+    assert (reference[place], dense[place]) == ("0.500", "0.250")
+
+
+def test_what_a_row_did_not_measure_is_no_difference(runs):
+    assert runs.differences({"forget": 0.1}, {"forget": 0.1, "forget_repeated": 0.2, "seconds": 3}) == []
+    assert runs.differences({"forget": 0.1}, {"forget": 0.2}) == ["forget was 0.1 and is 0.2"]
 
 
 def test_a_score_that_misses_the_goal_has_no_ratio(report):
