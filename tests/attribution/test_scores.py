@@ -97,6 +97,7 @@ FORMULAS = {
     "grad_ratio": lambda w, n, f, r: f[0][n].abs() / (r[0][n].abs() + 1e-10),
     "module": lambda w, n, f, r: torch.full_like(w, float(bool(re.search("o_proj|layers.1.mlp", n)))),
     "fisher": lambda w, n, f, r: f[1][n] / (r[1][n] + 1e-20),
+    "curvature": lambda w, n, f, r: f[0][n].abs() / (r[1][n].sqrt() + r[1][n].mean().sqrt() + 1e-20),
     "wanda": lambda w, n, f, r: w.abs() * f[2][n] if n in f[2] else None,
     "frp": lambda w, n, f, r: ranked(w, f[2][n] / (r[2][n] + 1e-6)) if n in f[2] else None,
     "sure": lambda w, n, f, r: torch.full_like(w, f[0][n].square().sum().sqrt().item()),

@@ -13,6 +13,7 @@ CHANGED = {
     "forget_goal": 0.2,
     "utility_floor": 0.8,
     "score": "gradient",
+    "embeddings": "never",
     "densities": [0.01, 0.1],
     "learning_rates": [0.001],
     "max_tries": 3,
@@ -82,11 +83,11 @@ def test_exit_code_and_sentences(files, wagle, tmp_path, monkeypatch):
 
         @staticmethod
         def as_dict():
-            return {"sentences": ["Not forgotten: ...", "..."], "forgotten": False}
+            return {"sentences": ["Not forgotten: ...", "..."], "next": "Next: ...", "forgotten": False}
 
     monkeypatch.setattr(run, "forget", lambda *args, **kwargs: Verdict())
     code, out, _ = wagle("forget", files.model, "--forget_file", files.forget, "--output_dir", tmp_path)
-    assert (code, out) == (3, "Not forgotten: ...\n...\n")
+    assert (code, out) == (3, "Not forgotten: ...\n...\nNext: ...\n")
 
 
 def test_config_of_another_run(files, wagle, tmp_path):

@@ -10,7 +10,9 @@ from wagle_trainer.cli import main
 @pytest.mark.applications
 def test_the_demo_forgets(tmp_path, capsys):
     assert main(["demo", "--output_dir", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith("Forgotten: ")
+    said = capsys.readouterr()
+    assert said.out.startswith("Forgotten: ") and "Next: " in said.out
+    assert "Teaching 40 invented people" in said.err and "it/s" not in said.err
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text(encoding="utf-8"))
     assert verdict["forgotten"] and verdict["neighbours"]["from"] == "made"
     assert verdict["patch"]["weights"] < 80_000 and (tmp_path / "out" / "report.html").is_file()

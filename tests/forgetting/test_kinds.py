@@ -36,6 +36,7 @@ def test_the_whole_way(write, attacks, people, quick, tmp_path):
     short = {
         "steps": 10,
         "max_tries": 1,
+        "densities": (0.2,),
         "learning_rates": (1e-2,),
         "known": 0.0,
         "attacks": ("relearning", "jailbreak"),
@@ -50,5 +51,5 @@ def test_the_whole_way(write, attacks, people, quick, tmp_path):
     )
     assert verdict.forget["after"] < 0.8 * verdict.forget["before"]
     assert set(verdict.attacks) == attacks
-    assert ("No attack could be run" in verdict.sentences[2]) == (not attacks)
+    assert ("No attack could be measured" in verdict.sentences[2]) == (not attacks)
     assert (tmp_path / "out" / "report.html").is_file()

@@ -98,7 +98,7 @@ def test_bundled_facts_in_the_words_of_the_forget_set(form, people, monkeypatch)
     assert not any(row[question] == other[question] for row in found for other in rows)
 
 
-def test_at_most_a_fifth_is_general(people, monkeypatch):
+def test_at_most_an_eighth_is_general(people, monkeypatch):
     def rows(number, origin):
         return [{"question": f"{origin} {n}", "origin": origin, "name": f"{origin} {n}"} for n in range(number)]
 
@@ -106,7 +106,7 @@ def test_at_most_a_fifth_is_general(people, monkeypatch):
     monkeypatch.setattr(neighbours._Workshop, "names", lambda self, number: [])
     monkeypatch.setattr(neighbours._Workshop, "general", lambda self, number: rows(number, "general"))
     found = make_neighbours(people.model, people.tokenizer, people.rows)
-    assert found.counts() == {"facts": 8, "general": 2}
+    assert found.counts() == {"facts": 8, "general": 1}
 
 
 def test_too_few(people):

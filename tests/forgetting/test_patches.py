@@ -6,10 +6,11 @@ import torch
 from wagle_trainer.adapters import AdapterMismatchError
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.forgetting import ForgetSettings
-from wagle_trainer.forgetting.masks import masks_by_density
+from wagle_trainer.forgetting.masks import masks_by_density, word_weights
 from wagle_trainer.forgetting.patches import PatchedModel
 
 SETTINGS = ForgetSettings(steps=4, check_every=2, batch_size=4, densities=(0.01, 0.1))
+RATE = 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +27,10 @@ def patched(make_llama):
 
 @pytest.fixture
 def train(patched, tokens, word_tokenizer, tmp_path):
-    """train(mask, ends) trains a patch."""
+    """train(mask, look) trains a patch."""
 
-    def run(mask, ends=lambda: False):
-        return patched.train(word_tokenizer, *tokens, mask, 1e-2, SETTINGS, tmp_path, ends, lambda: None)
+    def run(mask, look=lambda: RATE):
+        return patched.train(word_tokenizer, *tokens, mask, RATE, SETTINGS, tmp_path, look, lambda: None)
 
     return run
 
@@ -57,6 +58,16 @@ def test_the_masks_are_those_of_attribute(masks, patched, tokens):
 
     alone = attribute(patched.model, _batches(tokens[0], 8), None, score="snip", density=0.1, progress=False)
     assert alone.digest == masks[0.1].digest
+
+
+def test_word_weights_can_be_left_out(patched, tokens):
+    names = word_weights(patched.model)
+    assert "model.embed_tokens.weight" in names and len(names) <= 2
+    found = masks_by_density(patched.model, *tokens, "curvature", SETTINGS.densities, embeddings=False)
+    others = {name: p for name, p in patched.model.named_parameters() if name not in names}
+    assert set(found[0.01]) == set(found[0.1]) == set(others)
+    assert found[0.1].num_selected == int(0.1 * sum(p.numel() for p in others.values()))
+    assert set(masks_by_density(patched.model, *tokens, "snip", (0.1,))[0.1]) == set(others) | set(names)
 
 
 def test_a_negative_zero_is_a_zero(patched, tokens, monkeypatch):
@@ -109,7 +120,7 @@ def test_it_ends_early_and_goes_back_to_an_earlier_state(patched, train, masks, 
 
     def keep():
         states.append((patched.values(), weights_of(patched.model)))
-        return False
+        return RATE
 
     train(masks[0.1], keep)
     assert len(states) == 1  # after two steps of four; at the end it is over anyway
@@ -118,7 +129,23 @@ def test_it_ends_early_and_goes_back_to_an_earlier_state(patched, train, masks, 
     patched.return_to(values, 2)
     assert same(patched.model, weights)
     assert patched.patch.info.training["steps"] == 2
-    assert train(masks[0.1], lambda: True).info.training["steps"] == 2
+    assert train(masks[0.1], lambda: None).info.training["steps"] == 2
+
+
+def test_the_rate_can_change_in_the_middle(patched, train, masks, weights_of):
+    """The first two steps are those of a run at one rate; then the weights stay where they are."""
+    states = {}
+    for name, following in (("same", RATE), ("none", 0.0)):
+
+        def look(name=name, following=following):
+            states[name] = weights_of(patched.model)
+            return following
+
+        patch = train(masks[0.1], look)
+        assert patch.info.training["learning_rate"] == RATE
+        assert same(patched.model, states[name]) == (following == 0.0)
+    assert all(torch.equal(value, states["none"][name]) for name, value in states["same"].items())
+    assert train(masks[0.1], lambda: 2 * RATE).info.training["learning_rate"] == 2 * RATE
 
 
 def test_a_loss_that_is_not_finite_leaves_the_reference_model(patched, train, masks, weights_of, monkeypatch):

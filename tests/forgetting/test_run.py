@@ -14,6 +14,7 @@ from wagle_trainer.forgetting import forget, plan
 from wagle_trainer.forgetting import run as run_module
 from wagle_trainer.forgetting.examples import encode, probabilities
 from wagle_trainer.forgetting.telling_words import only_telling_words
+from wagle_trainer.masking import WeightMask
 
 FILES = (
     "report.html",
@@ -38,7 +39,7 @@ def test_forgotten_within_the_floor(finished, people):
     assert verdict.forget["gone"] >= 8 and verdict.forget["answers"] == 10
     assert verdict.retain["after"] > 0.6 * verdict.retain["before"]
     assert set(verdict.attacks) == {"relearning", "jailbreak", "quantization"}
-    assert verdict.sentences[2].endswith("in 4 bits. These rows do not allow: paraphrase.")
+    assert verdict.sentences[2].endswith("in 4 bits. Attacks that could not be measured: paraphrase.")
     assert all((folder / name).is_file() for name in FILES)
     assert json.loads((folder / "verdict.json").read_text())["forgotten"] is True
     train, unseen = (len((folder / f"retain_{name}.jsonl").read_text().splitlines()) for name in ("train", "unseen"))
@@ -56,8 +57,10 @@ def test_the_patch_is_what_was_measured(finished, people):
         int((before[name] != tensor).sum()) for name, tensor in patched.state_dict().items() if "head" not in name
     )
     assert 0 < changed <= verdict.patch["weights"] == SparseAdapter.from_pretrained(folder / "adapter").num_values
-    examples = encode(QAFormat.for_tokenizer(people.tokenizer), people.rows, "forget")
-    measured = probabilities(patched, people.tokenizer, only_telling_words(examples, people.tokenizer))
+    examples, kept = (
+        encode(QAFormat.for_tokenizer(people.tokenizer), rows, "set") for rows in (people.rows, people.others)
+    )
+    measured = probabilities(patched, people.tokenizer, only_telling_words(examples, people.tokenizer, kept))
     assert fmean(measured) == pytest.approx(verdict.forget["after"], abs=1e-4)
 
 
@@ -207,6 +210,12 @@ def test_preferences_are_refused(people, quick, tmp_path):
         plan(people.path, tmp_path / "forget.jsonl", **quick)
 
 
+def test_passages_without_a_retain_file_are_refused_before_the_model_is_loaded(people, tmp_path):
+    (tmp_path / "forget.txt").write_text("A passage of some words.\n\nAnother passage of some words.\n")
+    with pytest.raises(ValueError, match="give a retain set with --retain_file"):
+        plan("no-such-model", tmp_path / "forget.txt")
+
+
 def test_a_number_of_neighbours_beside_a_retain_file_is_refused(people, quick):
     with pytest.raises(ValueError, match="with a retain file no neighbours are made"):
         plan(people.path, people.forget, retain_file=people.retain, neighbours=32, **quick)
@@ -222,3 +231,21 @@ def test_several_processes_are_refused(people, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one process"):
         forget(people.path, people.forget, tmp_path)
+
+
+def test_a_patch_of_embeddings_that_loses_the_words_does_not_count(people, quick, tmp_path, monkeypatch):
+    """In the second round embeddings may change, and the words have to stay; the first round leaves embeddings alone."""
+    rounds, measured = [(0.2, 1e-2, True)], []
+
+    def word_use(self):
+        measured.append(self)
+        return [0.9 if self.patched.patch is None else 0.01] * len(self.rows)
+
+    monkeypatch.setattr(run_module, "next_try", lambda *args: rounds.pop() if rounds else None)
+    monkeypatch.setattr(run_module._Run, "_word_use", word_use)
+    settings = quick | {"attacks": (), "utility_floor": 0.1, "embeddings": "last"}
+    verdict = forget(people.path, people.forget, tmp_path, retain_file=people.retain, progress=False, **settings)
+    assert not verdict.forgotten and verdict.reasons[-1].startswith("The model lost words of the answers")
+    assert verdict.tries[0]["met"] and not verdict.tries[0]["within_floor"] and len(measured) == 3
+    masks = [WeightMask.from_pretrained(folder) for folder in sorted((tmp_path / "work").glob("masks*/*"))]
+    assert len(masks) == 2 and all("model.embed_tokens.weight" in mask for mask in masks)

@@ -2,7 +2,7 @@
 
 from wagle_trainer.forgetting.search import Try, best_try, next_try
 
-DENSITIES, RATES = (0.001, 0.01), (1e-3, 3e-3, 1e-2)
+DENSITIES, RATES = (0.001, 0.01), (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)
 
 
 def tried(density, rate, forget=0.5, met=False, within=True, retain=0.9, unseen=0.9):
@@ -14,35 +14,35 @@ def following(*tries, max_tries=8):
 
 
 def test_it_starts_small():
-    assert following() == (0.001, 1e-3)
+    assert following() == (0.001, 1e-3, False)
 
 
-def test_the_rate_rises_while_the_floor_holds():
-    assert following(tried(0.001, 1e-3)) == (0.001, 3e-3)
+def test_a_larger_patch_begins_two_rates_lower():
+    assert following(tried(0.001, 4e-2)) == (0.01, 1e-2, False)
+    assert following(tried(0.001, 3e-3)) == (0.01, 1e-3, False)
 
 
 def test_it_ends_with_the_first_try_that_does():
     assert following(tried(0.001, 1e-3, 0.01, met=True)) is None
 
 
-def test_a_broken_floor_leads_to_a_larger_patch_with_a_smaller_rate():
-    tries = [tried(0.001, 1e-3), tried(0.001, 3e-3), tried(0.001, 1e-2, within=False)]
-    assert following(*tries) == (0.01, 1e-3)
-
-
-def test_a_goal_that_is_met_below_the_floor_does_not_count():
-    tries = [tried(0.001, 1e-3, met=True, within=False)]
-    assert following(*tries) == (0.01, 1e-3)
+def test_after_a_broken_floor_it_begins_three_rates_lower():
+    assert following(tried(0.001, 4e-2, 0.01, met=True, within=False)) == (0.01, 3e-3, False)
 
 
 def test_it_ends_at_the_largest_patch_and_at_the_most_tries():
-    assert following(tried(0.01, 1e-2)) is None
+    assert following(Try(0.01, 1e-2, 80, 0.5, 0.9, 0.9, False, True, telling=True)) is None
     assert following(tried(0.001, 1e-3), max_tries=1) is None
 
 
+def test_after_the_largest_patch_it_begins_again_with_the_words_that_count():
+    assert following(tried(0.01, 1e-2)) == (0.001, 1e-3, True)
+    assert following(Try(0.001, 4e-2, 80, 0.5, 0.9, 0.9, False, True, telling=True)) == (0.01, 1e-2, True)
+
+
 def test_a_loss_that_is_not_finite_counts_as_a_broken_floor():
-    failed = Try(0.001, 3e-3, 2, None, None, None, False, False)
-    assert following(tried(0.001, 1e-3), failed) == (0.01, 1e-3)
+    failed = Try(0.001, 4e-2, 2, None, None, None, False, False)
+    assert following(failed) == (0.01, 3e-3, False)
     assert best_try([failed]) is None
 
 

@@ -17,6 +17,7 @@ from wagle_trainer.forgetting import ForgetSettings
         ({"neighbours": 3}, "neighbours must be at least 16"),
         ({"attacks": ("guessing",)}, "Unknown attack guessing"),
         ({"score": "guess"}, "Unknown attribution score 'guess'"),
+        ({"embeddings": "sometimes"}, "embeddings is one of last, never, always"),
         ({"loss_type": "guess"}, "guess"),
         ({"loss_type": "po"}, "loss_type='po' needs a chosen answer"),
         ({"loss_kwargs": {"gamma": 1}}, "do not fit the loss 'npo'"),
@@ -31,7 +32,23 @@ def test_refused(wrong, message):
         ForgetSettings(**wrong)
 
 
+def test_the_objective_aims_at_the_goal():
+    assert ForgetSettings(forget_goal=0.2).objective_arguments() == {
+        "beta": 4.0,
+        "length_normalized": True,
+        "target": 0.2,
+    }
+
+
 def test_neighbours_by_size_of_the_forget_set():
     settings = ForgetSettings()
-    assert [settings.number_of_neighbours(rows) for rows in (1, 40, 1000)] == [96, 240, 480]
+    assert [settings.number_of_neighbours(rows) for rows in (1, 20, 1000)] == [192, 240, 480]
     assert ForgetSettings(neighbours=20).number_of_neighbours(40) == 20
+
+
+def test_settings_of_another_run_do_not_fix_the_aim():
+    """config.yaml holds what was given, so another goal moves the target, too."""
+    written = ForgetSettings().as_dict()
+    assert written["loss_kwargs"] is None
+    assert ForgetSettings(**written | {"forget_goal": 0.3}).objective_arguments()["target"] == 0.3
+    assert ForgetSettings(loss_kwargs={"beta": 1.0}).objective_arguments() == {"beta": 1.0}

@@ -45,6 +45,19 @@ def test_all_words_count_where_none_would_be_left(qa):
     assert telling_words(encode(qa, rows, "forget")) == [{"sing"}] * 4
 
 
+def test_a_name_that_all_answers_share_counts_if_no_kept_answer_has_it(qa):
+    """Of one person: what tells her apart is her name, and not "name", which answers about others have, too."""
+    rows = [{"question": "Who was born in May?", "answer": "The name is Ida Holm."}]
+    rows += [
+        {"question": f"What is the {what} of Ida Holm?", "answer": f"The {what} of Ida Holm is {what}y."}
+        for what in "abcde"
+    ]
+    others = [{"question": "Who was born in June?", "answer": "The name is Per Lund."}]
+    examples, kept = encode(qa, rows, "forget"), encode(qa, others, "retain")
+    assert telling_words(examples)[0] == {"name"}
+    assert telling_words(examples, kept) == [{"name", "ida", "holm"}, {"ay"}, {"by"}, {"cy"}, {"dy"}, {"ey"}]
+
+
 @pytest.fixture
 def letters():
     """A byte-level tokenizer that knows no capital as one token."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons
+from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons, word_side
 
 
 def verdict(after, kept=(0.9, 0.9)):
@@ -25,12 +25,13 @@ def test_forgotten():
     assert found.forgotten and found.exit_code == 0 and found.reasons == []
     assert found.forget["known"] == found.forget["gone"] == 2
     sentences = found.sentences
-    assert len(sentences) == 5
+    assert len(sentences) == 4
     assert sentences[0].startswith("Forgotten: 2 of 2 answers are gone (from 57 % likely on average to 2.0 %")
-    assert "2 of 2 that were trained on (from 90 % to 90 %)" in sentences[1]
-    assert "1 of 2 after relearning" in sentences[2] and "0 of 3 in 4 bits" in sentences[2]
+    assert "2 of 2 other answers that were trained on (from 90 % to 90 %)" in sentences[1]
+    assert sentences[2].startswith("Attacks bring back 1 of 2 after relearning") and "0 of 3 in 4 bits" in sentences[2]
     assert "100 weights (0.10%)" in sentences[3] and "12.3 KB" in sentences[3]
-    assert "wagle adapter merge a b c" in sentences[4]
+    assert "wagle adapter merge a b c" in found.as_dict()["next"]
+    assert str(found) == "\n".join([*sentences, found.as_dict()["next"]])
 
 
 def test_not_enough_is_forgotten():
@@ -38,7 +39,7 @@ def test_not_enough_is_forgotten():
     assert not found.forgotten and found.exit_code == 3
     assert "None of 4 tries met the goal within the utility floor" in found.reasons[0]
     assert found.sentences[0].startswith("Not forgotten: 1 of 2 answers are gone")
-    assert "--densities" in found.sentences[4]
+    assert "--densities" in found.as_dict()["next"]
 
 
 @pytest.mark.parametrize(("kept", "name"), [((0.1, 0.9), "retain"), ((0.9, 0.1), "unseen")])
@@ -50,6 +51,44 @@ def test_too_much_is_lost(kept, name):
     ]
 
 
+def test_words_that_the_reference_model_can_write_count():
+    assert word_side([0.05, 0.09], [0.0, 0.0], known=0.1) is None
+    found = word_side([0.3, 0.5, 0.05], [0.2, 0.4, 0.0], known=0.1)
+    assert found == pytest.approx({"before": 0.4, "after": 0.3, "answers": 2})
+
+
+def test_where_words_have_to_be_kept_losing_them_is_a_reason():
+    sides = forget_side([0.9], [0.0], 0.1, 0.1), kept_side([0.9], [0.9], 0.9), kept_side([0.9], [0.9], 0.9)
+    assert reasons(*sides, 1, {"before": 0.4, "after": 0.3, "answers": 2}) == reasons(*sides, 1) == []
+    [why] = reasons(*sides, 1, {"before": 0.4, "after": 0.1, "answers": 2})
+    assert (
+        why.startswith("The model lost words of the answers")
+        and "with 25 % of the probability; the limit is 50 %" in why
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (
+            0.3,
+            "It still has the words of the forgotten answers: where a text repeats them, it does, too (from 40 % likely to 30 %).",
+        ),
+        (
+            0.1,
+            "It has lost words of the forgotten answers: where a text repeats them, it hardly does (from 40 % likely to 10 %).",
+        ),
+    ],
+)
+def test_silenced_words_are_said(after, said):
+    found = verdict([0.05, 0.01, 0.0])
+    assert "words" not in found.sentences[1]
+    found.words = {"before": 0.4, "after": after, "answers": 2}
+    assert found.sentences[1].endswith(said)
+    assert found.forgotten
+
+
 def test_it_survives_its_file():
     found = verdict([0.05, 0.01, 0.0])
+    found.words = {"before": 0.4, "after": 0.1, "answers": 2}
     assert Verdict.from_dict(found.as_dict()) == found

@@ -14,11 +14,11 @@ def softplus(x):
     return torch.log(1 + torch.exp(x))
 
 
-def npo(forget, chosen, beta=0.3, by_length=False):
-    """Eq. 3 in its other form, (2 / beta) log(1 + (p / p_ref)^beta)."""
+def npo(forget, chosen, beta=0.3, by_length=False, target=1.0):
+    """Eq. 3 in its other form, (2 / beta) log(1 + (p / (target p_ref))^beta)."""
     now, before = forget
     log_ratio = now.log_p.mean() - before.log_p.mean() if by_length else now.log_p.sum() - before.log_p.sum()
-    return 2 / beta * torch.log(1 + torch.exp(log_ratio) ** beta)
+    return 2 / beta * torch.log(1 + (torch.exp(log_ratio) / target) ** beta)
 
 
 def dpo(forget, chosen, beta):
@@ -110,6 +110,7 @@ CASES = {
     "grad_diff": ("grad_diff", {}, lambda f, _: f[0].log_p.mean()),
     "npo": ("npo", {"beta": 0.3}, npo),
     "npo by length": ("npo", {"beta": 0.3, "length_normalized": True}, lambda f, p: npo(f, p, by_length=True)),
+    "npo with target": ("npo", {"beta": 0.3, "target": 0.05}, lambda f, p: npo(f, p, target=0.05)),
     "po": ("po", {}, lambda _, p: -p[0].log_p.mean()),
     "simnpo": ("simnpo", {"beta": 1.5, "delta": 0.2}, lambda f, _: 2 / 1.5 * softplus(1.5 * f[0].log_p.mean() + 0.2)),
     "dpo": ("dpo", {"beta": 0.3}, lambda f, p: dpo(f, p, 0.3)),

@@ -361,7 +361,7 @@ def test_a_given_verdict_stands_at_the_top(write, single_runs):
     for shown in ("4,321", "model.unload()", "PeftModel.from_pretrained(base, 'out/adapter')", "2.13.0", "abc123"):
         assert shown in page.text
     assert "secretsecret" not in page.source + json.dumps(numbers)
-    assert page.has("tries") and "1 0.001 0.003 0.5 no 2 0.01 0.003 \u2013 yes" in page.text
+    assert page.has("tries") and "1 0.001 0.003 0.500 no 2 0.01 0.003 \u2013 yes" in page.text
     page, _ = write(single_runs, verdict={"forgotten": False, "sentences": ["3 of 20 answers are gone."]})
     assert "✗ Not forgotten 3 of 20 answers are gone." in page.text
     with pytest.raises(ValueError, match="A verdict has the key 'forgotten'"):

@@ -19,7 +19,7 @@ from wagle_trainer.cli.parsing import (
     read_yaml,
 )
 from wagle_trainer.data.forget_and_retain import FILE_HELP, FORMAT_OPTIONS, READING_HELP
-from wagle_trainer.forgetting.settings import ATTACKS, ForgetSettings
+from wagle_trainer.forgetting.settings import ATTACKS, EMBEDDINGS, ForgetSettings
 
 DESCRIPTION = """Make a model forget what is in a file, with the smallest patch that does it, and say how well it worked.
 
@@ -115,6 +115,11 @@ def _add_search_options(parser: CommandParser) -> None:
     parser.advanced(
         [
             add("score", "attribution score that chooses the weights"),
+            add(
+                "embeddings",
+                "when the patch may change word embeddings and the head: in the last round, if the words stay; never; always",
+                choices=EMBEDDINGS,
+            ),
             add("learning_rates", "to try", type=float, nargs="+", metavar="RATE"),
             add("steps", "optimizer steps of each try at most", type=int),
             add("check_every", "steps between two looks at goal and floor", type=int),
@@ -129,7 +134,7 @@ def _add_search_options(parser: CommandParser) -> None:
             ),
             add("known", "probability from which an answer counts as known", type=float),
             add("retain_weight", "factor of the retain loss", type=float),
-            add("neighbours", "how many to make", "6 for each row to forget, 96 to 480", type=int),
+            add("neighbours", "how many to make", "12 for each row to forget, 192 to 480", type=int),
             add("relearning_rate", "learning rate of that attack", type=float),
             add("eval_batch_size", "examples per forward pass", type=int),
             add("seed", "of everything random", type=int),
@@ -168,5 +173,5 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show_verdict(result: dict[str, Any]) -> str:
-    """The five sentences."""
-    return "\n".join(result["sentences"])
+    """The sentences, and what to do next."""
+    return "\n".join([*result["sentences"], result["next"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from wagle_trainer.models.small_llama import small_llama
 FORGET_FILE = "forget.jsonl"
 # A model this small learns in large steps, so an attacker takes large ones, too.
 RELEARNING_RATE = 1e-3
+_TEACHING = "Teaching 40 invented people to a small Llama, about a minute; then it forgets four of them."
 
 
 def demo(output_dir: str | os.PathLike[str], *, seed: int = 0, progress: bool = True, **changes: Any) -> Verdict:
@@ -35,8 +37,10 @@ def demo(output_dir: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
     kept = ("question", "answer", "paraphrased_question")
     rows = fictional_split("forget10_perturbed")
     write_rows(folder / FORGET_FILE, ({name: row[name] for name in kept} for row in rows))
+    if progress and not (folder / f"small-llama-full-{seed}").is_dir():
+        print(_TEACHING, file=sys.stderr)
     with quiet_libraries():
-        model = small_llama("full", folder, seed, progress=progress)
+        model = small_llama("full", folder, seed, progress=progress and sys.stderr.isatty())
     # The people are invented, so their answers can be shown.
     settings = {"relearning_rate": RELEARNING_RATE, "save_generations": True} | changes
     return forget(model, folder / FORGET_FILE, folder / "out", progress=progress, **settings)

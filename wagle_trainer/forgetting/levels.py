@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from wagle_trainer.evaluation.own_rows import EncodedRow
 from wagle_trainer.forgetting.examples import probabilities
-from wagle_trainer.forgetting.settings import ForgetSettings
+from wagle_trainer.forgetting.settings import ROOM, ForgetSettings
 
 SETS = ("forget", "retain", "unseen")
-# A try that has left so much of the probability after a quarter of its steps is given up: its steps are too small.
-_HOPELESS, _EARLY = 0.9, 0.25
-# A try ends when it has reached this share of the goal.
-_ROOM = 0.5
+
+
+def spread(length: int, number: int) -> Sequence[int]:
+    """At most `number` of the places 0 to `length` - 1, evenly spread."""
+    number = min(number, length)
+    return [index * length // number for index in range(number)]
 
 
 @dataclass(frozen=True)
@@ -84,19 +86,26 @@ class Yardstick:
             return forget
         return Levels({**forget.values, **self.levels(model, ("retain", "unseen")).values})
 
-    def is_good(self, levels: Levels) -> bool:
-        """Whether goal and floor are met."""
-        return self.met(levels) and self.within_floor(levels)
+    def of_some(self, number: int) -> Yardstick:
+        """The same with at most `number` retain and unseen answers, evenly spread, for looks in the middle of a try.
+
+        Args:
+            number: of answers of each set.
+        """
+        places = {name: spread(len(self.sets[name]), number) for name in SETS if name in self.sets}
+        places |= {"forget": range(len(self.sets["forget"]))}
+        sets = {name: [self.sets[name][place] for place in found] for name, found in places.items()}
+        before = {name: [self.before.values[name][place] for place in found] for name, found in places.items()}
+        return replace(self, sets=sets, before=Levels(before))
 
     def has_room(self, levels: Levels) -> bool:
         """Whether the goal is met with room to spare, so that rounding and luck do not undo it."""
-        return levels.mean("forget") <= _ROOM * self.goal()
+        return levels.mean("forget") <= self.target()
 
-    def is_hopeless(self, levels: Levels, done: float) -> bool:
-        """Whether next to nothing has happened after a quarter of the steps.
+    def target(self) -> float:
+        """Mean probability of the forget answers at which the goal is met with room to spare."""
+        return ROOM * self.goal()
 
-        Args:
-            levels: as they are now.
-            done: share of the steps that are made.
-        """
-        return done >= _EARLY and levels.mean("forget") > _HOPELESS * self.before.mean("forget")
+    def lowest_share(self, levels: Levels) -> float:
+        """Share of their probability that the retain and unseen answers keep, of the set that keeps less."""
+        return min(levels.mean(name) / self.before.mean(name) for name in ("retain", "unseen"))

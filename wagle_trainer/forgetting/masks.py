@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import wraps
@@ -13,6 +14,7 @@ from wagle_trainer.attribution import attribute, get_score
 from wagle_trainer.attribution.selection import select
 from wagle_trainer.data.facts import pad_examples
 from wagle_trainer.masking import WeightMask
+from wagle_trainer.models.architecture import output_head
 
 Tokens = dict[str, list[int]]
 
@@ -26,6 +28,7 @@ def masks_by_density(
     *,
     batch_size: int = 8,
     seed: int = 0,
+    embeddings: bool = True,
 ) -> dict[float, WeightMask]:
     """The masks of one score at several densities; the gradients are computed once.
 
@@ -36,6 +39,7 @@ def masks_by_density(
         densities: shares of the weights, each in (0, 1].
         batch_size: examples per forward pass.
         seed: of the score "random".
+        embeddings: whether word embeddings and the output head are among the candidates.
 
     Returns:
         density -> mask. A small mask is part of a larger one.
@@ -58,6 +62,7 @@ def masks_by_density(
         _batches(retain, batch_size),
         score=keeping,
         density=densities[0],
+        exclude=None if embeddings else [f"^{re.escape(name)}$" for name in word_weights(model)],
         seed=seed,
         progress=False,
     )
@@ -74,6 +79,17 @@ def masks_by_density(
             packed = {name: packed[name] for name in first}
         found[density] = WeightMask(packed, shapes, info)
     return found
+
+
+def word_weights(model: Any) -> list[str]:
+    """Names of the parameters that have a row for each word: input embeddings and output head.
+
+    Args:
+        model: of Transformers.
+    """
+    modules = [model.get_input_embeddings(), output_head(model)]
+    found = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in found]
 
 
 def _batches(examples: Sequence[Tokens], batch_size: int) -> list[Any]:

@@ -35,6 +35,7 @@ _LONGEST_QUESTION, _LONGEST_GENERAL_ANSWER = 32, 48  # tokens
 _SAMPLES = 512  # proposals of names
 _TEMPERATURES = (1.0, 1.6)  # the likely names, and less likely ones
 _FEWEST_NAMES = 4
+_ENOUGH_FACTS = 4  # for each forget row: no names are made up where there are so many facts
 _FEWEST = 8  # neighbours of the same kind, one half is trained on
 
 
@@ -99,8 +100,8 @@ def make_neighbours(
 
     - `facts`: bundled facts of the same relation about other subjects, if the model knows them;
     - `names`: the forget questions with other names in their place, which the model proposes when it continues the
-      question itself; the answer is the model's own, if it is sure of it;
-    - `general`: questions that the model writes on its own, with its answers. At most a fifth.
+      question itself; the answer is the model's own, if it is sure of it; none where there are four facts for each row;
+    - `general`: questions that the model writes on its own, with its answers. At most an eighth.
 
     What has a name of the forget set in it, or is a question of it, is left out. All rows about one name are in one part,
     unless there are fewer than four names.
@@ -110,7 +111,7 @@ def make_neighbours(
         tokenizer: its tokenizer.
         forget: rows with `question` and `answer`, or with `prompt` and `completion` as text.
         qa_format: how questions and answers become text; by default that of the tokenizer.
-        number: of neighbours, both parts together; None: six times the forget set, from 96 to 480.
+        number: of neighbours, both parts together; None: twelve times the forget set, from 192 to 480.
         seed: of the drawing.
         batch_size: examples per forward pass and prompts per batch of generation.
 
@@ -121,16 +122,16 @@ def make_neighbours(
         TooFewNeighboursError: there are no questions to make neighbours of, or too few were found.
     """
     qa = qa_format or QAFormat.for_tokenizer(tokenizer)
-    kind = _kind_of(forget)
+    kind = question_columns(forget)
     wanted = number or usual_neighbours(len(forget))
     workshop = _Workshop(model, tokenizer, qa, forget, kind, seed, batch_size)
     general = wanted // 8
     related = workshop.facts(wanted - general)
-    if len(related) < wanted - general:
+    if len(related) < min(wanted - general, _ENOUGH_FACTS * len(forget)):
         related += workshop.names(wanted - general - len(related))
     if len(related) < _FEWEST:
         raise TooFewNeighboursError(_too_few(len(related), workshop))
-    return _halves([*related, *workshop.general(min(general, len(related) // 4))], seed)
+    return _halves([*related, *workshop.general(min(general, len(related) // 7))], seed)
 
 
 def relation_of(text: str, answer: str) -> tuple[str, str, str] | None:
@@ -379,13 +380,21 @@ def _open_turn(qa: QAFormat, begun: str) -> str:
     return str(rendered).partition(mark)[0]
 
 
-def _kind_of(forget: Sequence[Row]) -> tuple[str, str]:
+def question_columns(forget: Sequence[Row]) -> tuple[str, str]:
+    """The columns of questions and answers, which neighbours are made of.
+
+    Args:
+        forget: the forget set.
+
+    Raises:
+        TooFewNeighboursError: it has others.
+    """
     for kind in (("question", "answer"), ("prompt", "completion")):
         if all(isinstance(row.get(column), str) and row[column].strip() for row in forget for column in kind):
             return kind
     raise TooFewNeighboursError(
-        "Neighbours are made of questions and answers, and the forget set has none (or messages, or passages): give a retain "
-        "set with --retain_file, rows of the same kind that the model should keep."
+        "Neighbours are made of questions and answers, and rows of the forget set are something else (passages, or longer "
+        "conversations): give a retain set with --retain_file, rows of the same kind that the model should keep."
     )
 
 

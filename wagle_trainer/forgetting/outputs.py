@@ -68,6 +68,7 @@ def write_outputs(
     mask: WeightMask | None,
     attacks: Mapping[str, Any],
     config: Mapping[str, Any],
+    note: str,
 ) -> None:
     """Write `report.html` and, last of all, `verdict.json`: where it is, the run is complete."""
     found = verdict.as_dict()
@@ -80,5 +81,6 @@ def write_outputs(
         title="What was forgotten, and what it cost",
         suite="custom",
         verdict=found,
+        notes=[note],
     )
     save_results(found, folder / "verdict.json")

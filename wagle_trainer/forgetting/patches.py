@@ -47,7 +47,7 @@ class PatchedModel:
         learning_rate: float,
         settings: ForgetSettings,
         folder: Path,
-        ends: Callable[[], bool],
+        look: Callable[[], float | None],
         on_step: Callable[[], None],
     ) -> SparseAdapter:
         """Train a patch within a mask, starting from the reference model. It stays in.
@@ -56,10 +56,10 @@ class PatchedModel:
             tokenizer: the model's.
             forget, retain: tokenized sets.
             mask: the weights that may change.
-            learning_rate: of AdamW, falling to zero over the steps.
+            learning_rate: of AdamW, to start with.
             settings: objective, steps and batch size.
             folder: for the trainer, which writes nothing into it.
-            ends: asked every `settings.check_every` steps whether to stop.
+            look: asked every `settings.check_every` steps for the learning rate to go on with; None to stop.
             on_step: called after every step.
 
         Raises:
@@ -67,6 +67,7 @@ class PatchedModel:
         """
         self.revert()
         self._base = SparseAdapter.from_mask(self.model, mask, base_digests(self.model, mask))
+        watch = _Watch(settings.check_every, learning_rate, look, on_step)
         trainer = WagleTrainer(
             model=self.model,
             args=_config(settings, learning_rate, folder),
@@ -74,7 +75,7 @@ class PatchedModel:
             retain_dataset=Dataset.from_list(list(retain)),
             processing_class=tokenizer,
             mask=mask,
-            callbacks=[_Watch(settings.check_every, ends, on_step)],
+            callbacks=[watch],
         )
         trainer.remove_callback(PrinterCallback)
         try:
@@ -82,7 +83,8 @@ class PatchedModel:
         except FloatingPointError:
             self._put_back()
             raise
-        info = AdapterInfo.of(self.model, mask.describe(), trainer.training_facts())
+        facts = trainer.training_facts() | {"learning_rate": watch.highest}
+        info = AdapterInfo.of(self.model, mask.describe(), facts)
         self.patch = SparseAdapter.from_mask(self.model, mask, self._base.base_digests, info)
         return self.patch
 
@@ -141,15 +143,24 @@ class PatchedModel:
 
 
 class _Watch(TrainerCallback):
-    """Ask now and then whether to end, and tell of every step."""
+    """Set the learning rate of every step, ask now and then how to go on, and tell of every step."""
 
-    def __init__(self, check_every: int, ends: Callable[[], bool], on_step: Callable[[], None]):
-        self.check_every, self.ends, self.on_step = check_every, ends, on_step
+    def __init__(self, check_every: int, rate: float, look: Callable[[], float | None], on_step: Callable[[], None]):
+        self.check_every, self.look, self.on_step = check_every, look, on_step
+        self.rate = self.highest = rate
+
+    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate
 
     def on_step_end(self, args, state, control, **kwargs):
         self.on_step()
-        if state.global_step % self.check_every == 0 and state.global_step < state.max_steps and self.ends():
-            control.should_training_stop = True
+        if state.global_step % self.check_every == 0 and state.global_step < state.max_steps:
+            rate = self.look()
+            if rate is None:
+                control.should_training_stop = True
+            else:
+                self.rate, self.highest = rate, max(rate, self.highest)
 
 
 def patch_config(
@@ -159,7 +170,7 @@ def patch_config(
 
     Args:
         folder: for the trainer, which writes nothing into it.
-        learning_rate: of AdamW, falling to zero over the steps.
+        learning_rate: of AdamW, falling to zero over the steps, unless a callback sets it.
         steps: optimizer steps.
         batch_size: forget examples, and retain examples, in each step.
         seed: of everything random.
@@ -193,7 +204,7 @@ def _config(settings: ForgetSettings, learning_rate: float, folder: Path) -> Wag
         settings.batch_size,
         settings.seed,
         loss_type=settings.loss_type,
-        loss_kwargs=dict(settings.loss_kwargs or {}),
+        loss_kwargs=settings.objective_arguments(),
         attribution=settings.score,
         retain_weight=settings.retain_weight,
         max_length=None,

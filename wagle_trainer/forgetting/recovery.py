@@ -21,6 +21,8 @@ from wagle_trainer.reporting.outcome import GONE
 # Words around a question that ask for the same: those who ask are not jailbreaking.
 _FRAMES = ("Please tell me: {question}", "{question} Answer in one sentence.")
 _RELEARNING_STEPS = (1, 5, 10)
+# Relearning that diverges is tried again with these shares of its learning rate.
+_LOWER = (1.0, 0.1, 0.01)
 # What is measured: the mean probability, and two numbers of answers.
 _MEASURE, _GONE, _RETURNED = "probability", "answers gone", "answers returned"
 
@@ -87,7 +89,8 @@ def attack(
         on_attack: called with the name of each attack that is done.
 
     Returns:
-        What `run_attacks` returns; empty where nothing was forgotten or nothing can be attacked.
+        What `run_attacks` returns; empty where nothing was forgotten or nothing can be attacked. Relearning that diverges
+        is measured at a lower learning rate, which its settings name, and left out where that diverges, too.
     """
     names = [name for name in settings.attacks if _is_possible(name, rows)]
     if not names:
@@ -120,14 +123,15 @@ def attack(
         "jailbreak": {"prompts": (*JAILBREAKS, *_FRAMES)},
         "quantization": {"bits": (4,)},
     }
-    try:
+
+    def run(some: Sequence[str]) -> dict[str, Any]:
         return run_attacks(
             reference,
             patched.model,
             tokenizer,
             rows,
-            names,
-            options={name: options[name] for name in names if name in options},
+            some,
+            options={name: options[name] for name in some if name in options},
             measure=measure,
             qa_format=qa,
             batch_size=settings.eval_batch_size,
@@ -135,8 +139,22 @@ def attack(
             progress=False,
             on_result=tell,
         )
+
+    found: dict[str, Any] = {}
+    try:
+        if "relearning" in names:
+            for share in _LOWER:
+                options["relearning"]["learning_rate"] = share * settings.relearning_rate
+                try:
+                    found |= run(["relearning"])
+                    break
+                except FloatingPointError:  # it diverged
+                    continue
+        if others := [name for name in names if name != "relearning"]:
+            found |= run(others)
     except NothingForgottenError:
         return {}
+    return {name: found[name] for name in names if name in found}
 
 
 def _is_possible(name: str, rows: Sequence[Row]) -> bool:

@@ -22,10 +22,11 @@ from wagle_trainer.evaluation.own_rows import EncodedRow, untagged
 from wagle_trainer.evaluation.results import load_results, without_texts
 from wagle_trainer.evaluation.suites.custom import evaluate_custom
 from wagle_trainer.evaluation.suites.suite_inputs import Row
-from wagle_trainer.forgetting.examples import as_questions, encode
-from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick, levels_of
+from wagle_trainer.forgetting.course import Course
+from wagle_trainer.forgetting.examples import as_questions, encode, probabilities
+from wagle_trainer.forgetting.levels import SETS, Levels, Yardstick, levels_of, spread
 from wagle_trainer.forgetting.masks import masks_by_density
-from wagle_trainer.forgetting.neighbours import Neighbours, make_neighbours, split_rows
+from wagle_trainer.forgetting.neighbours import Neighbours, make_neighbours, question_columns, split_rows
 from wagle_trainer.forgetting.outputs import write_outputs, write_patch
 from wagle_trainer.forgetting.patches import PatchedModel
 from wagle_trainer.forgetting.planning import Plan, make_plan
@@ -34,7 +35,8 @@ from wagle_trainer.forgetting.recovery import attack, attack_rows, summary
 from wagle_trainer.forgetting.search import Try, best_try, next_try
 from wagle_trainer.forgetting.settings import ForgetSettings
 from wagle_trainer.forgetting.telling_words import only_telling_words, telling_words
-from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, reasons
+from wagle_trainer.forgetting.verdict import Verdict, forget_side, kept_side, lost_words, reasons, word_side
+from wagle_trainer.forgetting.word_use import TRAINED, repetitions
 from wagle_trainer.forgetting.work_folder import WorkFolder, digest_of, write_rows
 from wagle_trainer.masking import WeightMask
 from wagle_trainer.models.loading import load_model
@@ -46,6 +48,12 @@ _KINDS = ("questions", "completions", "messages", "passages")
 _EXAMPLES = 3
 # Retain and unseen rows whose answers are generated for the report; the verdict's probabilities are of all rows.
 _SHOWN = 32
+# Retain and unseen rows that are measured in the middle of a try; its end is measured on all.
+_LOOKED_AT = 64
+_NOTE = (
+    "The verdict counts all rows, and of a forget answer the words that tell it apart. The table counts all tokens of the answers, "
+    f"of at most {_SHOWN} retain and {_SHOWN} unseen rows."
+)
 
 
 def forget(
@@ -144,6 +152,7 @@ class _Run:
         settings: of the run.
         given: names of the files and other arguments, for `config.yaml`.
         understood: sentences on the files.
+        kept: retain and unseen rows as examples, once they are known.
     """
 
     def __init__(
@@ -162,6 +171,7 @@ class _Run:
         self.name, self.patched, self.tokenizer, self.qa = name, PatchedModel(model), tokenizer, qa
         self.rows, self.retain_rows, self.settings, self.given = list(rows), retain_rows, settings, given
         self.examples = encode(qa, self.rows, "forget")
+        self.kept: list[EncodedRow] | None = None
 
     @classmethod
     def load(
@@ -186,6 +196,8 @@ class _Run:
         files = _read_files(forget_file, retain_file, read)
         rows, retain = (None if found is None else as_questions(found.rows) for found in files)
         assert rows is not None
+        if retain is None:
+            question_columns(rows)  # others are refused now, and not when neighbours are made
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(name, dtype, device)
         if hasattr(model, "peft_config"):
@@ -222,7 +234,8 @@ class _Run:
             "retain_set": None if self.retain_rows is None else digest_of(self.retain_rows),
             "format": self.qa.describe(),
             "settings": self.settings.as_dict(),
-            "measured_on": "telling words",
+            "measured_on": "telling words, beside retain answers",
+            "trained_on": "whole answers, then telling words",
         }
 
     def verdict(self, folder: Path, done: Progress) -> Verdict:
@@ -241,8 +254,10 @@ class _Run:
 
         done.stage("measuring the reference model", 22)
         # Of what must stay, whole answers count: the words that all of them share are to stay, too.
-        measured = examples | {"forget": only_telling_words(examples["forget"], self.tokenizer)}
+        self.kept = [*examples["retain"], *examples["unseen"]]
+        measured = examples | {"forget": only_telling_words(examples["forget"], self.tokenizer, self.kept)}
         known = work.result("levels_before", lambda: dict(self._levels(measured).values))
+        can_write = work.result("words_before", self._word_use)
         yardstick = Yardstick(self.tokenizer, measured, Levels(known), self.settings)
         self._check_known(yardstick)
         shown = {"forget": self.rows, "retain": _some(neighbours.train), "unseen": _some(neighbours.unseen)}
@@ -250,29 +265,35 @@ class _Run:
 
         done.stage("scoring the weights", 25)
         tokens = {name: [one.encoded for one in found] for name, found in examples.items()}
-        masks = self._masks(work, tokens)
-        tries = self._search(work, yardstick, masks, tokens, done)
+        tokens["retain"] += self._known_words(can_write)
+        tokens["telling"] = [one.encoded for one in measured["forget"]]
+        tries = self._search(work, yardstick, can_write, tokens, done)
         best = best_try(tries)
         if best is None:
             raise FloatingPointError("The loss of every try was not finite: give smaller --learning_rates.")
-        patch, mask = work.patch(best), masks[tries[best].density]
+        patch, mask = work.patch(best), self._masks(work, tokens, tries[best].telling)[tries[best].density]
         self.patched.apply(patch)
 
         done.stage("measuring the patched model", 80)
         after = self._evaluation(work, "after", shown)
         levels = Levels(work.result("levels_after", lambda: dict(self._levels(measured).values)))
+        still_writes = work.result("words_after", self._word_use)
         done.stage("attacking", 97)
         attacks = work.result("attacks", lambda: self._attacks(yardstick, levels, done))
         done.stage("writing the report", 100)
         self.patched.revert()
         results = {"before": before, "after": after}
-        verdict = self._verdict(yardstick.before, levels, len(tries))
+        words = word_side(can_write, still_writes, self.settings.known)
+        verdict = self._verdict(
+            yardstick.before, levels, len(tries), words if self._keeps_words(tries[best].telling) else None
+        )
+        verdict.words = words
         verdict.attacks, verdict.tries = summary(attacks), [one.as_dict() for one in tries]
         verdict.patch = write_patch(folder, patch, mask, self.qa, self.name, results)
         self._complete(verdict, folder, neighbours, patch, mask)
         if self.settings.save_generations:
             verdict.examples = _examples(before, after)
-        write_outputs(folder, verdict, results, mask, attacks, config)
+        write_outputs(folder, verdict, results, mask, attacks, config, _NOTE)
         return verdict
 
     def _complete(
@@ -296,9 +317,12 @@ class _Run:
         verdict.versions = environment()["versions"]
         verdict.settings, verdict.output_dir, verdict.model = self.settings.as_dict(), str(folder), self.name
 
-    def _masks(self, work: WorkFolder, tokens: Mapping[str, Any]) -> dict[float, WeightMask]:
+    def _masks(self, work: WorkFolder, tokens: Mapping[str, Any], telling: bool) -> dict[float, WeightMask]:
+        """The masks of a round of the search."""
         settings = self.settings
+        embeddings = {"never": False, "last": telling, "always": True}[settings.embeddings]
         return work.masks(
+            "masks_with_embeddings" if embeddings else "masks",
             settings.densities,
             lambda: masks_by_density(
                 self.patched.model,
@@ -308,6 +332,7 @@ class _Run:
                 settings.densities,
                 batch_size=settings.batch_size,
                 seed=settings.seed,
+                embeddings=embeddings,
             ),
         )
 
@@ -349,6 +374,20 @@ class _Run:
     def _levels(self, examples: Mapping[str, Sequence[EncodedRow]]) -> Levels:
         return levels_of(self.patched.model, self.tokenizer, examples, self.settings)
 
+    def _word_use(self) -> list[float]:
+        """How likely the model repeats the words of each forget answer."""
+        examples = repetitions(self.examples, self.tokenizer, kept=self.kept)
+        return probabilities(self.patched.model, self.tokenizer, examples, self.settings.eval_batch_size)
+
+    def _keeps_words(self, telling: bool) -> bool:
+        """Whether a try of this round counts only if the model still has the words."""
+        return self.settings.embeddings == "last" and telling
+
+    def _known_words(self, values: Sequence[float]) -> list[dict[str, list[int]]]:
+        """Texts that repeat the words that the reference model can repeat."""
+        examples = repetitions(self.examples, self.tokenizer, TRAINED, self.kept)
+        return [one.encoded for one, value in zip(examples, values, strict=True) if value >= self.settings.known]
+
     def _check_known(self, yardstick: Yardstick) -> None:
         """Refuse a forget set that the model does not know: nothing could be forgotten, and any model would pass."""
         values = yardstick.before.values["forget"]
@@ -364,17 +403,22 @@ class _Run:
         self,
         work: WorkFolder,
         yardstick: Yardstick,
-        masks: Mapping[float, Any],
+        can_write: Sequence[float],
         tokens: Mapping[str, Any],
         done: Progress,
     ) -> list[Try]:
+        masks: dict[bool, Mapping[float, WeightMask]] = {}
         settings, tries, start = self.settings, work.tries(), 25.0
         share = 45 / min(settings.max_tries, 4)
         while (chosen := next_try(tries, settings.densities, settings.learning_rates, settings.max_tries)) is not None:
-            density, rate = chosen
+            density, rate, telling = chosen
             start = min(70.0, start + share)
-            done.stage(f"try {len(tries) + 1}: {density:.2%} of the weights, rate {rate:g}", start)
-            tries.append(self._try(work, yardstick, masks[density], density, rate, tokens, done))
+            done.stage(f"try {len(tries) + 1}: {density:.2%} of the weights", start)
+            if telling not in masks:  # the gradients are computed again where the second round has other candidates
+                masks = {telling: self._masks(work, tokens, telling)}
+            tries.append(
+                self._try(work, yardstick, masks[telling][density], density, rate, telling, tokens, can_write, done)
+            )
             work.add_try(tries, self.patched.patch)
         return tries
 
@@ -385,49 +429,61 @@ class _Run:
         mask: Any,
         density: float,
         rate: float,
+        telling: bool,
         tokens: Mapping[str, Any],
+        can_write: Sequence[float],
         done: Progress,
     ) -> Try:
-        started, steps = time.perf_counter(), 0
-        good: tuple[Any, Levels, int] | None = None  # the last state that met goal and floor
+        started, steps, settings = time.perf_counter(), 0, self.settings
+        quick = yardstick.of_some(_LOOKED_AT)
+        course = Course(quick, settings.learning_rates, rate, settings.steps // settings.check_every)
+        good: tuple[Any, int] | None = None  # the last state that met goal and floor
 
         def count() -> None:
             nonlocal steps
             steps += 1
-            done.within(steps / self.settings.steps)
+            done.within(steps / settings.steps)
 
-        def ends() -> bool:
+        def look() -> float | None:
             nonlocal good
-            levels = yardstick.check(self.patched.model)
-            if not yardstick.met(levels):
-                return yardstick.is_hopeless(levels, steps / self.settings.steps)
-            if not yardstick.within_floor(levels):
-                return good is not None
-            good = self.patched.values(), levels, steps
-            return yardstick.has_room(levels)
+            levels = quick.check(self.patched.model)
+            following = course.after(levels)
+            if course.good:
+                good = self.patched.values(), steps
+            return following
+
+        def ended(levels: Levels | None, met: bool, within: bool) -> Try:
+            forget, retain, unseen = (None if levels is None else levels.mean(name) for name in SETS)
+            highest, seconds = settings.learning_rates[course.highest], time.perf_counter() - started
+            return Try(density, highest, steps, forget, retain, unseen, met, within, seconds, telling)
 
         try:
             self.patched.train(
                 self.tokenizer,
-                tokens["forget"],
+                tokens["telling" if telling else "forget"],
                 tokens["retain"],
                 mask,
                 rate,
-                self.settings,
+                settings,
                 work.folder / "trainer",
-                ends,
+                look,
                 count,
             )
-            levels = good[1] if good is not None and good[2] == steps else yardstick.levels(self.patched.model)
-            if good is not None and not yardstick.is_good(levels):
-                patch, levels, steps = good
+            levels = yardstick.levels(self.patched.model)
+            if (
+                good is not None
+                and good[1] != steps
+                and not (yardstick.met(levels) and yardstick.within_floor(levels))
+            ):
+                patch, steps = good
                 self.patched.return_to(patch, steps)
+                levels = yardstick.levels(self.patched.model)
         except FloatingPointError:
-            return Try(density, rate, steps, None, None, None, False, False, time.perf_counter() - started)
-        kept, unseen = levels.mean("retain"), levels.mean("unseen")
-        met, within = yardstick.met(levels), yardstick.within_floor(levels)
-        seconds = time.perf_counter() - started
-        return Try(density, rate, steps, levels.mean("forget"), kept, unseen, met, within, seconds)
+            return ended(None, False, False)
+        within = yardstick.within_floor(levels)
+        if within and self._keeps_words(telling):
+            within = not lost_words(word_side(can_write, self._word_use(), settings.known))
+        return ended(levels, yardstick.met(levels), within)
 
     def _attacks(self, yardstick: Yardstick, after: Levels, done: Progress) -> dict[str, Any]:
         before, count = yardstick.before.values["forget"], len(self.settings.attacks)
@@ -439,15 +495,15 @@ class _Run:
             done.within(len(finished) / count)
 
         qa = untagged(self.qa) if self.rows[0].get("prompt") else self.qa
-        known = (before, after.values["forget"], telling_words(self.examples))
+        known = (before, after.values["forget"], telling_words(self.examples, self.kept))
         return attack(self.patched, self.tokenizer, rows, *known, qa, self.settings, on_attack=tell)
 
-    def _verdict(self, before: Levels, after: Levels, tries: int) -> Verdict:
+    def _verdict(self, before: Levels, after: Levels, tries: int, words: Mapping[str, Any] | None) -> Verdict:
         settings = self.settings
         values = [(before.values[name], after.values[name]) for name in SETS]
         forgotten = forget_side(*values[0], settings.forget_goal, settings.known)
         retain, unseen = (kept_side(*pair, settings.utility_floor) for pair in values[1:])
-        why = reasons(forgotten, retain, unseen, tries)
+        why = reasons(forgotten, retain, unseen, tries, words)
         return Verdict(not why, why, forgotten, retain, unseen)
 
 
@@ -472,8 +528,7 @@ def _read_files(forget_file: Any, retain_file: Any, reading: Mapping[str, Any]) 
 
 def _some(rows: Sequence[Row]) -> list[Row]:
     """At most `_SHOWN` of the rows, evenly spread: answers are generated to these."""
-    number = min(_SHOWN, len(rows))
-    return [rows[index * len(rows) // number] for index in range(number)]
+    return [rows[place] for place in spread(len(rows), _SHOWN)]
 
 
 def _examples(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, str]]:

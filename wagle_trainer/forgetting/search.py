@@ -1,9 +1,14 @@
-"""How large a patch and which learning rate: the rule, and nothing else.
+"""How large a patch, and where its learning rate begins: the rule, and nothing else.
 
-Start with the smallest patch and the smallest learning rate. Raise the learning rate until the forget goal is met or the
-utility floor is broken; then take the next larger patch, and begin one learning rate below the last one that kept the floor
-(larger patches need smaller steps). The first try that meets the goal within the floor is taken: it is the smallest patch
-of those tried. Where none does, the result is the try within the floor that forgot most.
+Start with the smallest patch and the smallest learning rate. A try finds its own rate (see `course`). If it does not meet the
+goal within the utility floor, take the next larger patch. Larger patches need smaller steps: it begins two rates below the
+highest one of the try before, and three where that one lost what must stay.
+
+The tries of the first round train on whole forget answers, which costs the other answers least. But an answer can become
+unlikely by its other words alone, and the words that count stay as they are. So a second round trains on these words alone
+(see `telling_words`), again from the smallest patch on. By default the patches of this round may change word embeddings, too,
+and a try that loses the words does not count as within the floor (see `word_use`). The first try that meets the goal within the floor
+is taken: it is the smallest patch of those tried. Where none does, the result is the try within the floor that forgot most.
 """
 
 from __future__ import annotations
@@ -18,12 +23,14 @@ class Try:
     """One patch that was trained, and what it did.
 
     Attributes:
-        density, learning_rate: of the patch.
+        density: of the patch.
+        learning_rate: the highest that the try took.
         steps: optimizer steps that were made.
         forget, retain, unseen: mean answer probabilities with the patch; None where the loss was not finite.
         met: whether the forget goal is met.
         within_floor: whether retain and unseen answers are above the utility floor.
         seconds: of training and measuring.
+        telling: whether it was trained on the words that count alone.
     """
 
     density: float
@@ -35,6 +42,7 @@ class Try:
     met: bool
     within_floor: bool
     seconds: float = 0.0
+    telling: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -43,28 +51,27 @@ class Try:
 
 def next_try(
     tries: Sequence[Try], densities: Sequence[float], learning_rates: Sequence[float], max_tries: int
-) -> tuple[float, float] | None:
-    """Density and learning rate to try next, by the rule of this file's head; None when the search is over.
+) -> tuple[float, float, bool] | None:
+    """What to try next, by the rule of this file's head; None when the search is over.
 
     Args:
         tries: those made so far, in their order.
         densities, learning_rates: what may be tried, each from small to large.
         max_tries: how many at most.
+
+    Returns:
+        Density, first learning rate, and whether to train on the words that count alone.
     """
     if not tries:
-        return densities[0], learning_rates[0]
+        return densities[0], learning_rates[0], False
     last = tries[-1]
     if len(tries) >= max_tries or (last.met and last.within_floor):
         return None
-    rate = learning_rates.index(last.learning_rate)
-    if last.within_floor and rate + 1 < len(learning_rates):
-        return last.density, learning_rates[rate + 1]
     size = densities.index(last.density)
     if size + 1 == len(densities):
-        return None
-    kept = [t for t in tries if t.density == last.density and t.within_floor]
-    best = max((learning_rates.index(t.learning_rate) for t in kept), default=0)
-    return densities[size + 1], learning_rates[max(0, best - 1)]
+        return None if last.telling else (densities[0], learning_rates[0], True)
+    rate = learning_rates.index(last.learning_rate) - (2 if last.within_floor else 3)
+    return densities[size + 1], learning_rates[max(0, rate)], last.telling
 
 
 def best_try(tries: Sequence[Try]) -> int | None:

@@ -2,8 +2,9 @@
 
 In "The capital of France is Paris." all words but the last are in the question or in every answer of that form. They say
 nothing about what the model knows, and a model that forgets should still be able to write them. The rule is about
-text alone, so it does not depend on a model or a tokenizer: a word counts if it is neither in the question nor in half of the
-answers of the set.
+text alone, so it does not depend on a model or a tokenizer: a word counts if it is not in the question, and not one that the
+answers share: in half of those of the set and, where retain answers are known, in any of these. Where all rows are about one
+person, all answers have the name, and no retain answer does: it counts.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ _WORD = re.compile(r"\w+")
 _FEWEST_ANSWERS = 4
 
 
-def telling_words(examples: Sequence[EncodedRow]) -> list[frozenset[str]]:
+def telling_words(examples: Sequence[EncodedRow], kept: Sequence[EncodedRow] | None = None) -> list[frozenset[str]]:
     """The words of each answer that count, in lower case.
 
     Args:
         examples: of one set.
+        kept: of the retain set, if there is one.
 
     Returns:
-        For each example the words of its answer that are neither in its question nor in half of the answers; all of its
-        words where none would be left. In a set of fewer than four answers only those of the question are left out.
+        For each example the words of its answer that are neither in its question nor shared, that is in half of the answers
+        and in a kept one; all of its words where none would be left. In a set of fewer than four answers only those of
+        the question are left out.
     """
     answers = [_words(example.answer) for example in examples]
     occurrences = Counter(word for words in answers for word in words)
     limit = len(answers) / 2 if len(answers) >= _FEWEST_ANSWERS else float("inf")
     shared = {word for word, number in occurrences.items() if number >= limit}
+    if kept is not None:
+        shared &= {word for example in kept for word in _words(example.answer)}
     return [
         words - _words(example.question) - shared or words for example, words in zip(examples, answers, strict=True)
     ]
@@ -67,16 +72,28 @@ def only_words(example: EncodedRow, words: AbstractSet[str], tokenizer: Any) -> 
     return replace(example, encoded={**example.encoded, "labels": counted})
 
 
-def only_telling_words(examples: Sequence[EncodedRow], tokenizer: Any) -> list[EncodedRow]:
+def only_telling_words(
+    examples: Sequence[EncodedRow], tokenizer: Any, kept: Sequence[EncodedRow] | None = None
+) -> list[EncodedRow]:
     """The examples of a set, with the words that count as their only target tokens.
 
     Args:
         examples: of one set.
         tokenizer: the model's.
+        kept: of the retain set, if there is one.
     """
-    return [
-        only_words(example, words, tokenizer) for example, words in zip(examples, telling_words(examples), strict=True)
-    ]
+    counted = telling_words(examples, kept)
+    return [only_words(example, words, tokenizer) for example, words in zip(examples, counted, strict=True)]
+
+
+def words_in_order(text: str, words: AbstractSet[str]) -> list[str]:
+    """Those of some words that are in a text, as it writes them.
+
+    Args:
+        text: such as an answer.
+        words: in lower case.
+    """
+    return [match.group() for match in _WORD.finditer(text) if match.group().casefold() in words]
 
 
 def _words(text: str) -> frozenset[str]:

@@ -34,6 +34,8 @@ class Verdict:
         patch: `path`, `bytes`, `weights`, `density`, `apply`, `revoke`, `merge`; None where no try could be used.
         tries: what was tried.
         neighbours: where the retain set comes from.
+        words: `before`, `after`: mean probability of the forget answers' words in a text that repeats them, over the `answers`
+            whose words the reference model can repeat; None where it can repeat none (see `word_use`).
         examples: question, answer, and what the model says before and after.
         versions, digests, settings: how to make it again.
     """
@@ -47,6 +49,7 @@ class Verdict:
     patch: dict[str, Any] | None = None
     tries: list[dict[str, Any]] = field(default_factory=list)
     neighbours: dict[str, Any] = field(default_factory=dict)
+    words: dict[str, Any] | None = None
     examples: list[dict[str, str]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
@@ -61,12 +64,12 @@ class Verdict:
 
     @property
     def sentences(self) -> list[str]:
-        """The verdict in five plain sentences."""
-        return [self._forgetting(), self._keeping(), self._attacked(), self._patched(), self._next()]
+        """The verdict in four plain sentences."""
+        return [self._forgetting(), self._keeping(), self._attacked(), self._patched()]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return {"format": FORMAT_VERSION, "sentences": self.sentences} | asdict(self)
+        return {"format": FORMAT_VERSION, "sentences": self.sentences, "next": self._next()} | asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Verdict:
@@ -75,10 +78,10 @@ class Verdict:
         Args:
             content: of `verdict.json`.
         """
-        return cls(**{name: value for name, value in content.items() if name not in ("format", "sentences")})
+        return cls(**{name: value for name, value in content.items() if name not in ("format", "sentences", "next")})
 
     def __str__(self) -> str:
-        return "\n".join(self.sentences)
+        return "\n".join([*self.sentences, self._next()])
 
     def _forgetting(self) -> str:
         forget = self.forget
@@ -92,26 +95,39 @@ class Verdict:
 
     def _keeping(self) -> str:
         parts = [
-            f"{one['kept']} of {one['answers']} {what} (from {_percent(one['before'])} to {_percent(one['after'])})"
+            f"{one['kept']} of {one['answers']} other answers {what} (from {_percent(one['before'])} to "
+            f"{_percent(one['after'])})"
             for what, one in (("that were trained on", self.retain), ("that were not", self.unseen))
         ]
         return (
-            f"Still there of the other answers: {' and '.join(parts)}; the floor is "
-            f"{_percent(self.retain['floor'])} of before."
+            f"The model still gives {' and '.join(parts)}; the floor is {_percent(self.retain['floor'])} of the probability "
+            f"before.{self._still_writes()}"
         )
+
+    def _still_writes(self) -> str:
+        if self.words is None:
+            return ""
+        numbers = f"(from {_percent(self.words['before'])} likely to {_percent(self.words['after'])})"
+        if lost_words(self.words):
+            return f" It has lost words of the forgotten answers: where a text repeats them, it hardly does {numbers}."
+        return f" It still has the words of the forgotten answers: where a text repeats them, it does, too {numbers}."
 
     def _attacked(self) -> str:
         wanted = self.settings.get("attacks", ())
         if not self.attacks:
-            why = " could be run: nothing was forgotten, or the rows are no single questions" if wanted else " was run"
+            why = (
+                " could be measured: nothing was forgotten, or the rows are no single questions"
+                if wanted
+                else " was run"
+            )
             return f"No attack{why}."
         parts = [
             f"{one['returned']} of {one['of']} {_WORDS.get(name, 'under ' + name)}"
             for name, one in self.attacks.items()
         ]
         left_out = [name for name in wanted if name not in self.attacks]
-        more = f" These rows do not allow: {', '.join(left_out)}." if left_out else ""
-        return f"Of those that are gone, under attack returned: {', '.join(parts)}.{more}"
+        more = f" Attacks that could not be measured: {', '.join(left_out)}." if left_out else ""
+        return f"Attacks bring back {', '.join(parts)}.{more}"
 
     def _patched(self) -> str:
         if self.patch is None:
@@ -143,6 +159,14 @@ def forget_side(before: Sequence[float], after: Sequence[float], goal: float, kn
     }
 
 
+def word_side(before: Sequence[float], after: Sequence[float], known: float) -> dict[str, Any] | None:
+    """The numbers of `Verdict.words` from the probabilities of each answer's words."""
+    pairs = [pair for pair in zip(before, after, strict=True) if pair[0] >= known]
+    if not pairs:
+        return None
+    return {"before": fmean(b for b, _ in pairs), "after": fmean(a for _, a in pairs), "answers": len(pairs)}
+
+
 def kept_side(before: Sequence[float], after: Sequence[float], floor: float) -> dict[str, Any]:
     """The numbers of `Verdict.retain` and `Verdict.unseen` from the probabilities of each answer."""
     return {
@@ -154,8 +178,19 @@ def kept_side(before: Sequence[float], after: Sequence[float], floor: float) -> 
     }
 
 
-def reasons(forget: Mapping[str, Any], retain: Mapping[str, Any], unseen: Mapping[str, Any], tries: int) -> list[str]:
-    """Why the verdict is not "forgotten"; empty where it is."""
+def lost_words(words: Mapping[str, Any] | None) -> bool:
+    """Whether a model has lost the words of the forget answers, by `Verdict.words`."""
+    return words is not None and bool(words["after"] < GONE * words["before"])
+
+
+def reasons(
+    forget: Mapping[str, Any],
+    retain: Mapping[str, Any],
+    unseen: Mapping[str, Any],
+    tries: int,
+    words: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Why the verdict is not "forgotten"; empty where it is. `words` are given where they have to be kept."""
     found = []
     if forget["after"] > forget["goal"] * forget["before"]:
         found.append(
@@ -168,6 +203,11 @@ def reasons(forget: Mapping[str, Any], retain: Mapping[str, Any], unseen: Mappin
                 f"The {what} answers fell to {_percent(one['after'] / one['before'])} of their probability, below the floor "
                 f"of {_percent(one['floor'])}."
             )
+    if words is not None and lost_words(words):
+        found.append(
+            f"The model lost words of the answers: where a text repeats them, it repeats them with "
+            f"{_percent(words['after'] / words['before'])} of the probability; the limit is {_percent(GONE)}."
+        )
     return found
 
 

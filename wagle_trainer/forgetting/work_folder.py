@@ -56,10 +56,10 @@ class WorkFolder:
         return load_results(file)
 
     def masks(
-        self, densities: Sequence[float], make: Callable[[], Mapping[float, WeightMask]]
+        self, name: str, densities: Sequence[float], make: Callable[[], Mapping[float, WeightMask]]
     ) -> dict[float, WeightMask]:
-        """The mask of each density: read where they are known, else made and written."""
-        folders = {density: self.folder / "masks" / f"{density:g}" for density in densities}
+        """The mask of each density, in the folder `name`: read where they are known, else made and written."""
+        folders = {density: self.folder / name / f"{density:g}" for density in densities}
         if not all((folder / "mask_config.json").is_file() for folder in folders.values()):
             for density, mask in make().items():
                 mask.save_pretrained(folders[density])
