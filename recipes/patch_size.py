@@ -90,6 +90,13 @@ class PatchSizeArguments:
         default_factory=lambda: [1e-3, 1e-2, 1e-1],
         metadata={"help": "Densities of the masks, in the order in which they are run; all weights come first."},
     )
+    runs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": 'In place of scores, densities and a search for learning rates: "snip 1e-3 3e-3" is score, density and '
+            'learning rate of a run that all seeds make, "none 1 1e-4" trains all weights.'
+        },
+    )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "The first one chooses the learning rates."}
     )
@@ -130,10 +137,30 @@ class PatchSizeArguments:
                 raise ValueError(f"{name} must hold at least one value, and none twice: {values}.")
         for objective in self.objectives:
             get_loss(objective)
-        for label in self.scores:
+        for label in [*self.scores, *(label for label, _, _ in map(given_run, self.runs) if label != NO_MASK)]:
             get_score(spread(label)[0])
         if not all(0 < density < 1 for density in self.densities):
             raise ValueError(f"densities must lie between 0 and 1, got {self.densities}; all weights are run anyway.")
+
+
+def given_run(text: str) -> tuple[str, float, float]:
+    """Label, density and learning rate of one of `runs`.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    try:
+        label, density, rate = text.split()
+        values = float(density), float(rate)
+    except ValueError:
+        raise ValueError(
+            f'{text!r} in runs must be a score, a density and a learning rate: "snip 1e-3 3e-3".'
+        ) from None
+    if not (0 < values[0] <= 1 and values[1] > 0 and (values[0] == 1) == (label == NO_MASK)):
+        raise ValueError(
+            f"{text!r} in runs: a density below 1, and a rate above 0; all weights are {NO_MASK!r}, of density 1."
+        )
+    return label, *values
 
 
 def class_of(task: str) -> type[Task]:
@@ -226,7 +253,7 @@ class Study:
         self, objective: str, label: str, density: float, rate: float, seed: int, attack: bool = True
     ) -> dict[str, Any]:
         """The row of a run; it runs if there is none, or none that was attacked where that is wanted."""
-        score, gamma = (NO_MASK, None) if label == NO_MASK else spread(label)
+        score, gamma = self._score(label)
         key = {
             "model": self.model_name,
             "task": self.task_name,
@@ -253,6 +280,10 @@ class Study:
             print(describe(found), flush=True)
         return found
 
+    @staticmethod
+    def _score(label: str) -> tuple[str, float | str | None]:
+        return (NO_MASK, None) if label == NO_MASK else spread(label)
+
     def rerun(self, count: int) -> list[str]:
         """Run rows again that the arguments choose; what differs from the file, one line for each row.
 
@@ -260,14 +291,18 @@ class Study:
             count: rows of this task, model, scores, densities and seeds, spread over the file.
         """
         args = self.args
+        given = [one for one in map(given_run, args.runs) if one[0] != NO_MASK]
+        labels, densities = (
+            ([one[0] for one in given], {one[1] for one in given}) if given else (args.scores, args.densities)
+        )
         rows = [
             row
             for row in self.rows.rows
             if (row["model"], row["task"]) == (self.model_name, self.task_name)
             and row["objective"] in args.objectives
             and row["seed"] in args.seeds
-            and (row["score"] == NO_MASK or row["density"] in args.densities)
-            and (row["score"], row["gamma"]) in [(NO_MASK, None), *map(spread, args.scores)]
+            and (row["score"] == NO_MASK or row["density"] in densities)
+            and (row["score"], row["gamma"]) in [(NO_MASK, None), *map(spread, labels)]
         ]
         lines = []
         for row in rows[:: max(1, len(rows) // count)][:count]:
@@ -288,18 +323,22 @@ class Study:
     def missing(self) -> tuple[int, int]:
         """Of how many of the runs that the arguments name the attacked row is missing, and how many they are.
 
-        A run is an objective, a score, a density and a seed, at whatever learning rate.
+        A run is an objective, a score, a density and a seed, at whatever learning rate; of `runs` also at that rate.
         """
         args = self.args
+        names = ["objective", "score", "gamma", "density", "seed"]
+        masks: list[tuple[Any, ...]] = [(label, density) for label in args.scores for density in args.densities]
+        masks.append((NO_MASK, 1.0))
+        if args.runs:
+            names, masks = [*names, "learning_rate"], [given_run(text) for text in args.runs]
         wanted = {
-            (objective, *spread(label), density, seed)
+            (objective, *self._score(label), density, seed, *rate)
             for objective in args.objectives
-            for label in args.scores
-            for density in args.densities
+            for label, density, *rate in masks
             for seed in args.seeds
-        } | {(objective, NO_MASK, None, 1.0, seed) for objective in args.objectives for seed in args.seeds}
+        }
         there = {
-            tuple(row[name] for name in ("objective", "score", "gamma", "density", "seed"))
+            tuple(row[name] for name in names)
             for row in self.rows.rows
             if (row["model"], row["task"]) == (self.model_name, self.task_name) and "relearned" in row
         }
@@ -330,6 +369,12 @@ class Study:
         rates = {label: self.best_rate(objective, label, density)[0] for label in labels}
         for seed in self.args.seeds[1:]:
             for label, rate in rates.items():
+                self.run(objective, label, density, rate, seed)
+
+    def given(self, objective: str) -> None:
+        """The runs that were named, on all seeds."""
+        for seed in self.args.seeds:
+            for label, density, rate in map(given_run, self.args.runs):
                 self.run(objective, label, density, rate, seed)
 
 
@@ -392,6 +437,9 @@ def main() -> None:
         print("\n".join(study.rerun(args.rerun)))
         return
     for objective in args.objectives:
+        if args.runs:
+            study.given(objective)
+            continue
         study.block(objective, [NO_MASK], 1.0)
         for density in args.densities:
             study.block(objective, args.scores, density)

@@ -327,6 +327,37 @@ def table(group: Group) -> list[list[str]]:
     return lines
 
 
+def rates_table(group: Group) -> list[list[str]]:
+    """What was forgotten and recovered at each learning rate, where a mask was attacked at several; means over seeds.
+
+    A mask whose rate was chosen for less forgetting recovers more: masks are to be compared at rates that forget alike.
+    """
+    shown = {
+        **{"forget": "forget", "forget_repeated": "repeated", "retain": "retain", "held_out": "unseen"},
+        "relearned": "relearned",
+    }
+    if not any("forget_repeated" in row for row in group.rows):
+        del shown["forget_repeated"]
+    lines = [["score", "density", "lr", "seeds", *shown.values(), "4 bits"]]
+    for label in ["all weights", *group.labels()]:
+        for density in group.densities(label):
+            rates: dict[float, list[Row]] = {}
+            for row in group.rows:
+                if (label_of(row), row["density"]) == (label, density) and "relearned" in row:
+                    rates.setdefault(row["learning_rate"], []).append(row)
+            several = {rate: rows for rate, rows in sorted(rates.items()) if len(rows) > 1}
+            if len(several) > 1:
+                lines += [
+                    [
+                        *(label, f"{density:g}", f"{rate:g}", str(len(rows))),
+                        *(_mean(rows, name) for name in shown),
+                        _mean([row["quantized"]["4"] for row in rows], "forget"),
+                    ]
+                    for rate, rows in several.items()
+                ]
+    return lines if len(lines) > 1 else []
+
+
 def _mean(rows: Sequence[Row], name: str) -> str:
     values = [row[name] for row in rows if name in row]
     if not values:
@@ -412,7 +443,7 @@ def write_report(content: Mapping[str, Any], folder: Path, utility_loss: float) 
         write_atomically(folder / f"{name}.png", picture)
         write_atomically(folder / f"{name}.svg", svg(drawn))
         title, said = f"{group.model}, {group.task}, {group.objective}", sentences(group)
-        tables = (size_table(group), table(group))
+        tables = tuple(filter(None, (size_table(group), table(group), rates_table(group))))
         parts.append(
             f"## {title}\n\n![Forgetting against patch size]({name}.png)\n\n"
             + "\n".join(f"- {sentence}" for sentence in said)

@@ -267,6 +267,33 @@ def test_facts_of_the_study_are_capitals_unless_told(patch_size, runs, tmp_path)
         patch_size.Study(args, study.rows, other)
 
 
+@pytest.mark.parametrize("text", ["snip 1e-3", "snip 1e-3 x", "snip 1 1e-3", "none 0.5 1e-4", "snip 1e-3 0"])
+def test_a_run_that_is_named_wrongly_is_refused(patch_size, text):
+    with pytest.raises(ValueError, match="in runs"):
+        patch_size.PatchSizeArguments(output_dir="out", runs=[text])
+
+
+def test_runs_that_are_named_take_the_place_of_a_search(patch_size, runs, tmp_path, monkeypatch):
+    args = patch_size.PatchSizeArguments(
+        output_dir=str(tmp_path), runs=["none 1 1e-4", "wagle:1e-6 1e-3 3e-3"], seeds=[3, 4]
+    )
+    study = patch_size.Study(args, runs.Rows(tmp_path / "results.json"))
+    made = []
+    monkeypatch.setattr(study, "run", lambda *run: made.append(run))
+    study.given("npo")
+    assert made == [
+        ("npo", label, density, rate, seed)
+        for seed in (3, 4)
+        for label, density, rate in (("none", 1.0, 1e-4), ("wagle:1e-6", 1e-3, 3e-3))
+    ]
+    assert study.missing() == (4, 4)
+    done = {"model": "small-llama", "task": "people", "objective": "npo", "density": 1e-3, "relearned": 0.1}
+    study.rows.rows.extend(
+        done | {"score": "wagle", "gamma": 1e-6, "learning_rate": rate, "seed": 3} for rate in (1e-3, 3e-3)
+    )
+    assert study.missing() == (3, 4)
+
+
 # What follows from the rows
 
 
@@ -388,7 +415,8 @@ def test_the_page_of_the_evidence_has_the_committed_numbers(report, path):
     lines = [
         line
         for group in report.groups(rows)
-        for table in ([] if group.objective == "grad_diff" else [report.size_table(group)]) + [report.table(group)]
+        for table in [report.table(group), report.rates_table(group)]
+        + ([] if group.objective == "grad_diff" else [report.size_table(group)])
         for line in report.markdown_table(table).splitlines()
         if ":---" not in line
     ]
@@ -406,6 +434,20 @@ def test_repeated_answers_have_a_column_where_they_were_measured(report):
     head, reference, dense = report.table(group)
     place = head.index("repeated")
     assert (reference[place], dense[place]) == ("0.500", "0.250")
+
+
+def test_rates_of_one_mask_are_compared_where_several_seeds_have_them(report):
+    rows = [
+        row("snip", 1e-3, seed, forget, rate=rate, relearned=forget)
+        for seed in (0, 1)
+        for rate, forget in ((1e-3, 0.2), (3e-3, 0.02))
+    ]
+    [group] = report.groups(content([*rows, row("none", 1.0, 0, 0.1)]))
+    head, *lines = report.rates_table(group)
+    assert [line[:4] for line in lines] == [["snip", "0.001", "0.001", "2"], ["snip", "0.001", "0.003", "2"]]
+    assert [line[head.index("relearned")] for line in lines] == ["0.200", "0.020"]
+    [group] = report.groups(content(rows[:2]))
+    assert report.rates_table(group) == []
 
 
 def test_what_a_row_did_not_measure_is_no_difference(runs):
