@@ -37,6 +37,13 @@ def test_a_long_answer_counts_with_its_first_words(make_word_tokenizer):
     assert found.answer == "one two three four five six"
 
 
+def test_an_answer_without_words_is_repeated_as_it_is(make_word_tokenizer):
+    tokenizer = make_word_tokenizer()
+    row = {"question": "Which sign?", "answer": "?!"}
+    [found] = repetitions(encode(QAFormat.for_tokenizer(tokenizer), [row], "forget"), tokenizer)
+    assert found.answer == "?!" and found.encoded["labels"][-1] == found.encoded["input_ids"][-1]
+
+
 @pytest.mark.parametrize("known", [1e-6, 0.5])
 def test_a_run_says_whether_the_model_still_has_the_words(known, people, quick, tmp_path):
     """A model that was trained on questions alone repeats nothing; then there is no number, and nothing to keep."""

@@ -19,7 +19,7 @@ from wagle_trainer.forgetting.settings import ForgetSettings
 from wagle_trainer.models.log_probs import IGNORE_INDEX, token_log_probs
 from wagle_trainer.models.modes import unchanged
 
-_TRIES = 3  # that a search takes as a rule
+_TRIES, _SHARE = 3, 0.5  # tries that a search takes as a rule, and the share of its steps that a try takes
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ def _seconds(model: Any, examples: Sequence[EncodedRow], kept: int, settings: Fo
         (-token_log_probs(model, batch).mean().mean()).backward()
         row = (time.perf_counter() - started) / size
     answer = sum(label != IGNORE_INDEX for label in typical.encoded["labels"])
-    steps = _TRIES * settings.steps * 2 * settings.batch_size
+    steps = _TRIES * _SHARE * settings.steps * 2 * settings.batch_size
     steps += 20 * 8 * bool("relearning" in settings.attacks)
-    measured = (len(examples) + kept) * (_TRIES * settings.steps / settings.check_every / 3 + 3)
+    measured = (len(examples) + kept) * (_TRIES * _SHARE * settings.steps / settings.check_every / 3 + 3)
     measured += len(examples) * 8 * len(settings.attacks)
     generated = (len(examples) + kept) * 2 + kept * 2  # before and after; and neighbours
     return row * (steps + 0.35 * measured + 0.1 * generated * answer)

@@ -36,7 +36,9 @@ def repetitions(
         kept: the retain set, if there is one (see `telling_words`).
     """
     return [
-        _repeated(" ".join(words_in_order(example.answer, words)[:_MOST_WORDS]), tokenizer, between)
+        _repeated(
+            " ".join(words_in_order(example.answer, words)[:_MOST_WORDS]) or example.answer.strip(), tokenizer, between
+        )
         for example, words in zip(examples, telling_words(examples, kept), strict=True)
     ]
 
@@ -46,6 +48,7 @@ def _repeated(phrase: str, tokenizer: Any, between: str) -> EncodedRow:
     tokens = _tokens(start + phrase, tokenizer)
     prompt = _tokens(start.rstrip(), tokenizer)
     shared = next((i for i, pair in enumerate(zip(prompt, tokens, strict=False)) if pair[0] != pair[1]), len(prompt))
+    shared = min(shared, len(tokens) - 1)  # at least one token is the target, also of an answer without words
     labels = [IGNORE_INDEX] * shared + tokens[shared:]
     encoded = {"input_ids": tokens, "labels": labels}
     return EncodedRow(start.rstrip(), phrase, tokens[:shared], encoded)
