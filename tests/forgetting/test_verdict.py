@@ -27,8 +27,10 @@ def test_forgotten():
     sentences = found.sentences
     assert len(sentences) == 4
     assert sentences[0].startswith("Forgotten: 2 of 2 answers are gone (from 57 % likely on average to 2.0 %")
-    assert "2 of 2 other answers that were trained on (from 90 % to 90 %)" in sentences[1]
-    assert sentences[2].startswith("Attacks bring back 1 of 2 after relearning") and "0 of 3 in 4 bits" in sentences[2]
+    assert (
+        "2 of 2 that were trained on are hardly less likely than before (from 90 % to 90 % on average)" in sentences[1]
+    )
+    assert sentences[2].startswith("Attacks recover 1 of 2 after relearning") and "0 of 3 in 4 bits" in sentences[2]
     assert "100 weights (0.10%)" in sentences[3] and "12.3 KB" in sentences[3]
     assert "wagle adapter merge a b c" in found.as_dict()["next"]
     assert str(found) == "\n".join([*sentences, found.as_dict()["next"]])

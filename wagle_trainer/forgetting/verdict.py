@@ -94,13 +94,13 @@ class Verdict:
         return f"Not forgotten: {numbers}. {' '.join(self.reasons)}"
 
     def _keeping(self) -> str:
-        parts = [
-            f"{one['kept']} of {one['answers']} other answers {what} (from {_percent(one['before'])} to "
-            f"{_percent(one['after'])})"
-            for what, one in (("that were trained on", self.retain), ("that were not", self.unseen))
-        ]
+        trained, others = (
+            (f"{one['kept']} of {one['answers']}", f"(from {_percent(one['before'])} to {_percent(one['after'])}")
+            for one in (self.retain, self.unseen)
+        )
         return (
-            f"The model still gives {' and '.join(parts)}; the floor is {_percent(self.retain['floor'])} of the probability "
+            f"Of the other answers, {trained[0]} that were trained on are hardly less likely than before {trained[1]} on average), "
+            f"and {others[0]} that were not {others[1]}); the floor is {_percent(self.retain['floor'])} of the probability "
             f"before.{self._still_writes()}"
         )
 
@@ -127,7 +127,7 @@ class Verdict:
         ]
         left_out = [name for name in wanted if name not in self.attacks]
         more = f" Attacks that could not be measured: {', '.join(left_out)}." if left_out else ""
-        return f"Attacks bring back {', '.join(parts)}.{more}"
+        return f"Attacks recover {', '.join(parts)}.{more}"
 
     def _patched(self) -> str:
         if self.patch is None:
