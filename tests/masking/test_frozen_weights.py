@@ -62,7 +62,8 @@ OPTIONS = {
     "Adam": [{}, {"fused": True}],
     "SGD": [{}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "maximize": True}, {"fused": True}],
     "Adafactor (Transformers)": [{"relative_step": False, "scale_parameter": False}],
-    "StableAdamW": [{}, {"decouple_lr": False}],
+    # Where Triton is installed, it takes Triton's kernels on any machine, and they need a GPU.
+    "StableAdamW": [{"triton": False}, {"decouple_lr": False, "triton": False}],
 }
 CELLS = [(name, options) for name in CLASSES for options in OPTIONS.get(name, [{}])]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
