@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from wagle_trainer.cli import main
+from wagle_trainer.forgetting import demo as module
 
 
 @pytest.mark.applications
@@ -16,3 +18,15 @@ def test_the_demo_forgets(tmp_path, capsys):
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text(encoding="utf-8"))
     assert verdict["forgotten"] and verdict["neighbours"]["from"] == "made"
     assert verdict["patch"]["weights"] < 80_000 and (tmp_path / "out" / "report.html").is_file()
+
+
+def test_it_takes_one_thread_and_gives_the_others_back(tmp_path, monkeypatch):
+    threads, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(module, "small_llama", lambda *_, **__: seen.append(torch.get_num_threads()))
+        monkeypatch.setattr(module, "forget", lambda *_, **__: seen.append(torch.get_num_threads()))
+        module.demo(tmp_path, progress=False)
+        assert (seen, torch.get_num_threads()) == ([1, 1], 2)
+    finally:
+        torch.set_num_threads(threads)

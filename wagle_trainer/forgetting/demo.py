@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,22 @@ def demo(output_dir: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
     write_rows(folder / FORGET_FILE, ({name: row[name] for name in kept} for row in rows))
     if progress and not (folder / f"small-llama-full-{seed}").is_dir():
         print(_TEACHING, file=sys.stderr)
-    with quiet_libraries():
+    with one_thread(), quiet_libraries():
         model = small_llama("full", folder, seed, progress=progress and sys.stderr.isatty())
     # The people are invented, so their answers can be shown.
     settings = {"relearning_rate": RELEARNING_RATE, "save_generations": True} | changes
-    return forget(model, folder / FORGET_FILE, folder / "out", progress=progress, **settings)
+    with one_thread():
+        return forget(model, folder / FORGET_FILE, folder / "out", progress=progress, **settings)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of the processor: so small a model gains nothing from more, and on a busy machine they wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
