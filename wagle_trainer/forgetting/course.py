@@ -1,9 +1,9 @@
 """How one try goes on: its learning rate, and when it ends. The rule, and nothing else.
 
 A try starts with a low rate and looks at the forget answers every few steps. The goal, with room to spare, should be
-reached at an even pace (of the logarithm, over half of the steps; the others are there to recover what was lost). Where a look finds the pace too slow, the rate rises: by
-two rungs where it is slower than a third of it, by one otherwise. Once forgetting is under way, only two slow looks in a row
-raise it. So the model itself says which rate it needs, in place of one try for each rate.
+reached at an even pace (of the logarithm, over half of the steps; the others are there to recover what was lost). Where a look
+finds the pace too slow, the rate rises: by two rungs where it is slower than a third of it, by one otherwise. Once forgetting
+is under way, only two slow looks in a row raise it. So the model itself says which rate it needs, in place of one try for each rate.
 
 Where the goal is met and the utility floor is broken, the try goes on as long as that helps: the forget loss has faded by
 then, and the retain loss takes back what was lost; a look that finds no recovery lowers the rate by one rung. The try ends when

@@ -41,11 +41,11 @@ def demo(output_dir: str | os.PathLike[str], *, seed: int = 0, progress: bool = 
     write_rows(folder / FORGET_FILE, ({name: row[name] for name in kept} for row in rows))
     if progress and not (folder / f"small-llama-full-{seed}").is_dir():
         print(_TEACHING, file=sys.stderr)
-    with one_thread(), quiet_libraries():
-        model = small_llama("full", folder, seed, progress=progress and sys.stderr.isatty())
     # The people are invented, so their answers can be shown.
     settings = {"relearning_rate": RELEARNING_RATE, "save_generations": True} | changes
     with one_thread():
+        with quiet_libraries():
+            model = small_llama("full", folder, seed, progress=progress and sys.stderr.isatty())
         return forget(model, folder / FORGET_FILE, folder / "out", progress=progress, **settings)
 
 
