@@ -80,6 +80,7 @@ LOSSES = {
     "npo with kl": {"loss_type": "npo", "loss_kwargs": {"retain_loss": "kl"}},
     "tnpo": {"loss_type": "tnpo"},
     "rmu": {"loss_type": "rmu", "loss_kwargs": {"layer": 1}},
+    "random_label": {"loss_type": "random_label"},
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from wagle_trainer.losses import LossInputs, get_loss, list_losses
+from wagle_trainer.losses.forget.random_label import random_tokens
 from wagle_trainer.models.architecture import decoder_layer
 from wagle_trainer.models.log_probs import TokenLogProbs, joint_token_log_probs, token_log_probs
 
@@ -159,7 +160,8 @@ def test_random_label(world):
     loss.setup(None, seed=5)
     expected = []
     for row, (now, _) in enumerate(world.forget):
-        tokens = loss._tokens(row, len(now.targets), now.logits.shape[-1])
+        places = torch.arange(len(now.targets))
+        tokens = random_tokens(5, torch.full_like(places, row), places, now.logits.shape[-1])
         expected.append(-now.logits.log_softmax(-1)[range(len(tokens)), tokens].mean())
 
     def losses_of(size, side):
@@ -199,14 +201,63 @@ def test_npo_of_extreme_ratios_is_finite():
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), log_p)[0], torch.tensor([[2.0], [0.0]]))
 
 
-def test_random_labels_are_uniform_and_belong_to_seed_and_row():
-    first, second = get_loss("random_label")(), get_loss("random_label")()
-    second.setup(None, seed=1)
-    tokens = first._tokens(3, 40_000, 40)
-    assert torch.equal(tokens, first._tokens(3, 40_000, 40))
-    assert not torch.equal(tokens, first._tokens(4, 40_000, 40))
-    assert not torch.equal(tokens, second._tokens(3, 40_000, 40))
-    assert tokens.bincount(minlength=40).sub(1000).abs().max() < 150  # 5 standard deviations
+def splitmix64(value):
+    """The finalizer in Python's integers, which do not overflow."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+    return value ^ (value >> 31)
+
+
+@pytest.mark.parametrize("vocabulary", [40, 151_936])
+def test_random_tokens_are_splitmix64_of_seed_row_and_place(vocabulary):
+    step = 0x9E3779B97F4A7C15
+    for seed in (0, 42, 2**32 - 1):
+        rows, places = torch.arange(12) * 7919, torch.arange(12) % 5
+        keys = [splitmix64((row * step + splitmix64(seed)) % 2**64) for row in rows.tolist()]
+        expected = [
+            splitmix64((key + place * step) % 2**64) % 2**63 % vocabulary
+            for key, place in zip(keys, places.tolist(), strict=True)
+        ]
+        assert random_tokens(seed, rows, places, vocabulary).tolist() == expected
+
+
+def chi_square(tokens, vocabulary):
+    """Standard deviations from what uniform tokens have in the mean; each row of `tokens` has counts of its own."""
+    counts = torch.nn.functional.one_hot(tokens, vocabulary).sum(1).double()
+    expected = tokens.shape[1] / vocabulary
+    freedom = len(tokens) * (vocabulary - 1)
+    return ((((counts - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)).item()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42])
+def test_random_tokens_are_uniform_and_independent(seed):
+    """Over everything, over the answer of each row, over the rows at each place, and in pairs of neighbours."""
+    rows, places = torch.arange(1000)[:, None].expand(1000, 40), torch.arange(40).expand(1000, 40)
+    tokens = random_tokens(seed, rows, places, 25)
+    for shape in (tokens.reshape(1, -1), tokens, tokens.T):
+        assert abs(chi_square(shape, 25)) < 4
+    upper = torch.triu_indices(40, 40, 1)
+    neighbours = {
+        "place": (tokens[:, :-1], tokens[:, 1:]),
+        "row": (tokens[:-1], tokens[1:]),
+        "second row": (tokens[:-2], tokens[2:]),
+        "row and place": (tokens[:-1, 1:], tokens[1:, :-1]),
+        "seed": (tokens, random_tokens(seed + 1, rows, places, 25)),
+        "row for place": (tokens[upper[0], upper[1]], tokens[upper[1], upper[0]]),
+    }
+    for name, (one, other) in neighbours.items():
+        assert abs(chi_square((one * 25 + other).reshape(1, -1), 625)) < 4, name
+
+
+def test_random_tokens_do_not_depend_on_the_batch():
+    """Any order, any selection, any layout in memory gives an entry the same token."""
+    rows, places = torch.randint(2**31, (500,)), torch.randint(4096, (500,))
+    tokens = random_tokens(3, rows, places, 50_257)
+    order = torch.randperm(500)
+    assert torch.equal(random_tokens(3, rows[order], places[order], 50_257), tokens[order])
+    assert torch.equal(random_tokens(3, rows[::3], places[::3], 50_257), tokens[::3])
+    assert random_tokens(3, rows[7], places[7], 50_257) == tokens[7]
+    assert not torch.equal(random_tokens(4, rows, places, 50_257), tokens)
 
 
 def test_states_of_joint_passes_are_those_of_single_ones(world, pad_batches):

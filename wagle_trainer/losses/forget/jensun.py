@@ -51,7 +51,7 @@ class JensUn(UnlearningLoss):
         assert inputs.forget is not None and not isinstance(self.target, str)
         forget = inputs.forget
         log_p = forget.target_logits().log_softmax(-1)
-        target = torch.tensor(self.target, device=log_p.device)
+        target = torch.tensor(self.target).to(log_p.device, non_blocking=True)
         places = forget.at_targets(forget.mask.cumsum(-1) - 1) % len(target)
         log_q = log_p.gather(1, target[places][:, None])[:, 0]
         q = log_q.exp()
