@@ -105,17 +105,19 @@ def train(engine: str, folder: Path, output: Path, arguments: dict, checkpoint: 
     evaluations = {"alone": evaluation(trainer, False), "shared": evaluation(trainer, True)}
     weights = full_weights(engine, trainer)
     rank = trainer.args.process_index
-    compact = type(trainer._attribution._last_updates).__name__ == "CompactUpdates"
+    updates = "none" if trainer._attribution is None else type(trainer._attribution._last_updates).__name__
+    compact = updates == "CompactUpdates"
     masters = trainer.master_weights() if compact else {}
     if rank == 0:
         save_file(masters, output / "masters.safetensors")
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, output / "weights.safetensors")
-        trainer.mask.save_pretrained(output)
+        if trainer.mask is not None:
+            trainer.mask.save_pretrained(output)
     result = {
         "engine": trainer.accelerator.distributed_type.value,
         "world": trainer.args.world_size,
-        "digest": trainer.mask.digest,
-        "updates": type(trainer._attribution._last_updates).__name__,
+        "digest": trainer.mask.digest if trainer.mask is not None else None,
+        "updates": updates,
         "log": trainer.state.log_history,
         "evaluations": evaluations,
     }

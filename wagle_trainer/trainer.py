@@ -37,11 +37,12 @@ from wagle_trainer.data.preparation import prepare, prepare_by_its_own_format, t
 from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.data.splits import check_chosen_answers, check_vocabulary
 from wagle_trainer.engines.engine import current_engine
+from wagle_trainer.engines.gradient_reach import GradientReach
 from wagle_trainer.evaluation.evaluation_callback import EvaluationCallback
 from wagle_trainer.losses import LossInputs
 from wagle_trainer.losses.objective import overrides
 from wagle_trainer.losses.reference_outputs import ReferenceOutputs
-from wagle_trainer.masking import WeightMask
+from wagle_trainer.masking import MaskedUpdates, WeightMask
 from wagle_trainer.masking.compact_adamw import CompactAdamW
 from wagle_trainer.masking.compact_choice import use_compact_optimizer
 from wagle_trainer.masking.compact_shards import has_shards, in_place_of_dense_state
@@ -163,6 +164,7 @@ class WagleTrainer(SFTTrainer):
         with setup.for_sft_trainer(model) as arguments:
             super().__init__(**arguments, eval_dataset=eval_dataset, callbacks=callbacks, **kwargs)
         self._losses_of_step, self._in_training_step = LossCheck(), False
+        self._reach: GradientReach | None = None
         self._filter_as_given: Callable[[], AbstractContextManager[None]] = nullcontext
         self.model_accepts_loss_kwargs = True  # says the same as `loss_is_scaled_for_ga` to Transformers before 5.19
         if self.lora_modules is not None:
@@ -327,7 +329,8 @@ class WagleTrainer(SFTTrainer):
         collected: AbstractContextManager[list[Tensor]] = nullcontext([])
         if coefficient:
             collected = router_losses(model, required=self.args.router_aux_loss_coef is not None)
-        with collected as aux_losses:
+        reach = self._gradient_reach()
+        with collected as aux_losses, nullcontext() if reach is None else reach.recording():
             outputs = self._forward(model, inputs)
         loss_inputs = LossInputs(
             outputs.get("forget"), outputs.get("chosen"), outputs.get("retain"), rows=inputs["forget"]["index"]
@@ -345,9 +348,6 @@ class WagleTrainer(SFTTrainer):
             aux_loss = torch.stack(aux_losses).mean()
             total = total + coefficient * aux_loss
             self._means.add("aux_loss", aux_loss.expand(len(total))[counted])
-        if self.accelerator.num_processes > 1 and self._layers:
-            # All weights must have gradients, or DistributedDataParallel waits for them.
-            total = total + 0 * sum(output.sum().sum() for output in outputs.values())
         if num_items_in_batch is None:
             num_items_in_batch = len(total) * self.accelerator.num_processes
         self._losses_of_step.record(total.sum(), partial(self._why_not_finite, model, inputs, losses))
@@ -357,9 +357,28 @@ class WagleTrainer(SFTTrainer):
         if penalty is not None:
             total = total + penalty
             self._means.add("penalty", penalty.detach().expand(len(total))[counted])
+        if reach is not None:
+            self._note_reach(reach, total)
+        if reach is not None and getattr(model, "require_backward_grad_sync", True):
+            # All weights must have gradients: DistributedDataParallel waits for them, FSDP1 begins with the outermost unit.
+            total = total + 0 * sum(output.sum().sum() for output in outputs.values())
         # Engines average over processes.
         loss = total[counted].sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
+
+    def _gradient_reach(self) -> GradientReach | None:
+        """What is to watch the weights that the loss depends on, if it may depend on some only, and the engine hides it."""
+        if not self._in_training_step or not self._layers or not current_engine().fills_missing_gradients:
+            return None
+        if self._reach is None:
+            self._reach = GradientReach(self.model)
+        return self._reach
+
+    def _note_reach(self, reach: GradientReach, total: Tensor) -> None:
+        reach.add(total)
+        updates = self._attribution.updates if self._attribution is not None else None
+        if isinstance(updates, MaskedUpdates):
+            updates.leave_out(reach.unreached)
 
     def _evaluation_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """Mean NLL per target token of a batch, as TRL defines it, but by the model's own head; logs two metrics."""
@@ -437,6 +456,8 @@ class WagleTrainer(SFTTrainer):
         finally:
             self._in_training_step = False
         if self.accelerator.sync_gradients:
+            if self._reach is not None:
+                self._reach.drop_gradients()
             self._check_step()
         return loss
 
@@ -538,6 +559,7 @@ class WagleTrainer(SFTTrainer):
             with without_dropout(self.model) if self.args.disable_dropout else nullcontext():
                 return super().train(folder, trial, ignore_keys_for_eval)
         finally:  # a run that is broken off leaves no hooks and no frozen weights on the model
+            self._reach = None
             if self._attribution is not None:
                 self._attribution.detach()
 

@@ -28,7 +28,6 @@ shares = [
     [{key: torch.tensor(rows) for key, rows in batch.items()} for batch in batches[rank::size]] for batches in sets
 ]
 earlier = WeightMask.from_pretrained(folder / "earlier")
-errors: dict[str, str] = {}
 for engine in ("ddp", "fsdp2"):
     if engine == "fsdp2":
         mesh = init_device_mesh("cpu", (size,))
@@ -38,20 +37,12 @@ for engine in ("ddp", "fsdp2"):
     for name, arguments in cases.items():
         options = {key: value for key, value in arguments.items() if key != "exclude"}
         exclude_mask = earlier if "exclude" in arguments else None
-        try:
-            mask = attribute(
-                model, *shares, **options, exclude_mask=exclude_mask, across_processes=True, progress=False
-            )
-        except ValueError as error:
-            errors[f"{engine} {name}"] = str(error)
-            continue
+        mask = attribute(model, *shares, **options, exclude_mask=exclude_mask, across_processes=True, progress=False)
         digests = [None] * size
         dist.all_gather_object(digests, mask.digest)
         assert len(set(digests)) == 1, f"{engine}, {name}: the processes have different masks"
         if rank == 0:
             mask.save_pretrained(folder / engine / name)
-if rank == 0:
-    (folder / "errors.json").write_text(json.dumps(errors))
 # Not through the interpreter's end: with a process group it now and then ends in "terminate called without an
 # active exception". All processes have written what they found by then.
 dist.barrier()

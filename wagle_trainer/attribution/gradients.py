@@ -107,7 +107,8 @@ def set_statistics(
 
     Memory on the device beside weights and activations: with `offload`, one gradient tensor, and on a GPU the one or two
     before it whose copies are under way; without, the accumulators. In host memory: one number in `dtype` per weight for
-    "grad", and one for "square".
+    "grad", and one for "square". Squares take a backward pass for each example; where weights are sharded, one process
+    after the other, so that more processes make it no faster.
 
     Args:
         model: the causal language model; its device is where the batches go.
@@ -126,16 +127,10 @@ def set_statistics(
 
     Raises:
         FloatingPointError: a loss is not finite; names the batch, and the parameter if that is what is not finite.
-        ValueError: the set has no example with a target token; squares on a sharded model.
+        ValueError: the set has no example with a target token; activations where an engine cuts the weights.
         OutOfMemoryError: with what to do about it.
     """
     sharded = is_sharded(parameters.values())
-    if sharded and "square" in wanted:
-        raise ValueError(
-            f"The score needs the gradient of each {name} example ({name}_square), but engines that shard weights sum "
-            "gradients over processes. Compute the mask on one process or with data parallelism (`wagle attribute`), and pass it as "
-            "mask_path."
-        )
     if "activation" in wanted and not getattr(model, "shows_inputs", True):
         raise ValueError(
             f"The score needs activations ({name}_activation), but this engine cuts the weights of the modules whose inputs "
@@ -166,7 +161,7 @@ def set_statistics(
                 if batch is None and not sharded:
                     continue
                 examples += 0 if batch is None else len(batch["labels"])
-                for part in _one_by_one(batch) if batch is not None and "square" in wanted else [batch]:
+                for part in _one_by_one(batch, device, sharded) if "square" in wanted else [batch]:
                     if inputs is not None:
                         inputs.look_at(part)
                     with torch.set_grad_enabled(backward):
@@ -211,9 +206,11 @@ def set_statistics(
             "Labels are -100 where there is no loss: check that not all of them are."
         )
     # FSDP2 averages over processes; here a sum is needed.
-    divisor = examples / dist.get_world_size() if sharded else examples
-    for grad in (*gradients.values(), *squares.values()):
-        grad.div_(divisor)
+    averaged_over = dist.get_world_size() if sharded else 1
+    for grad in gradients.values():
+        grad.div_(examples / averaged_over)
+    for square in squares.values():
+        square.div_(examples / averaged_over**2)
     return SetStatistics(gradients, squares, inputs.root_mean_square() if inputs is not None else {}, examples)
 
 
@@ -245,10 +242,25 @@ def _take_gradients(parameters: Mapping[str, nn.Parameter], accumulators: dict[s
     return gradients
 
 
-def _one_by_one(batch: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The examples of a batch, each as a batch of one."""
-    for row in range(len(batch["labels"])):
-        yield {key: value[row : row + 1] for key, value in batch.items()}
+def _one_by_one(
+    batch: dict[str, Tensor] | None, device: torch.device, sharded: bool
+) -> Iterator[dict[str, Tensor] | None]:
+    """The examples of a batch, each as a batch of one.
+
+    Where weights are sharded, a backward pass adds up the gradients of all processes. There the processes take turns: None
+    stands for the turns of the others.
+    """
+    own = range(0 if batch is None else len(batch["labels"]))
+    turns, rank, processes = len(own), 0, 1
+    if sharded:
+        rank, processes = dist.get_rank(), dist.get_world_size()
+        most = torch.tensor(turns, device=device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        turns = int(most)
+    for row in range(turns):
+        for process in range(processes):
+            mine = batch is not None and process == rank and row in own
+            yield {key: value[row : row + 1] for key, value in batch.items()} if mine else None  # type: ignore[union-attr]
 
 
 def _labelled(batch: Batch, device: torch.device) -> tuple[dict[str, Tensor] | None, int]:

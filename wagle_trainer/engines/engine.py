@@ -36,6 +36,7 @@ class Engine:
             `MaskedUpdates.mask_gradients` after each backward pass.
         gathers_weights_in_forward: forward passes gather weights from other processes, so that all processes have to run
             the same number of them.
+        fills_missing_gradients: parameters that a loss does not depend on have zeros for gradients, and not none.
         supports_compact_optimizer: `CompactAdamW` can hold the optimizer's state.
         supports_compact_training: `CompactUpdates` can hold gradients, masters and the optimizer's state.
         resumes_on_other_process_counts: a checkpoint resumes on another number of processes.
@@ -50,6 +51,7 @@ class Engine:
     scores_weights: bool = True
     masks_gradients_in_hooks: bool = True
     gathers_weights_in_forward: bool = False
+    fills_missing_gradients: bool = False
     supports_compact_optimizer: bool = True
     supports_compact_training: bool = True
     resumes_on_other_process_counts: bool = True

@@ -13,13 +13,17 @@ from wagle_trainer.engines.sharding import named_parameters, unwrapped_name
 
 
 class FSDP1(Engine):
-    """torch's `FullyShardedDataParallel`. No hook sees a gradient; full weights and gradients are gathered by unit."""
+    """torch's `FullyShardedDataParallel`. No hook sees a gradient; full weights and gradients are gathered by unit.
+
+    The gradient of a unit is one tensor: with zeros where a parameter has none.
+    """
 
     name = "FSDP1"
     kinds = frozenset({DistributedType.FSDP})
     holds_full_weights = False
     masks_gradients_in_hooks = False
     gathers_weights_in_forward = True
+    fills_missing_gradients = True
     supports_compact_optimizer = False
     supports_compact_training = False
     resumes_on_other_process_counts = False

@@ -14,11 +14,15 @@ from wagle_trainer.engines.sharding import named_parameters
 
 
 class DeepSpeedZero(Engine):
-    """DeepSpeed with ZeRO. Stages 1 and 2 shard gradients and optimizer states, stage 3 shards weights, too."""
+    """DeepSpeed with ZeRO. Stages 1 and 2 shard gradients and optimizer states, stage 3 shards weights, too.
+
+    The optimizer holds all parameters of a group in a row, with zeros where one has no gradient.
+    """
 
     name = "DeepSpeed"
     kinds = frozenset({DistributedType.DEEPSPEED})
     holds_full_weights = False
+    fills_missing_gradients = True
     supports_compact_optimizer = False
     supports_compact_training = False
     resumes_on_other_process_counts = False

@@ -8,7 +8,7 @@ are restored. Only the place of ZeRO-3's slices has to be known.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,24 +84,36 @@ class ZeroMaskedUpdates(MaskedUpdates):
         self.mask.check(model)
         zero = zero_optimizer(optimizer)
         parameters = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
-        stage3 = any(hasattr(parameter, "ds_id") for parameter in parameters.values())
+        self._parameters, self._left_out = parameters, frozenset[str]()
+        self._stage3 = any(hasattr(parameter, "ds_id") for parameter in parameters.values())
         # Stage 3 shows a slice to its optimizer only while it steps.
-        slices = (
+        self._slices = (
             list(zero.fp32_partitioned_groups_flat)
-            if stage3
+            if self._stage3
             else [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
         )
-        with _borrowed(slices):
-            for name, parameter in parameters.items():
-                if name in self.mask:
-                    _write(parameter, self.mask[name].float(), stage3)
-            for index, tensor in enumerate(slices):
-                self._packed[tensor] = bits.pack(tensor != 0)
-                self._names[tensor] = f"the parameters of group {index}"
+        self._names |= {tensor: f"the parameters of group {index}" for index, tensor in enumerate(self._slices)}
+        self._read_bits()
         for name, parameter in parameters.items():
             if name not in self.mask or self.mask.num_selected_in(name) < math.prod(self.mask.shape(name)):
                 # Not a hook on the accumulated gradient: ZeRO's own, which reduces it, comes before ours.
                 self._handles.append(parameter.register_hook(_Keep(self.mask, name, parameter.device)))
+
+    def _read_bits(self) -> None:
+        """Find out which weights of the slices are selected, and not left out."""
+        with _borrowed(self._slices):
+            for name, parameter in self._parameters.items():
+                if name in self.mask and name not in self._left_out:
+                    _write(parameter, self.mask[name].float(), self._stage3)
+            for tensor in self._slices:
+                self._packed[tensor] = bits.pack(tensor != 0)
+
+    @torch.no_grad()
+    def leave_out(self, names: Collection[str]) -> None:
+        """Keep parameters as they are that no loss depends on: they have zeros for gradients, and would decay."""
+        if self._left_out != names:
+            self._left_out = frozenset(names)
+            self._read_bits()
 
 
 def _is_whole(parameter: Tensor, shape: tuple[int, ...]) -> bool:

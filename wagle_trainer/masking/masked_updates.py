@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -132,6 +132,9 @@ class MaskedUpdates:
 
     def mask_gradients(self) -> None:
         """Zero the gradients of unselected weights that no hook has seen: none on this engine."""
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Keep parameters as they are that no loss depends on: without a gradient, the optimizer skips them."""
 
     def detach(self) -> None:
         """Remove all hooks; the next step is an unmasked one."""

@@ -9,7 +9,7 @@ It is called once per parameter with those of these arguments that it names:
     forget_grad         gradient of the forget loss, float32, same shape
     retain_grad         gradient of the retain loss, float32, same shape
     forget_square       mean over the forget examples of their own squared gradients, float32, same shape; costs one
-                        backward pass per example instead of one per batch, and cannot be had where weights are sharded
+                        backward pass per example instead of one per batch; where weights are sharded, one process after the other
     retain_square       the same of the retain examples
     forget_activation   root mean square over the forget set's tokens of each input feature of the matrix, float32, in a
                         shape that broadcasts against the weight: (in,) for `nn.Linear`, (in, 1) for Conv1D,
