@@ -110,7 +110,7 @@ class ZeroMaskedUpdates(MaskedUpdates):
 
     @torch.no_grad()
     def leave_out(self, names: Collection[str]) -> None:
-        """Keep parameters as they are that no loss depends on: they have zeros for gradients, and would decay."""
+        """See `MaskedUpdates.leave_out`; here they have zeros for gradients, and would decay."""
         if self._left_out != names:
             self._left_out = frozenset(names)
             self._read_bits()

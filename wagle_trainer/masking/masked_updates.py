@@ -134,7 +134,11 @@ class MaskedUpdates:
         """Zero the gradients of unselected weights that no hook has seen: none on this engine."""
 
     def leave_out(self, names: Collection[str]) -> None:
-        """Keep parameters as they are that no loss depends on: without a gradient, the optimizer skips them."""
+        """Keep parameters as they are that no loss depends on: without a gradient, the optimizer skips them.
+
+        Args:
+            names: of the parameters.
+        """
 
     def detach(self) -> None:
         """Remove all hooks; the next step is an unmasked one."""
