@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 
 from wagle_trainer.evaluation.prompt_states import PromptStates, prompt_states
+from wagle_trainer.evaluation.roomy_cache import with_room
 from wagle_trainer.evaluation.shrinking_batches import CACHE, CHUNK
 from wagle_trainer.models.architecture import unwrap
 
@@ -57,6 +58,7 @@ def generate_continuously(
             entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             fresh = prompt_states(model, [prompts[index][:-1] for index in entering], common)
             states = fresh if states is None else _joined(model, states, fresh)
+            with_room(states.cache)
             last = torch.cat([last, last.new_tensor([[prompts[index][-1]] for index in entering])])
             running += entering
         assert states is not None

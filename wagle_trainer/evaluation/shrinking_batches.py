@@ -11,6 +11,9 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from wagle_trainer.evaluation.roomy_cache import with_room
+from wagle_trainer.models.architecture import unwrap
+
 # What `generate` calls the cache; tests/evaluation/test_generation.py fails where it has another name.
 CACHE = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
 # Steps between two looks at which rows have ended.
@@ -71,12 +74,12 @@ def generate_shrinking(
     new = input_ids.new_full((len(input_ids), config.max_new_tokens), config.pad_token_id)
     stops = torch.tensor(stop, device=input_ids.device)
     rows, ids, mask, done = torch.arange(len(input_ids), device=input_ids.device), input_ids, attention_mask, 0
+    given = {CACHE: with_room(DynamicCache(config=unwrap(model).config) if cache is None else cache)}
     while done < config.max_new_tokens:
         part = copy.deepcopy(config)
         part.max_new_tokens, part.return_dict_in_generate = min(CHUNK, config.max_new_tokens - done), True
-        given: dict[str, Any] = {} if cache is None else {CACHE: cache}
         result = model.generate(input_ids=ids, attention_mask=mask, generation_config=part, **given)
-        sequences, cache = result.sequences, result[CACHE]
+        sequences = result.sequences
         fresh = sequences[:, ids.shape[1] :]
         new[rows, done : done + fresh.shape[1]] = fresh
         done += fresh.shape[1]
@@ -85,7 +88,7 @@ def generate_shrinking(
             break
         mask = torch.cat([mask, mask.new_ones(fresh.shape)], dim=1)
         if len(going) < len(rows):
-            cache.batch_select_indices(going)
+            given[CACHE].batch_select_indices(going)
             rows, sequences, mask = rows[going], sequences[going], mask[going]
         ids = sequences
     return torch.cat([input_ids, new[:, :done]], dim=1)

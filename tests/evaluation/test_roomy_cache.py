@@ -1,0 +1,63 @@
+"""A cache with room against Transformers' own, over any order of what is done to it."""
+
+import copy
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import given, settings
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from wagle_trainer.evaluation.roomy_cache import ROOM, RoomyLayer, with_room
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("update"), st.integers(1, ROOM + 3)),
+        st.tuples(st.just("select"), st.lists(st.integers(0, 2), min_size=1, max_size=4)),
+        st.tuples(st.just("crop"), st.integers(1, 3)),
+        st.tuples(st.just("copy"), st.none()),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(steps)
+@settings(max_examples=60, deadline=None)
+def test_equals_a_layer_without_room(steps):
+    plain, roomy = DynamicLayer(), RoomyLayer.of(DynamicLayer())
+    generator = torch.Generator().manual_seed(0)
+    rows, length = 3, 0
+    for what, how in [("update", 4), *steps]:
+        if what == "update":
+            new = torch.randn(2, rows, 2, how, 5, generator=generator)
+            for found, wanted in zip(roomy.update(*new), plain.update(*new), strict=True):
+                assert torch.equal(found, wanted)
+            length += how
+        elif what == "select":
+            indices = torch.tensor([index % rows for index in how])
+            plain.batch_select_indices(indices)
+            roomy.batch_select_indices(indices)
+            rows = len(indices)
+        elif what == "crop" and length > how:
+            plain.crop(-how)
+            roomy.crop(-how)
+            length -= how
+        elif what == "copy":
+            left_behind, roomy = roomy, copy.deepcopy(roomy)
+            left_behind.update(*torch.randn(2, rows, 2, 1, 5, generator=generator))
+        assert roomy.get_seq_length() == plain.get_seq_length() == length
+        assert torch.equal(roomy.keys, plain.keys) and torch.equal(roomy.values, plain.values)
+
+
+def test_new_tokens_are_written_behind_the_old_ones(llama):
+    cache = with_room(DynamicCache(config=llama.config))
+    assert all(type(layer) is RoomyLayer for layer in cache.layers)
+    layer = cache.layers[0]
+    layer.update(*torch.randn(2, 1, 2, 4, 5))
+    places = set()
+    for _ in range(ROOM):
+        layer.update(*torch.randn(2, 1, 2, 1, 5))
+        places.add(layer.keys.data_ptr())
+    assert len(places) == 1
+    layer.update(*torch.randn(2, 1, 2, 1, 5))
+    assert layer.keys.data_ptr() not in places  # the room was full

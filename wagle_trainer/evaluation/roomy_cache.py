@@ -1,0 +1,60 @@
+"""Keys and values with room behind them: a new token is written there, where Transformers copies all tokens before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+# Places that are made at once. More of them save copies and take memory.
+ROOM = 16
+
+
+class RoomyLayer(DynamicLayer):
+    """As `DynamicLayer`; its keys and values are the beginning of larger tensors."""
+
+    _rooms: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, layer: DynamicLayer) -> RoomyLayer:
+        """A layer with the states of another."""
+        made = cls()
+        vars(made).update(vars(layer))
+        return made
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """See `DynamicLayer.update`."""
+        before, new = self.get_seq_length(), key_states.shape[-2]
+        if not before:
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self._has_room(new):
+            self._rooms = None  # before there are two of them
+            self._rooms = self._with_room(self.keys, new), self._with_room(self.values, new)
+        assert self._rooms is not None
+        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+            room[..., before : before + new, :] = states
+        self.keys, self.values = (room[..., : before + new, :] for room in self._rooms)
+        return self.keys, self.values
+
+    def _has_room(self, places: int) -> bool:
+        """Whether keys and values are still the beginning of the rooms (not after rows were selected) that are not full."""
+        return self._rooms is not None and all(
+            states.data_ptr() == room.data_ptr()
+            and states.shape[:-2] == room.shape[:-2]
+            and states.shape[-2] + places <= room.shape[-2]
+            for room, states in zip(self._rooms, (self.keys, self.values), strict=True)
+        )
+
+    @staticmethod
+    def _with_room(states: Tensor, places: int) -> Tensor:
+        *rows, length, width = states.shape
+        room = states.new_empty(*rows, length + max(places, ROOM), width)
+        room[..., :length, :] = states
+        return room
+
+
+def with_room(cache: Cache) -> Cache:
+    """The cache, whose plain layers have room from now on."""
+    cache.layers = [RoomyLayer.of(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
