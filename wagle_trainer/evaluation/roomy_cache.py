@@ -14,13 +14,15 @@ ROOM = 16
 class RoomyLayer(DynamicLayer):
     """As `DynamicLayer`; its keys and values are the beginning of larger tensors."""
 
+    keys: Tensor
+    values: Tensor
     _rooms: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, layer: DynamicLayer) -> RoomyLayer:
         """A layer with the states of another."""
         made = cls()
-        vars(made).update(vars(layer))
+        made.__dict__.update(layer.__dict__)
         return made
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
