@@ -16,8 +16,7 @@ shortfall from the goal: what is left of the forget set above the goal, and what
 `utility_loss`, each as a share of what the reference model knows. A mask may also lose what all weights lose. A tenth of
 all that is left and lost is added, which decides between rates that reach the goal.
 
-The grid is 1e-6, 3e-6, 1e-5, ..., 10. The search begins where earlier runs found good rates, at base_rate / density for
-scores that look at no gradient and at base_rate / sqrt(density) for the others; it goes up until a rate is clearly worse
+The grid is 1e-6, 3e-6, 1e-5, ..., 10. The search begins where earlier runs found good rates, at the `starting_rate` of the package with base_rate for all weights; it goes up until a rate is clearly worse
 than the best so far (by 0.1), and down until one is worse than the best. Then it tries the rate halfway (in the logarithm)
 between the best one and its better neighbour. The other seeds use the best rate. One at the end of what was tried is
 reported as such.
@@ -45,15 +44,11 @@ from tasks import RecipeArguments, Task, list_tasks, task_class
 from transformers.utils import logging
 from trl import TrlParser
 
-from wagle_trainer.attribution import get_score
+from wagle_trainer.attribution import get_score, starting_rate
 from wagle_trainer.losses import get_loss
 
 GRID = [float(f"{digit}e{exponent}") for exponent in range(-6, 1) for digit in (1, 3)] + [10.0]
 CLEARLY = 0.1
-BLIND = (
-    "random",
-    "magnitude",
-)  # scores that look at no gradient need steps as large as a dense run's, times 1 / density
 # Names that rows have for a task with its bundled example, and defaults of tasks that differ in this study.
 BUNDLED = {"tofu": "people"}
 DEFAULTS: dict[str, dict[str, Any]] = {"facts": {"relations": ["capital"]}, "tofu": {"style": "plain"}}
@@ -389,7 +384,7 @@ def search_rate(
         limit: rates of the grid to try at most; one between two of them is added.
         base: where the search begins for all weights.
     """
-    centre = base / (density if score in BLIND else density**0.5)
+    centre = starting_rate(density, None if score in (NO_MASK, "truth") else score, base)
     start = min(range(len(GRID)), key=lambda index: abs(math.log(GRID[index] / centre)))
     tried = {start: badness(GRID[start])}
     index = start

@@ -570,6 +570,17 @@ def test_model_init_kwargs_load_the_model_and_have_no_effect_on_a_loaded_one(
     assert "model_init_kwargs has no effect: the model is loaded already" in caplog.text
 
 
+def test_warns_of_a_learning_rate_for_all_weights_before_it_trains(make_trainer, caplog):
+    def warned(**settings):
+        caplog.clear()
+        make_trainer(max_steps=1, density=0.01, attribution="random", **settings).train()
+        return "is low for 1.00% of the weights" in caplog.text
+
+    assert warned(learning_rate=2e-5)
+    assert not warned(learning_rate=5e-3)
+    assert not warned(learning_rate=2e-5, optim="sgd")
+
+
 @pytest.mark.parametrize("kind", [SFTConfig, TrainingArguments])
 def test_other_arguments_are_converted(kind, make_trainer, tmp_path):
     args = kind(str(tmp_path / "out"), max_steps=2, learning_rate=1e-3, report_to="none", use_cpu=True, bf16=False)
