@@ -16,10 +16,10 @@ shortfall from the goal: what is left of the forget set above the goal, and what
 `utility_loss`, each as a share of what the reference model knows. A mask may also lose what all weights lose. A tenth of
 all that is left and lost is added, which decides between rates that reach the goal.
 
-The grid is 1e-6, 3e-6, 1e-5, ..., 10. The search begins where earlier runs found good rates, at the `starting_rate` of the package with base_rate for all weights; it goes up until a rate is clearly worse
-than the best so far (by 0.1), and down until one is worse than the best. Then it tries the rate halfway (in the logarithm)
-between the best one and its better neighbour. The other seeds use the best rate. One at the end of what was tried is
-reported as such.
+The grid is 1e-6, 3e-6, 1e-5, ..., 10. The search begins at the package's `starting_rate`, with base_rate for all weights.
+It goes up until a rate is clearly worse than the best so far (by 0.1) or keeps next to nothing, and down until one is
+worse than the best. Then it tries the rate halfway (in the logarithm) between the best one and its better neighbour. The
+other seeds use the best rate. One at the end of what was tried is reported as such.
 
 --rerun 3 runs three rows of the file again and compares them: the same versions on the same kind of machine give the same
 digests.
@@ -49,6 +49,7 @@ from wagle_trainer.losses import get_loss
 
 GRID = [float(f"{digit}e{exponent}") for exponent in range(-6, 1) for digit in (1, 3)] + [10.0]
 CLEARLY = 0.1
+LOST = 1.5  # badness of a run that kept next to nothing: no higher rate keeps more
 # Names that rows have for a task with its bundled example, and defaults of tasks that differ in this study.
 BUNDLED = {"tofu": "people"}
 DEFAULTS: dict[str, dict[str, Any]] = {"facts": {"relations": ["capital"]}, "tofu": {"style": "plain"}}
@@ -388,7 +389,7 @@ def search_rate(
     start = min(range(len(GRID)), key=lambda index: abs(math.log(GRID[index] / centre)))
     tried = {start: badness(GRID[start])}
     index = start
-    while len(tried) < limit and index + 1 < len(GRID) and tried[index] <= min(tried.values()) + CLEARLY:
+    while len(tried) < limit and index + 1 < len(GRID) and tried[index] <= min(min(tried.values()) + CLEARLY, LOST):
         index += 1
         tried[index] = badness(GRID[index])
     index = start

@@ -78,8 +78,19 @@ def test_climbs_over_a_plateau(patch_size):
     assert patch_size.search_rate(badness, "random", 1e-2, 8) == (0.1, False)
 
 
+def test_does_not_climb_where_nothing_is_kept(patch_size):
+    tried = []
+
+    def badness(rate):
+        tried.append(rate)
+        return 2.0 if rate > 1e-3 else valley(3e-4)(rate)
+
+    assert patch_size.search_rate(badness, "random", 1e-2, 8) == (3e-4, False)
+    assert max(tried) == 3e-3  # where the search began
+
+
 def test_says_that_the_best_is_at_the_edge(patch_size):
-    assert patch_size.search_rate(lambda rate: -math.log(rate), "gradient", 1.0, 4) == (1e-3, True)
+    assert patch_size.search_rate(lambda rate: -math.log(rate) / 10, "gradient", 1.0, 4) == (1e-3, True)
     assert patch_size.search_rate(lambda rate: rate, "gradient", 1e-2, 3)[1]
 
 
