@@ -195,8 +195,11 @@ class Study:
             *("relearning_rates", "relearning_steps", "forget_share"),
         )
         settings = {name: getattr(self.args, name) for name in names}
+        data = asdict(self.task.data)
+        if data["dataset_name"] and Path(data["dataset_name"]).is_dir():  # where it lies differs by machine
+            data["dataset_name"] = Path(data["dataset_name"]).resolve().name
         changed = []
-        for kind, values in (("settings", settings), ("data", asdict(self.task.data))):
+        for kind, values in (("settings", settings), ("data", data)):
             kept = self.rows.content.setdefault(kind, {}).setdefault(f"{self.model_name}, {self.task_name}", values)
             if kind == "settings":
                 kept.setdefault("retain_weight", 1.0)  # files from before it could be chosen

@@ -278,6 +278,19 @@ def test_facts_of_the_study_are_capitals_unless_told(patch_size, runs, tmp_path)
         patch_size.Study(args, study.rows, other)
 
 
+def test_where_a_dataset_lies_is_no_setting(patch_size, runs, tmp_path):
+    def study(place):
+        folder = tmp_path / place / "questions"
+        folder.mkdir(parents=True)
+        args = patch_size.PatchSizeArguments(output_dir=str(tmp_path), task="tofu", model="m")
+        data = patch_size.class_of("tofu").arguments(dataset_name=str(folder), style="plain")
+        return patch_size.Study(args, runs.Rows(tmp_path / "results.json"), data)
+
+    study("here").rows.save()
+    [kept] = study("there").rows.content["data"].values()
+    assert kept["dataset_name"] == "questions"
+
+
 @pytest.mark.parametrize("text", ["snip 1e-3", "snip 1e-3 x", "snip 1 1e-3", "none 0.5 1e-4", "snip 1e-3 0"])
 def test_a_run_that_is_named_wrongly_is_refused(patch_size, text):
     with pytest.raises(ValueError, match="in runs"):
