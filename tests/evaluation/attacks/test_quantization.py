@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -33,6 +33,7 @@ def by_loop(weight, bits, group_size):
     group_size=st.sampled_from([None, 1, 3, 4, 100]),
     seed=st.integers(0, 1000),
 )
+@example(shape=(2, 9), bits=8, group_size=4, seed=978)  # two values off by rounding
 def test_equals_a_plain_loop(shape, bits, group_size, seed):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator)
@@ -40,9 +41,12 @@ def test_equals_a_plain_loop(shape, bits, group_size, seed):
     scale = weight.abs().max().item() / (2 ** (bits - 1) - 1)
     expected = torch.tensor(by_loop(weight, bits, group_size))
     result = round_to_nearest(weight, bits, group_size)
-    # The loop computes in double: a value half-way between two steps may go either way.
-    off = (result - expected).abs() > 1e-5 * max(scale, 1e-9)
-    assert off.sum() <= 1
+    # The loop computes in double. Float32 is off by some 1e-5 of a step at the 127th, and a value half-way between two steps
+    # may go either way: it is as near then.
+    error = 1e-4 * max(scale, 1e-9)
+    equal = (result - expected).abs() <= error
+    as_near = ((result - weight).abs() - (expected - weight).abs()).abs() <= error
+    assert torch.all(equal | as_near)
     assert torch.all((result - weight).abs() <= scale / 2 * (1 + 1e-4))
 
 
