@@ -30,7 +30,6 @@ from wagle_trainer.adapters.adapter_checkpoints import (
     check_adapter_can_be_saved,
 )
 from wagle_trainer.adapters.lora import check_adapted_modules, check_same_modules
-from wagle_trainer.attribution.starting_rate import why_too_low
 from wagle_trainer.data.length_sorted_batches import LengthSortedBatches
 from wagle_trainer.data.pair_loader import pair_loader
 from wagle_trainer.data.pairing import PairCollator, PairedDataset, PairSampler, num_counted
@@ -553,8 +552,6 @@ class WagleTrainer(SFTTrainer):
             self._attribution.resume_from = folder
             if folder is not None:
                 self._attribution.mask = None  # the checkpoint's is the one in force
-            else:
-                self._warn_of_small_steps(self._attribution.given)
         self.references.load(folder, self.model, self.accelerator)
         self._density_is_logged = False
         self._losses_of_step.clear()  # of a run that was broken off
@@ -612,17 +609,6 @@ class WagleTrainer(SFTTrainer):
                     "The retain answers became less likely, too: lower learning_rate, train for fewer steps, or raise "
                     "retain_weight."
                 )
-
-    def _warn_of_small_steps(self, mask: WeightMask | None) -> None:
-        """Warn before any work where the learning rate is one for all weights."""
-        density, score = self.args.density, self.args.attribution
-        if mask is not None:
-            density, score = mask.density, mask.info.score
-        # Other optimizers have rates of other sizes.
-        if isinstance(density, float) and "adamw" in self.args.optim:
-            warning = why_too_low(self.args.learning_rate, density, score)
-            if warning is not None and self.is_world_process_zero():
-                logger.warning(warning)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """As `Trainer._save_optimizer_and_scheduler`; the compact state of sharded weights has files of its own."""

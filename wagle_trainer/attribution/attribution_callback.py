@@ -20,6 +20,7 @@ from transformers.utils import logging
 from wagle_trainer.attribution.attribute import attribute
 from wagle_trainer.attribution.config import AttributionConfig, as_attribution_config, load_mask
 from wagle_trainer.attribution.scored_parameters import check_maskable, select_parameters
+from wagle_trainer.attribution.starting_rate import why_too_low
 from wagle_trainer.attribution.unreached_weights import UnreachedWeights
 from wagle_trainer.data.dataset_checks import check_chat_template, check_eos_token, check_set, pad_token_id
 from wagle_trainer.data.fingerprint import fingerprint
@@ -173,6 +174,8 @@ class WeightAttributionCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, processing_class=None, optimizer=None, **kwargs):
         self.detach()  # from a run that was broken off, or is tried again with a smaller batch
         check_steps_outside_backward(model, innermost(optimizer))
+        if state.global_step == 0 and state.is_world_process_zero:
+            self._warn_of_small_steps(args)
         if state.global_step > 0 and self.mask is None:
             self.mask = self._from_checkpoint(args, state)
         elif self.mask is None:
@@ -199,6 +202,16 @@ class WeightAttributionCallback(TrainerCallback):
             + (f" gamma={info.gamma_rule!r} is {info.gamma:.4g}." if info.gamma_rule else "")
             + (f" density={info.density_rule!r} is {info.requested_density}." if info.density_rule else "")
         )
+
+    def _warn_of_small_steps(self, args: Any) -> None:
+        """Warn before any work where the learning rate is one for all weights."""
+        mask = self.mask or self.given
+        density, score = (self.config.density, self.config.score) if mask is None else (mask.density, mask.info.score)
+        # A density by rule is not known yet, and other optimizers have rates of other sizes.
+        if isinstance(density, float) and "adamw" in args.optim:
+            warning = why_too_low(args.learning_rate, density, score)
+            if warning is not None:
+                logger.warning(warning)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._steps_before = self.updates.steps if self.updates else 0
