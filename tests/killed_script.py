@@ -1,15 +1,15 @@
-"""A run that may be killed at any moment: python killed_script.py FOLDER OUTPUT_DIR SECONDS
+"""A run that may be killed at any moment: python killed_script.py FOLDER OUTPUT_DIR FILE_EVENT SECONDS
 
-Trains the model in FOLDER and resumes from the last complete checkpoint, if there is one. With SECONDS above 0 the kernel
-ends the process so long after the trainer has begun to be made: no handler and no `finally` runs. Otherwise it writes
-OUTPUT_DIR/end.json: how long it took, the digest of the final weights, the log and the history of evaluations.
+Trains the model in FOLDER and resumes from the last complete checkpoint, if there is one. With FILE_EVENT above 0 the
+kernel ends the process SECONDS after that many files were opened, renamed or removed: no handler and no `finally` runs.
+Otherwise, or where there are fewer, it writes OUTPUT_DIR/end.json: how many file events there were, the digest of the final
+weights, the log and the history of evaluations.
 """
 
 import hashlib
 import json
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -36,12 +36,22 @@ def digest(model):
     return sha.hexdigest()
 
 
-folder, output_dir, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+folder, output_dir, last_event, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 torch.set_num_threads(1)
-begin = time.monotonic()
-if seconds:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+signal.signal(signal.SIGALRM, signal.SIG_DFL)
+file_events = 0
+
+
+def count(event, arguments):
+    """An audit hook. Counts what happens to files, not seconds: how far a run gets in a second depends on the machine."""
+    global file_events
+    if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"):
+        file_events += 1
+        if file_events == last_event:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+sys.addaudithook(count)
 config = WagleConfig(
     output_dir,
     loss_kwargs={"retain_loss": "kl"},
@@ -72,7 +82,7 @@ resumed = last_complete_checkpoint(output_dir)[0]
 trainer.train(resume_from_checkpoint=resumed)
 trainer.save_model()
 end = {
-    "seconds": time.monotonic() - begin,
+    "file_events": file_events,
     "resumed": resumed,
     "steps": trainer.state.global_step,
     "weights": digest(trainer.model),

@@ -18,7 +18,7 @@ KILLS = 20
 
 @pytest.fixture
 def run(fork_server, make_llama, make_set, make_word_tokenizer, tmp_path):
-    """run(output_dir, seconds) -> (exit code, what the run wrote at its end, or its output)."""
+    """run(output_dir, file_event, seconds) -> (exit code, what the run wrote at its end, or its output)."""
     make_llama(attention_dropout=0.1).save_pretrained(tmp_path / "model")
     make_word_tokenizer().save_pretrained(tmp_path / "model")
     make_set(10).save_to_disk(tmp_path / "forget")
@@ -26,8 +26,8 @@ def run(fork_server, make_llama, make_set, make_word_tokenizer, tmp_path):
     server = fork_server("wagle_trainer.trainer", "wagle_trainer.evaluation")
     script = os.path.join(os.path.dirname(__file__), "killed_script.py")
 
-    def start(output_dir, seconds=0.0):
-        arguments = [str(tmp_path), str(output_dir), str(seconds)]
+    def start(output_dir, file_event=0, seconds=0.0):
+        arguments = [str(tmp_path), str(output_dir), str(file_event), str(seconds)]
         [(code, output)] = server.run([{"script": script, "arguments": arguments}])
         end = output_dir / "end.json"
         return code, json.loads(end.read_text()) if end.exists() else output
@@ -44,11 +44,14 @@ def test_twenty_kills_are_twenty_equal_resumes(run, tmp_path):
         if kills == KILLS:
             break
         output_dir, killed = tmp_path / f"run{attempt}", 0
-        # Every third run is killed twice: the second time while it resumes.
-        for _ in range(1 + (attempt % 3 == 2)):
-            code, _ = run(output_dir, draw.uniform(0.1, 1.0) * whole["seconds"])
+        # One in each tenth of the run, at or shortly after a file is touched. Every third run is killed twice: the second
+        # time while it resumes.
+        for again in range(1 + (attempt % 3 == 2)):
+            share = draw.uniform(0, 0.5) if again else (attempt % 10 + draw.random()) / 10
+            event = max(1, round(share * whole["file_events"]))
+            code, _ = run(output_dir, event, draw.uniform(1e-4, 0.01))
             killed += code == -signal.SIGALRM
-        if not killed:  # it was faster than the first
+        if not killed:  # it ended before the delay had passed
             continue
         code, end = run(output_dir)
         assert code == 0, end
