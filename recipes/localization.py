@@ -24,7 +24,8 @@ import datasets
 import torch
 from datasets import Dataset
 from patch_size import search_rate
-from patch_size_runs import NO_MASK, Bench, Rows, environment, spread
+from patch_size_masks import NO_MASK, spread
+from patch_size_runs import Bench, Rows, environment
 from tasks.subject import Subject, load
 from torch import Tensor
 from transformers import AutoTokenizer, PrinterCallback

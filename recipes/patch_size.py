@@ -37,14 +37,14 @@ from typing import Any
 
 import datasets
 import torch
+from patch_size_masks import NO_MASK, check_label, first_rate, spread
 from patch_size_report import shortfall, write_report
-from patch_size_runs import NO_MASK, Bench, Rows, differences, environment, spread
+from patch_size_runs import Bench, Rows, differences, environment
 from recipe import on_bundled_config, task_named
 from tasks import RecipeArguments, Task, list_tasks, task_class
 from transformers.utils import logging
 from trl import TrlParser
 
-from wagle_trainer.attribution import get_score, starting_rate
 from wagle_trainer.losses import get_loss
 
 GRID = [float(f"{digit}e{exponent}") for exponent in range(-6, 1) for digit in (1, 3)] + [10.0]
@@ -80,7 +80,10 @@ class PatchSizeArguments:
     )
     scores: list[str] = field(
         default_factory=lambda: ["random", "gradient", "snip", "wagle:1e-6"],
-        metadata={"help": "Scores; wagle with its gamma: wagle:1e-6, wagle:balanced. random must be among them."},
+        metadata={
+            "help": "Scores; wagle with its gamma: wagle:1e-6, wagle:balanced. random must be among them. snip-body: "
+            "without the embeddings and the head; answer_rows: random weights of the embeddings of the answers' tokens."
+        },
     )
     densities: list[float] = field(
         default_factory=lambda: [1e-3, 1e-2, 1e-1],
@@ -134,7 +137,7 @@ class PatchSizeArguments:
         for objective in self.objectives:
             get_loss(objective)
         for label in [*self.scores, *(label for label, _, _ in map(given_run, self.runs) if label != NO_MASK)]:
-            get_score(spread(label)[0])
+            check_label(label)
         if not all(0 < density < 1 for density in self.densities):
             raise ValueError(f"densities must lie between 0 and 1, got {self.densities}; all weights are run anyway.")
 
@@ -356,7 +359,7 @@ class Study:
 
         first = self.args.seeds[0]
         self.bench(first).forget_runs()
-        best = search_rate(badness, spread(label)[0], density, self.args.max_rates, self.args.base_rate)
+        best = search_rate(badness, label, density, self.args.max_rates, self.args.base_rate)
         row = self.run(objective, label, density, best[0], first)
         if label == NO_MASK:
             self._dense[objective, first] = row
@@ -378,17 +381,17 @@ class Study:
 
 
 def search_rate(
-    badness: Callable[[float], float], score: str, density: float, limit: int, base: float = 3e-5
+    badness: Callable[[float], float], label: str, density: float, limit: int, base: float = 3e-5
 ) -> tuple[float, bool]:
     """The rate with the smallest badness by the rule of this file's head, and whether it is at the edge.
 
     Args:
         badness: of a rate.
-        score, density: of the mask; they say where the search begins.
+        label, density: of the mask; they say where the search begins.
         limit: rates of the grid to try at most; one between two of them is added.
         base: where the search begins for all weights.
     """
-    centre = starting_rate(density, None if score in (NO_MASK, "truth") else score, base)
+    centre = first_rate(label, density, base)
     start = min(range(len(GRID)), key=lambda index: abs(math.log(GRID[index] / centre)))
     tried = {start: badness(GRID[start])}
     index = start

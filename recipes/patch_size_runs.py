@@ -17,6 +17,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from patch_size_masks import ANSWER_ROWS, NO_MASK, answer_rows, attribution_arguments
 from tasks.subject import Example, Subject
 from transformers import PrinterCallback
 
@@ -27,19 +28,6 @@ from wagle_trainer.evaluation.attacks.quantization import round_to_nearest
 from wagle_trainer.forgetting.patches import patch_config
 from wagle_trainer.models.log_probs import token_log_probs
 from wagle_trainer.models.modes import evaluation_mode
-
-NO_MASK = "none"
-
-
-def spread(label: str) -> tuple[str, float | str | None]:
-    """Score and gamma of a label: "wagle:1e-6" is ("wagle", 1e-6), "snip" is ("snip", None)."""
-    score, _, gamma = label.partition(":")
-    if not gamma:
-        return score, 1e-6 if score == "wagle" else None
-    try:
-        return score, float(gamma)
-    except ValueError:
-        return score, gamma
 
 
 def environment() -> dict[str, Any]:
@@ -198,6 +186,13 @@ class Bench:
         """
         self.reset()
         key = (score, gamma, density)
+        if score == ANSWER_ROWS and key not in self.masks:
+            self.masks = {key: answer_rows(self.task, density, self.seed)}
+        mask = self.given.get(score) or self.masks.get(key)
+        if mask is not None:
+            attribution: dict[str, Any] = {"attribution": "random"}  # not run, since there is a mask
+        else:
+            attribution = {"attribution": None} if score == NO_MASK else attribution_arguments(score, self.model)
         args = patch_config(
             self.folder / "trainer",
             rate,
@@ -207,7 +202,7 @@ class Bench:
             loss_type=objective,
             loss_kwargs={"beta": self.beta} if objective == "npo" else {},
             retain_weight=self.retain_weight,
-            attribution=None if score == NO_MASK else "random" if score in self.given else score,
+            **attribution,
             attribution_samples=len(self.task.sets["forget"]),
             density=density,
             attribution_gamma=1e-6 if gamma is None else gamma,
@@ -219,7 +214,7 @@ class Bench:
             forget_dataset=Dataset.from_list(self.task.sets["forget"]),
             retain_dataset=Dataset.from_list(self.task.sets["retain"]),
             processing_class=self.task.tokenizer,
-            mask=self.given.get(score) or self.masks.get(key),
+            mask=mask,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

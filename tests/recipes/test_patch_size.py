@@ -35,6 +35,11 @@ def runs(recipes):
 
 
 @pytest.fixture(scope="module")
+def masks(recipes):
+    return importlib.import_module("patch_size_masks")
+
+
+@pytest.fixture(scope="module")
 def report(recipes):
     return importlib.import_module("patch_size_report")
 
@@ -101,11 +106,16 @@ def test_failed_runs_are_the_worst(patch_size):
     assert patch_size.search_rate(badness, "gradient", 1e-2, 6) == (3e-4, False)
 
 
-def test_labels(runs):
-    assert runs.spread("wagle") == ("wagle", 1e-6)
-    assert runs.spread("wagle:1e-3") == ("wagle", 1e-3)
-    assert runs.spread("wagle:balanced") == ("wagle", "balanced")
-    assert runs.spread("snip") == ("snip", None)
+def test_labels(masks):
+    assert masks.spread("wagle") == ("wagle", 1e-6)
+    assert masks.spread("wagle:1e-3") == ("wagle", 1e-3)
+    assert masks.spread("wagle:balanced") == ("wagle", "balanced")
+    assert masks.spread("snip") == ("snip", None)
+    assert masks.spread("wagle-body") == ("wagle-body", 1e-6)
+    for label in ("snip-body", "wagle-body:1e-3", "answer_rows"):
+        masks.check_label(label)
+    assert masks.first_rate("snip-body", 1e-3, 3e-5) == masks.first_rate("snip", 1e-3, 3e-5)
+    assert masks.first_rate("none", 1.0, 3e-5) == 3e-5
 
 
 # Runs
@@ -159,6 +169,39 @@ def test_the_reference_weights_are_back_after_a_run(bench, one_thread):
     assert row["weights_digest"] != before
     assert row["num_selected"] == math.floor(0.1 * sum(p.numel() for p in one.model.parameters()))
     assert row["forget"] < 0.7 * one.measure()["forget"]
+
+
+def test_a_score_without_the_embeddings(bench):
+    one = bench()
+    row = one.run("npo", "snip-body", None, 0.05, 1e-2, attack=False)
+    [mask] = one.masks.values()
+    with_embeddings = one.run("npo", "snip", None, 0.05, 1e-2, attack=False)
+    [other] = one.masks.values()
+    words = ("model.embed_tokens.weight", "lm_head.weight")
+    assert all(mask.num_selected_in(name) == 0 for name in words if name in mask)
+    assert sum(other.num_selected_in(name) for name in words if name in other) > 0
+    assert row["weights_digest"] != with_embeddings["weights_digest"]
+    assert row["num_selected"] > 0
+
+
+def test_answer_rows_are_the_embeddings_of_the_answers(bench, masks):
+    one = bench()
+    answers = {label for example in one.task.sets["forget"] for label in example["labels"]} - {-100}
+    answers -= set(one.task.tokenizer.all_special_ids)
+    total = sum(p.numel() for p in one.model.parameters())
+    embedding = one.model.get_input_embeddings().weight
+    density = 0.4 * len(answers) * embedding.shape[1] / total
+    mask = masks.answer_rows(one.task, density, seed=3)
+    assert mask.num_selected == int(density * total)
+    selected = mask["model.embed_tokens.weight"]
+    assert int(selected.sum()) == mask.num_selected
+    assert set(selected.any(1).nonzero().flatten().tolist()) <= answers
+    assert masks.answer_rows(one.task, density, seed=3).digest == mask.digest
+    assert masks.answer_rows(one.task, density, seed=4).digest != mask.digest
+    row = one.run("npo", "answer_rows", None, density, 1e-1, attack=False)
+    assert row["num_selected"] == mask.num_selected and row["forget"] < one.measure()["forget"]
+    with pytest.raises(ValueError, match=r"answer_rows at density 0.9 are \d+ weights; the \d+ tokens"):
+        masks.answer_rows(one.task, 0.9, seed=0)
 
 
 def test_attack_later_is_attack_at_once(bench, one_thread):
@@ -565,6 +608,7 @@ def test_report_has_figures_in_both_formats(report, tmp_path):
         ({"densities": [1e-3, 1.0]}, "densities must lie between 0 and 1"),
         ({"seeds": [0, 0]}, "seeds must hold at least one value, and none twice"),
         ({"scores": ["colour"]}, "Unknown attribution score 'colour'"),
+        ({"scores": ["colour-body"]}, "Unknown attribution score 'colour'"),
         ({"objectives": ["colour"]}, "colour"),
     ],
 )
