@@ -99,7 +99,7 @@ def depths() -> str:
             (
                 name,
                 str(row.get("learning_rate", "-")),
-                f"{row['forget_Q_A_Prob']:.3f}" if "forget_Q_A_Prob" in row else "-",
+                f"{row['forget_probability']:.3f}",
                 f"{row['unlearning_depth']:.2f}",
             )
             for name, row in shown
