@@ -97,7 +97,7 @@ def test_where_they_lie_by_default(monkeypatch):
         def numel(self):
             return 1000
 
-    monkeypatch.setattr(host_sums, "_free_memory", lambda device: 10_000)
+    monkeypatch.setattr(host_sums, "free_memory", lambda device: 10_000)
     assert fits_on_device([OnGpu()], torch.bfloat16, 2)
     assert not fits_on_device([OnGpu()], torch.float32, 2)
     assert fits_on_device([OnGpu()], torch.float32, 1)

@@ -1,6 +1,7 @@
 """A cache with room against Transformers' own, over any order of what is done to it."""
 
 import copy
+import gc
 
 import hypothesis.strategies as st
 import torch
@@ -61,3 +62,16 @@ def test_new_tokens_are_written_behind_the_old_ones(llama):
     assert len(places) == 1
     layer.update(*torch.randn(2, 1, 2, 1, 5))
     assert layer.keys.data_ptr() not in places  # the room was full
+
+
+def test_rows_that_are_gone_take_no_memory():
+    """The room of all rows goes with them, not only when the next token comes."""
+    layer = RoomyLayer.of(DynamicLayer())
+    for length in (4, 1):
+        layer.update(*torch.randn(2, 6, 1, length, 1237))
+
+    def held() -> int:
+        return sum(isinstance(found, torch.Tensor) and found.shape[-1:] == (1237,) for found in gc.get_objects())
+
+    layer.batch_select_indices(torch.tensor([2]))
+    assert held() == 2

@@ -394,6 +394,7 @@ def test_a_repetition_penalty_makes_greedy_answers_others(llama, tokenizer, prom
 @pytest.mark.parametrize("batch_size", [2, 3, 5])
 def test_prompts_enter_a_running_batch(model, tokenizer, prompts, always, monkeypatch, batch_size):
     """Texts are those of batches of their own, whatever the answers' lengths; the batch stays full."""
+    monkeypatch.setattr("wagle_trainer.evaluation.decoding_rows.MOST_ROWS", 0)
     more = [[*PREFIX, 3 + index, *prompt[6:]] for index in range(3) for prompt in prompts]
     free = texts_of(model, tokenizer, more, max_new_tokens=40)
     # Some answers end early and at different steps, others at the limit.

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wagle_trainer.utils.free_memory import free_memory
+
 # Elements that are copied at a time. Two buffers of so many are all the pinned memory that is needed.
 CHUNK = 2**24
 # Share of the free memory that sums may take; the rest is for activations.
@@ -28,12 +30,7 @@ def fits_on_device(parameters: Iterable[Tensor], dtype: torch.dtype, number: int
     for parameter in parameters:
         if parameter.device.type == "cuda":
             needed[parameter.device] = needed.get(parameter.device, 0) + number * parameter.numel() * dtype.itemsize
-    return all(size <= ROOM * _free_memory(device) for device, size in needed.items())
-
-
-def _free_memory(device: torch.device) -> int:
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
+    return all(size <= ROOM * free_memory(device) for device, size in needed.items())
 
 
 class HostSums:

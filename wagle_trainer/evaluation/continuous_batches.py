@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from wagle_trainer.evaluation.decoding_rows import decoding_rows
 from wagle_trainer.evaluation.prompt_states import PromptStates, prompt_states
-from wagle_trainer.evaluation.roomy_cache import with_room
+from wagle_trainer.evaluation.roomy_cache import ROOM, with_room
 from wagle_trainer.evaluation.shrinking_batches import CACHE, CHUNK
-from wagle_trainer.models.architecture import unwrap
+from wagle_trainer.models.architecture import text_config, unwrap
 
 # Prompts enter when so large a share of the batch is free: each time costs a forward pass of its own.
 FREE_SHARE = 0.125
@@ -41,42 +42,109 @@ def generate_continuously(
         limits: most new tokens of each.
         config: with `pad_token_id`.
         stop: end-of-sequence tokens.
-        batch_size: most prompts at once.
+        batch_size: most prompts that enter in one forward pass, and fewest that are continued at once while there are so
+            many: `decoding_rows` says how many more.
         common: states that all prompts begin with.
         ended: called with the number of answers that have ended.
 
     Returns:
         The new tokens of each prompt, up to its end or limit.
     """
-    waiting, running = deque(range(len(prompts))), list[int]()
-    new: list[list[int]] = [[] for _ in prompts]
-    states: PromptStates | None = None
-    last = torch.empty(0, 1, dtype=torch.long, device=next(model.parameters()).device)
-    while waiting or running:
-        free = batch_size - len(running)
-        if waiting and (not running or free >= max(1, FREE_SHARE * batch_size)):
-            entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            fresh = prompt_states(model, [prompts[index][:-1] for index in entering], common)
-            states = fresh if states is None else _joined(model, states, fresh)
-            with_room(states.cache)
-            last = torch.cat([last, last.new_tensor([[prompts[index][-1]] for index in entering])])
-            running += entering
-        assert states is not None
-        part = copy.deepcopy(config)
-        part.max_new_tokens = min(CHUNK, min(limits[index] - len(new[index]) for index in running))
-        tokens, states = _step(model, states, last, part)
-        going = []
-        for row, (index, found) in enumerate(zip(running, tokens.tolist(), strict=True)):
-            end = next((place + 1 for place, token in enumerate(found) if token in stop), None)
-            new[index] += found[:end]
-            if end is None and len(new[index]) < limits[index]:
-                going.append(row)
-        ended(len(running) - len(going))
-        last = tokens[going, -1:]
-        if len(going) < len(running):
-            states = states.select(going) if going else None
-            running = [running[row] for row in going]
-    return new
+    batch = RunningBatch(model, prompts, limits, config, stop, batch_size, common)
+    while batch.waiting or batch.running:
+        enough = False
+        try:
+            batch.refill()
+            ended(batch.step())
+            enough = True
+        except torch.OutOfMemoryError:
+            if batch.rows == batch_size:
+                raise
+        if not enough:  # out of the `except` clause, whose traceback holds tensors
+            batch.restart(batch_size)
+    return batch.new
+
+
+class RunningBatch:
+    """Prompts that wait, and those whose answers are being written.
+
+    Args:
+        model, prompts, limits, config, stop, batch_size, common: as for `generate_continuously`.
+
+    Attributes:
+        new: tokens of each answer, so far.
+        waiting: indices of prompts that have not entered.
+        running: indices of those in the batch, in the order of its rows.
+        rows: most of them at once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        config: GenerationConfig,
+        stop: Sequence[int],
+        batch_size: int,
+        common: PromptStates | None,
+    ):
+        self.model, self.prompts, self.limits, self.config = model, prompts, limits, config
+        self.stop, self.batch_size, self.common = set(stop), batch_size, common
+        self.new: list[list[int]] = [[] for _ in prompts]
+        self.rows: int | None = None  # the states of the first prompts say how much memory a row takes
+        self.restart(self.rows)
+
+    def restart(self, rows: int | None) -> None:
+        """Let all whose answers have not ended wait; they enter behind the tokens that they have."""
+        self.rows = rows
+        self.waiting = deque(index for index in range(len(self.prompts)) if not self._has_ended(index))
+        self.running: list[int] = []
+        self.states: PromptStates | None = None
+        self.last = torch.empty(0, 1, dtype=torch.long, device=next(self.model.parameters()).device)
+
+    def refill(self) -> None:
+        """Let prompts enter, if there is room for enough of them."""
+        free = (self.rows or self.batch_size) - len(self.running)
+        if not self.waiting or (self.running and free < max(1, FREE_SHARE * (self.rows or self.batch_size))):
+            return
+        parts = [] if self.states is None else [self.states]
+        self.states = None
+        while self.waiting and len(self.running) < (self.rows or self.batch_size):
+            number = min(self.batch_size, (self.rows or self.batch_size) - len(self.running), len(self.waiting))
+            entering = [self.waiting.popleft() for _ in range(number)]
+            given = [[*self.prompts[index], *self.new[index]] for index in entering]
+            parts.append(prompt_states(self.model, [tokens[:-1] for tokens in given], self.common))
+            self.last = torch.cat([self.last, self.last.new_tensor([tokens[-1:] for tokens in given])])
+            self.running += entering
+            if self.rows is None:
+                self.rows = self._decoding_rows(parts[0])
+        self.states = joined(self.model, parts)
+        with_room(self.states.cache)
+
+    def _decoding_rows(self, states: PromptStates) -> int:
+        longest = max(len(prompt) + limit for prompt, limit in zip(self.prompts, self.limits, strict=True))
+        vocabulary = getattr(text_config(unwrap(self.model)), "vocab_size", 0)
+        return decoding_rows(states, len(self.prompts), longest + ROOM, vocabulary, self.batch_size)
+
+    def step(self) -> int:
+        """Write some tokens behind each; rows whose answers have ended leave. How many have."""
+        assert self.states is not None
+        part = copy.deepcopy(self.config)
+        part.max_new_tokens = min(CHUNK, min(self.limits[index] - len(self.new[index]) for index in self.running))
+        tokens, states = _step(self.model, self.states, self.last, part)
+        for index, found in zip(self.running, tokens.tolist(), strict=True):
+            end = next((place + 1 for place, token in enumerate(found) if token in self.stop), None)
+            self.new[index] += found[:end]
+        going = [row for row, index in enumerate(self.running) if not self._has_ended(index)]
+        number = len(self.running) - len(going)
+        self.last = tokens[going, -1:]
+        self.states = None if not going else states.select(going) if number else states
+        self.running = [self.running[row] for row in going]
+        return number
+
+    def _has_ended(self, index: int) -> bool:
+        new = self.new[index]
+        return len(new) >= self.limits[index] or bool(new and new[-1] in self.stop)
 
 
 def _step(model: Any, states: PromptStates, last: Tensor, config: GenerationConfig) -> tuple[Tensor, PromptStates]:
@@ -90,22 +158,30 @@ def _step(model: Any, states: PromptStates, last: Tensor, config: GenerationConf
     return tokens, PromptStates(result[CACHE], mask, mask.sum(1))
 
 
-def _joined(model: Any, one: PromptStates, other: PromptStates) -> PromptStates:
-    """The rows of both, without the places that none of them uses."""
-    parts = [(states, states.mask.any(0).nonzero().squeeze(-1)) for states in (one, other)]
-    width = max(len(kept) for _, kept in parts)
+def joined(model: Any, parts: Sequence[PromptStates]) -> PromptStates:
+    """The rows of all parts, which are used up.
+
+    Places that no row of a part uses are left out, and each part ends at the last place: so the width is that of the
+    longest text, however long ago others ended.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    kept = [states.mask.any(0).nonzero().squeeze(-1) for states in parts]
+    width = max(map(len, kept))
 
     def join(tensors: Sequence[Tensor], dim: int) -> Tensor:
         cut = [
-            tensor.index_select(dim, kept.to(tensor.device)) for tensor, (_, kept) in zip(tensors, parts, strict=True)
+            tensor.index_select(dim, places.to(tensor.device)) for tensor, places in zip(tensors, kept, strict=True)
         ]
         # `pad` counts from the last dimension.
-        behind = [0, 0] * (tensors[0].ndim - 1 - dim)
-        return torch.cat([F.pad(tensor, [*behind, 0, width - tensor.shape[dim]]) for tensor in cut])
+        other = [0, 0] * (tensors[0].ndim - 1 - dim)
+        return torch.cat([F.pad(tensor, [*other, width - tensor.shape[dim], 0]) for tensor in cut])
 
     cache = DynamicCache(config=unwrap(model).config)
-    for layer, pair in enumerate(zip(one.cache, other.cache, strict=True)):
-        keys, values = (join([states[kind] for states in pair], 2) for kind in (0, 1))
-        cache.update(keys, values, layer)
-    mask = join([one.mask, other.mask], 1)
+    for index in range(len(parts[0].cache.layers)):
+        layers = [states.cache.layers[index] for states in parts]
+        cache.update(join([layer.keys for layer in layers], 2), join([layer.values for layer in layers], 2), index)
+        for states in parts:
+            states.cache.layers[index] = DynamicLayer()  # so that all layers are not held twice
+    mask = join([states.mask for states in parts], 1)
     return PromptStates(cache, mask, mask.sum(1))

@@ -55,7 +55,9 @@ def generate_greedy(
         masked_token: a token of the prompts that is not attended to; None for none.
         known: prompt -> tokens that its most likely continuation begins with, as `greedy_beginnings` finds them: they are
             read in one pass. Ignored with a masked token, and where settings of the model change greedy decoding.
-        batch_size: prompts per batch.
+        batch_size: prompts that enter a batch in one forward pass. Up to 256 are continued at once, if free memory holds
+            their keys and values: a step costs little more for many than for a few. With 1, and where a model or its
+            settings do not allow prompts to enter a running batch, it is the size of the batch, too.
         across_processes: shard the batches over accelerate's processes. All have to call this with the same
             arguments; all get all texts.
         progress: show a progress bar.

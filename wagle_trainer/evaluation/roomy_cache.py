@@ -39,6 +39,11 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[..., : before + new, :] for room in self._rooms)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """See `DynamicLayer.batch_select_indices`."""
+        super().batch_select_indices(indices)
+        self._rooms = None  # they hold the memory of rows that are gone
+
     def _has_room(self, places: int) -> bool:
         """Whether keys and values are still the beginning of the rooms (not after rows were selected) that are not full."""
         return self._rooms is not None and all(

@@ -36,7 +36,7 @@ def forget_knowledge(
             alone needs no generation.
         style: "chat", "plain" or "auto", see `QAFormat`.
         qa_format: how questions and answers become text, see `QAFormat`; by default that of the tokenizer in `style`.
-        batch_size: examples per forward pass and prompts per generation batch.
+        batch_size: examples per forward pass and prompts that enter generation at once.
         max_new_tokens: a generated answer ends after so many tokens, or after three times the tokens of the longest
             true answer if that is less.
         progress: show progress bars.

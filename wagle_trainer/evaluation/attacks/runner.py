@@ -60,7 +60,7 @@ def run_attacks(
             Attacks on generated answers (sampling, answer_prefix) use ROUGE-L recall whatever the measure.
         style: "chat", "plain" or "auto", see `QAFormat`.
         qa_format: how questions and answers become text, see `QAFormat`; by default that of the tokenizer in `style`.
-        batch_size: examples per forward pass and prompts per generation batch.
+        batch_size: examples per forward pass and prompts that enter generation at once.
         seed: of everything random.
         progress: show progress bars.
         on_result: called after each attack with the results so far: save them, so that nothing is lost should a later

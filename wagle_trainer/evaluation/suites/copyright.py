@@ -152,7 +152,7 @@ def evaluate_copyright(
             authors' code takes 100 and 300.
         continuation_tokens: the continuation is compared with so many tokens that follow. Passages that are shorter than both together are
             left out and counted in a warning.
-        batch_size: passages per forward pass and per generation batch; results do not depend on it.
+        batch_size: passages per forward pass, and that enter generation at once; results do not depend on it.
         across_processes: shard the work over accelerate's processes. All have to call this with the same arguments;
             all get the same results.
         progress: show progress bars.

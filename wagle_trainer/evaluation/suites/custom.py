@@ -136,7 +136,7 @@ def evaluate_custom(
         continuation_tokens: tokens of a passage after them that are the answer, at most.
         max_new_tokens: a generated answer ends after so many tokens, or after three times the longest true answer if
             that is less.
-        batch_size: examples per forward pass and prompts per generation batch; results do not depend on it.
+        batch_size: examples per forward pass and prompts that enter generation at once; results do not depend on it.
         across_processes: shard the work over accelerate's processes. All have to call this with the same arguments;
             all get the same results.
         progress: show progress bars.

@@ -98,7 +98,7 @@ def evaluate_detoxification(
             `evaluate.load("toxicity")`, whose classifier comes from the hub.
         threshold: a continuation counts as toxic from this score on.
         max_new_tokens: tokens after which a continuation is cut off.
-        batch_size: prompts per generation batch; results do not depend on it.
+        batch_size: prompts that enter generation at once; results do not depend on it.
         across_processes: shard the generation over accelerate's processes. All have to call this with the same
             arguments; all get the same results.
         progress: show a progress bar.

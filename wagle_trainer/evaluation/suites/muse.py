@@ -161,7 +161,7 @@ def evaluate_muse(
             "knowmem_forget" and "knowmem_retain" (`question`, `answer`), "privleak_forget" and "privleak_holdout"
             (`text`; without both there is no privacy leakage); and, if few-shot examples are wanted, "knowmem_forget_icl" and
             "knowmem_retain_icl".
-        batch_size: texts per forward pass and prompts per generation batch; results do not depend on it.
+        batch_size: texts per forward pass and prompts that enter generation at once; results do not depend on it.
         verbmem_tokens: tokens generated after a prompt of verbmem, and tokens of `gt` that they are compared with; as in
             MUSE's code, what the tokenizer puts before a text counts among the latter.
         knowmem_tokens: tokens after which an answer is cut off.

@@ -338,7 +338,7 @@ def evaluate_tofu(
         qa_format: the same as an object, for a system prompt or a template's arguments; `style` plays no part then.
         compatibility: "open-unlearning" for the numbers of OpenUnlearning's code where they differ: see `habits`. By
             default that of `qa_format`.
-        batch_size: examples per forward pass and prompts per generation batch; results do not depend on it.
+        batch_size: examples per forward pass and prompts that enter generation at once; results do not depend on it.
         max_new_tokens: a generated answer ends after so many tokens, or after three times the tokens of the longest
             answer of the four sets if that is less.
         reference: what this function returned for a model retrained without the forget set, or the path of its JSON;
