@@ -82,7 +82,7 @@ class PatchSizeArguments:
         default_factory=lambda: ["random", "gradient", "snip", "wagle:1e-6"],
         metadata={
             "help": "Scores; wagle with its gamma: wagle:1e-6, wagle:balanced. random must be among them. snip-body: "
-            "without the embeddings and the head; answer_rows: random weights of the embeddings of the answers' tokens."
+            "without the embeddings and the head."
         },
     )
     densities: list[float] = field(

@@ -17,7 +17,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from patch_size_masks import ANSWER_ROWS, NO_MASK, answer_rows, attribution_arguments
+from patch_size_masks import NO_MASK, attribution_arguments
 from tasks.subject import Example, Subject
 from transformers import PrinterCallback
 
@@ -186,8 +186,6 @@ class Bench:
         """
         self.reset()
         key = (score, gamma, density)
-        if score == ANSWER_ROWS and key not in self.masks:
-            self.masks = {key: answer_rows(self.task, density, self.seed)}
         mask = self.given.get(score) or self.masks.get(key)
         if mask is not None:
             attribution: dict[str, Any] = {"attribution": "random"}  # not run, since there is a mask

@@ -115,7 +115,7 @@ def assert_agree(mask, expected, density=DENSITY):
 
 
 def test_every_score_has_an_oracle():
-    assert set(SCORES) == {*FORMULAS, "random"}  # which is in test_attribute.py
+    assert set(SCORES) == {*FORMULAS, "random", "answer_rows"}  # the former is in test_attribute.py, the latter below
 
 
 @pytest.mark.parametrize("score", FORMULAS)
@@ -145,7 +145,7 @@ def test_every_score_is_left_as_found_and_repeats(model, batches, score):
 @pytest.mark.parametrize("score", SCORES)
 def test_exact_counts(model, batches, score, scope):
     """Also of scores with many ties, or zeros, in a tensor."""
-    include = None if scope == "global" else ["o_proj", "up_proj"]
+    include = None if scope == "global" else ["o_proj", "lm_head" if score == "answer_rows" else "up_proj"]
     mask = scored(model, batches, score, scope=scope, include=include)
     if scope == "global":
         assert mask.num_weights + (mask.info.unranked_weights or 0) == sum(p.numel() for p in model.parameters())
@@ -233,6 +233,64 @@ def test_tied_head_has_the_activations_of_the_head(make_llama, batches):
     assert seen["model.embed_tokens.weight"].shape == (32,)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_answer_rows_are_the_heads_rows_of_the_answers_tokens(make_llama, sets, pad_batches, tied):
+    model = make_llama(tie_word_embeddings=tied)
+    end = model.config.eos_token_id
+    # The first label predicts nothing that follows a token, and the end of an answer is no word of it.
+    answers = {label for _, labels in sets["forget"] for label in labels[1:] if label not in (-100, end)}
+    head = "model.embed_tokens.weight" if tied else HEAD
+    width, total = model.config.hidden_size, sum(p.numel() for p in model.parameters())
+    room = len(answers) * width
+    batches = [pad_batches(sets["forget"], 4), None]
+    for number, seed in ((room // 3, 0), (room // 3, 1), (room, 0), (room + 50, 0)):
+        mask = scored(model, batches, "answer_rows", density=(number + 0.5) / total, seed=seed)
+        assert (mask.num_selected, mask.num_weights) == (number, total)
+        rows = mask[head].any(1).nonzero().flatten().tolist()
+        within = int(mask[head][sorted(answers)].sum())
+        assert within == min(number, room)  # what the rows do not hold goes elsewhere
+        if number <= room:
+            assert set(rows) <= answers
+    first, second = (
+        scored(model, batches, "answer_rows", density=(room // 3 + 0.5) / total, seed=seed) for seed in (0, 1)
+    )
+    assert 0.1 < first.overlap(second) < 0.6  # a third of the rows' weights, at random
+    assert first == scored(model, [pad_batches(sets["forget"], 9), None], "answer_rows", density=first.density, seed=0)
+
+
+def test_counts_of_target_tokens_by_hand(model, sets, batches):
+    seen = {}
+
+    def look(weight, name, forget_targets, retain_targets):
+        seen[name] = (forget_targets, retain_targets)
+        return weight.abs()
+
+    scored(model, batches, look)
+    no_words = {model.config.eos_token_id, model.config.bos_token_id, model.config.pad_token_id}
+    assert all(value == (None, None) for name, value in seen.items() if name != HEAD)
+    for counts, examples in zip(seen[HEAD], sets.values(), strict=True):
+        expected = torch.zeros(model.config.vocab_size, 1)
+        for _, labels in examples:
+            for label in labels[1:]:
+                if label != -100 and label not in no_words:
+                    expected[label] += 1
+        torch.testing.assert_close(counts, expected)
+
+
+def test_target_tokens_need_the_head_and_no_forward_pass(model, batches, monkeypatch):
+    with pytest.raises(ValueError, match="weight of the output head is not among the parameters"):
+        scored(model, batches, "answer_rows", exclude=["lm_head"])
+    with pytest.raises(ValueError, match="'answer_rows' needs the forget target tokens: pass forget_batches"):
+        scored(model, [None, None], "answer_rows")
+
+    def refuse(*_, **__):
+        raise AssertionError("a forward pass")
+
+    monkeypatch.setattr(type(model), "forward", refuse)
+    mask = scored(model, [batches[0], None], "answer_rows")
+    assert (mask.info.forget_examples, mask.info.effective_density) == (9, None)
+
+
 def test_module_scores_tie_in_order(model):
     """Of modules with one value, the first weights are selected: exactly as many as the density says."""
     size = sum(p.numel() for n, p in model.named_parameters() if "o_proj" in n)
@@ -277,6 +335,7 @@ def test_every_input_that_is_not_finite_is_refused(score, value):
     for bad in (None, *tensors):
         available = {name: torch.ones(3, 4) for name in ("weight", *tensors)}
         available |= {name: torch.ones(4) for name in tensors if name.endswith("_activation")}
+        available |= {name: torch.ones(3, 1) for name in tensors if name.endswith("_targets")}
         available |= {
             "name": "o_proj",
             "gamma": 1.0,

@@ -20,7 +20,7 @@ def test_weights_that_no_gradient_chose_share_the_step_of_all(score):
     assert starting_rate(1e-3, score, 1e-5) == pytest.approx(1e-2)
 
 
-@pytest.mark.parametrize("score", ["gradient", "snip", "wagle", "fisher", "curvature"])
+@pytest.mark.parametrize("score", ["gradient", "snip", "wagle", "fisher", "curvature", "answer_rows"])
 def test_weights_with_large_gradients_need_less(score):
     assert starting_rate(1e-4, score, 1e-5) == pytest.approx(1e-3)
 

@@ -112,7 +112,7 @@ def test_labels(masks):
     assert masks.spread("wagle:balanced") == ("wagle", "balanced")
     assert masks.spread("snip") == ("snip", None)
     assert masks.spread("wagle-body") == ("wagle-body", 1e-6)
-    for label in ("snip-body", "wagle-body:1e-3", "answer_rows"):
+    for label in ("snip-body", "wagle-body:1e-3"):
         masks.check_label(label)
     assert masks.first_rate("snip-body", 1e-3, 3e-5) == masks.first_rate("snip", 1e-3, 3e-5)
     assert masks.first_rate("none", 1.0, 3e-5) == 3e-5
@@ -182,26 +182,6 @@ def test_a_score_without_the_embeddings(bench):
     assert sum(other.num_selected_in(name) for name in words if name in other) > 0
     assert row["weights_digest"] != with_embeddings["weights_digest"]
     assert row["num_selected"] > 0
-
-
-def test_answer_rows_are_the_embeddings_of_the_answers(bench, masks):
-    one = bench()
-    answers = {label for example in one.task.sets["forget"] for label in example["labels"]} - {-100}
-    answers -= set(one.task.tokenizer.all_special_ids)
-    total = sum(p.numel() for p in one.model.parameters())
-    embedding = one.model.get_input_embeddings().weight
-    density = 0.4 * len(answers) * embedding.shape[1] / total
-    mask = masks.answer_rows(one.task, density, seed=3)
-    assert mask.num_selected == int(density * total)
-    selected = mask["model.embed_tokens.weight"]
-    assert int(selected.sum()) == mask.num_selected
-    assert set(selected.any(1).nonzero().flatten().tolist()) <= answers
-    assert masks.answer_rows(one.task, density, seed=3).digest == mask.digest
-    assert masks.answer_rows(one.task, density, seed=4).digest != mask.digest
-    row = one.run("npo", "answer_rows", None, density, 1e-1, attack=False)
-    assert row["num_selected"] == mask.num_selected and row["forget"] < one.measure()["forget"]
-    with pytest.raises(ValueError, match=r"answer_rows at density 0.9 are \d+ weights; the \d+ tokens"):
-        masks.answer_rows(one.task, 0.9, seed=0)
 
 
 def test_attack_later_is_attack_at_once(bench, one_thread):

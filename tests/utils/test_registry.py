@@ -71,7 +71,7 @@ def test_every_score_is_documented(name):
     text = describe_scores()[name]
     assert len(text) > 20
     assert text.endswith(".")
-    assert "arXiv" in text or name in {"curvature", "frp", "magnitude", "module", "random"}
+    assert "arXiv" in text or name in {"answer_rows", "curvature", "frp", "magnitude", "module", "random"}
 
 
 @pytest.mark.parametrize("documented", [UnlearningLoss, register_score])
@@ -170,7 +170,7 @@ def test_unknown_names():
     with pytest.raises(ValueError, match=r"Unknown loss 'np0'. Did you mean 'npo'\? Known: altpo, .*, wga"):
         get_loss("np0")
     with pytest.raises(
-        ValueError, match=r"Unknown attribution score 'wagel'. Did you mean 'wagle'\? Known: curvature, .*, wanda"
+        ValueError, match=r"Unknown attribution score 'wagel'. Did you mean 'wagle'\? Known: answer_rows, .*, wanda"
     ):
         get_score("wagel")
 

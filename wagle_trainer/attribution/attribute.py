@@ -34,6 +34,7 @@ from wagle_trainer.models.causality import check_causal_once
 # Above this effective density a mask is vacuous: training with it is training without it.
 VACUOUS = 0.99
 # Fields of `AttributionConfig` that say how sets become batches.
+_NAMES = {"activation": "activations", "targets": "target tokens"}
 _NOT_FOR_BATCHES = {"attribution_loss", "samples", "batch_size"}
 
 
@@ -90,7 +91,7 @@ def attribute(
     name = name_of(config.score)
     for which, wanted in config.needs.items():
         if batches[which] is None:
-            what = "activations" if wanted == {"activation"} else "gradient"
+            what = "gradient" if wanted & {"grad", "square"} else _NAMES[min(wanted)]
             raise ValueError(f"The score {name!r} needs the {which} {what}: pass {which}_batches.")
     check_not_quantised(model)
     if config.needs:
@@ -293,7 +294,7 @@ def _keeps_on_host(config: AttributionConfig, parameters: Iterable[Tensor]) -> b
     """Whether gradients and scores are kept in host memory."""
     if config.offload != "auto":
         return config.offload is not None
-    sums = sum(len(wanted - {"activation"}) for wanted in config.needs.values())
+    sums = sum(len(wanted & {"grad", "square"}) for wanted in config.needs.values())
     return not fits_on_device(map(local_part, parameters), config.dtype, sums)  # type: ignore[arg-type]
 
 

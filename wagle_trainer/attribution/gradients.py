@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from wagle_trainer.attribution.activations import Activations
 from wagle_trainer.attribution.host_sums import HostSums
+from wagle_trainer.attribution.target_tokens import TargetTokens
 from wagle_trainer.engines.sharding import (
     device_of,
     empty_batch,
@@ -70,12 +71,14 @@ class SetStatistics:
         square: mean over examples of their squared gradients.
         activation: root mean square over tokens of the inputs of the matrix, one for each input feature, in a shape that
             broadcasts against the parameter (see `Activations`); parameters without inputs are left out.
+        targets: how often each token is a target, (vocabulary,), under the name of the output head's weight.
         examples: number of examples with a target token, of all processes.
     """
 
     grad: dict[str, Tensor] = field(default_factory=dict)
     square: dict[str, Tensor] = field(default_factory=dict)
     activation: dict[str, Tensor] = field(default_factory=dict)
+    targets: dict[str, Tensor] = field(default_factory=dict)
     examples: int = 0
 
 
@@ -115,7 +118,8 @@ def set_statistics(
         parameters: name -> parameter to differentiate by.
         batches: dicts with `input_ids`, `labels` (-100 = no loss) and, when padded, `attention_mask`.
         name: of the set, for messages: "forget" or "retain".
-        wanted: of "grad", "square", "activation". Without the first two there is no backward pass.
+        wanted: of "grad", "square", "activation", "targets". Without the first two there is no backward pass, and the
+            last takes no forward pass either.
         across_processes: each process has its own shard of the batches; the sums are over all. Always so where
             parameters are sharded.
         dtype: of the accumulators. In the parameters' dtype, the gradient adds nothing to the memory of a backward pass.
@@ -127,7 +131,8 @@ def set_statistics(
 
     Raises:
         FloatingPointError: a loss is not finite; names the batch, and the parameter if that is what is not finite.
-        ValueError: the set has no example with a target token; activations where an engine cuts the weights.
+        ValueError: the set has no example with a target token; activations where an engine cuts the weights; target tokens
+            where the head's weight is not among the parameters.
         OutOfMemoryError: with what to do about it.
     """
     sharded = is_sharded(parameters.values())
@@ -142,6 +147,8 @@ def set_statistics(
     with memory_advice(f"making room for the {name} gradient"):
         accumulators, squares = _accumulators(parameters, wanted, dtype, offload)
     inputs = Activations(model, parameters) if "activation" in wanted else None
+    targets = TargetTokens(model, parameters, device) if "targets" in wanted else None
+    forward = backward or inputs is not None
     sums = HostSums(device) if offload and backward else None
     hooks = [
         parameter.register_post_accumulate_grad_hook(_move_grad_into(accumulators.get(key), squares.get(key), sums))
@@ -153,7 +160,7 @@ def set_statistics(
         with memory_advice(f"computing the {name} gradient"):
             steps = synchronised(batches, device) if sharded else batches
             total = len(batches) if isinstance(batches, Sized) else None
-            what = "gradient" if backward else "activations"
+            what = "gradient" if backward else "activations" if forward else "target tokens"
             bar = tqdm(steps, desc=f"Attribution: {name} {what}", total=total, disable=not progress)
             for index, raw in enumerate(bar):
                 batch, skipped_here = (None, 0) if raw is None else _labelled(raw, device)
@@ -161,6 +168,10 @@ def set_statistics(
                 if batch is None and not sharded:
                     continue
                 examples += 0 if batch is None else len(batch["labels"])
+                if targets is not None and batch is not None:
+                    targets.look_at(batch)
+                if not forward:
+                    continue
                 for part in _one_by_one(batch, device, sharded) if "square" in wanted else [batch]:
                     if inputs is not None:
                         inputs.look_at(part)
@@ -180,7 +191,7 @@ def set_statistics(
             sums.close()
         for hook in (*hooks, *(inputs.hooks if inputs is not None else ())):
             hook.remove()
-        if sharded and not backward:
+        if sharded and forward and not backward:
             named_parameters(model)  # the backward pass would have sharded them again
     gradients = _take_gradients(parameters, accumulators) if "grad" in wanted else {}
     if across_processes or sharded:
@@ -211,7 +222,13 @@ def set_statistics(
         grad.div_(examples / averaged_over)
     for square in squares.values():
         square.div_(examples / averaged_over**2)
-    return SetStatistics(gradients, squares, inputs.root_mean_square() if inputs is not None else {}, examples)
+    return SetStatistics(
+        gradients,
+        squares,
+        inputs.root_mean_square() if inputs is not None else {},
+        targets.result(across_processes or sharded) if targets is not None else {},
+        examples,
+    )
 
 
 def _accumulators(

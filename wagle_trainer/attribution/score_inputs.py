@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wagle_trainer.attribution.gradients import Batch, SetStatistics, has_target_token, mean_gradient
 from wagle_trainer.attribution.scores import Score
+from wagle_trainer.attribution.target_tokens import counts_by_row
 from wagle_trainer.engines.sharding import gather, is_sharded, local_part
 from wagle_trainer.masking import bits
 from wagle_trainer.models.architecture import WeightMatrix
@@ -42,8 +43,12 @@ def score_inputs(
                     available[f"{which}_{what}"] = gather(part, parameter)
             activation = found.activation.pop(key, None)
             available[f"{which}_activation"] = None if activation is None else activation.to(place)
+        weight = gather(local_part(parameter.detach()), parameter)
+        for which, found in statistics.items():
+            counts = found.targets.pop(key, None)
+            available[f"{which}_targets"] = None if counts is None else counts_by_row(counts, weight)
         available |= {
-            "weight": gather(local_part(parameter.detach()), parameter),
+            "weight": weight,
             "name": key,
             "gamma": gamma,
             "layout": layouts[key],
@@ -113,7 +118,9 @@ class NotFiniteError(Exception):
             return message + "what the score reads is finite, but the score is not. Nothing was written."
         name, _, what = self.argument.partition("_")
         if what != "grad":
-            what = {"square": "squared gradient", "activation": "activation"}[what]
+            what = {"square": "squared gradient", "activation": "activation", "targets": "count of target tokens"}[
+                what
+            ]
             return message + f"the {name} {what} is not finite. Nothing was written."
         # Sharded models run forward passes together, so one process cannot search alone.
         index = None if is_sharded(parameters.values()) else self._first_batch(model, parameters, batches[name] or ())

@@ -16,6 +16,10 @@ It is called once per parameter with those of these arguments that it names:
                         (experts, 1, in) for fused experts. None for parameters without inputs (embeddings, norms).
                         Padding does not count; a head that only runs on target tokens sees those positions
     retain_activation   the same over the retain set's tokens
+    forget_targets      how often each token is a target in the forget set, float32 (rows, 1); those that begin, end or pad a
+                        text are zero. None for all parameters but the weight of the output head, which may be that of the
+                        embeddings
+    retain_targets      the same of the retain set
     gamma               the scale of the lower-level Hessian, > 0
     generator           a seeded torch.Generator on the CPU, different for every parameter
     layout              the `WeightMatrix` of the parameter: layout.flat_rows(tensor) are the rows of its (out, in) matrices
@@ -39,7 +43,7 @@ from wagle_trainer.utils.registry import Registry
 
 Score = Callable[..., Any]  # a Tensor, or None for a parameter that the score cannot rank
 SETS = ("forget", "retain")
-STATISTICS = ("grad", "square", "activation")
+STATISTICS = ("grad", "square", "activation", "targets")
 ARGUMENTS = (
     "weight",
     "name",
