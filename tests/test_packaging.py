@@ -1,5 +1,6 @@
 """The distributions: what they hold, and that the wheel works where there is no checkout."""
 
+import configparser
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -99,3 +102,22 @@ import tofu_npo
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_lowest_versions_that_are_tested_are_those_admitted():
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    needed = [line for line in setup["options"]["install_requires"].splitlines() if line and not line.startswith("#")]
+    bounds = {
+        requirement.name: Version(bound.version)
+        for requirement in map(Requirement, needed)
+        for bound in requirement.specifier
+        if bound.operator == ">="
+    }
+    pins = [line for line in (REPOSITORY / ".ci" / "lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = {name: Version(version) for name, version in (line.split("==") for line in pins)}
+    assert {"torch", "transformers", "accelerate", "peft"} <= set(tested)
+    for name, version in tested.items():
+        # That file says why trl's is higher.
+        admitted = version >= bounds[name] if name == "trl" else version == bounds[name]
+        assert admitted, f"setup.cfg admits {name} {bounds[name]}, .ci/lowest.txt has {version}"

@@ -38,6 +38,7 @@ from wagle_trainer.data.qa_format import QAFormat
 from wagle_trainer.data.splits import check_chosen_answers, check_vocabulary
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.engines.gradient_reach import GradientReach
+from wagle_trainer.engines.sharding import full_norm
 from wagle_trainer.evaluation.evaluation_callback import EvaluationCallback
 from wagle_trainer.losses import LossInputs
 from wagle_trainer.losses.objective import overrides
@@ -66,6 +67,7 @@ from wagle_trainer.utils.complete_checkpoints import (
     remove_leftovers,
 )
 from wagle_trainer.utils.keyed_digests import shareable
+from wagle_trainer.utils.numbered_cpus import read_numbered_cpus
 from wagle_trainer.utils.running_means import RunningMeans
 
 logger = logging.get_logger(__name__)
@@ -493,7 +495,7 @@ class WagleTrainer(SFTTrainer):
         """As `Trainer._get_grad_norm`, which measures where nothing is clipped."""
         if grad_norm is None and self._compact_updates is not None:
             grad_norm = self._compact_updates.clip(self.accelerator.clip_grad_norm_, float("inf"))
-        return super()._get_grad_norm(model, grad_norm)
+        return full_norm(super()._get_grad_norm(model, grad_norm))
 
     # Logging
 
@@ -618,6 +620,8 @@ class WagleTrainer(SFTTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As `Trainer._load_optimizer_and_scheduler`; compact state of sharded weights is read with the mask."""
+        if self.args.device.type == "cpu":
+            read_numbered_cpus()
         with in_place_of_dense_state(skip_loading=checkpoint is not None and has_shards(Path(checkpoint))):
             super()._load_optimizer_and_scheduler(checkpoint)
 

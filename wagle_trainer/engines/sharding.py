@@ -104,6 +104,15 @@ def gather(part: Tensor, parameter: Tensor) -> Tensor:
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride).full_tensor()
 
 
+def full_norm(norm: T) -> T | Tensor:
+    """The norm over all processes, for the logs.
+
+    That of sharded gradients is a `DTensor` not yet summed up. With torch 2.9 its `item()` is the norm on this process
+    alone, with 2.13 no longer; `test_fsdp2` compares what is logged with one process.
+    """
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def synchronised(batches: Iterable[T], device: torch.device) -> Iterator[T | None]:
     """Yield the batches, then None until the slowest process has no batch left.
 
