@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from wagle_trainer.evaluation.answer_trees import TreeLogProbs, tree_log_probs
+from wagle_trainer.evaluation.kept_prompts import KeptPrompts
 from wagle_trainer.evaluation.metrics import extraction_strength
 from wagle_trainer.evaluation.padded_batches import batches_by_length, pad
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
@@ -64,6 +65,7 @@ def score_answers(
     batch_size: int = 32,
     tokens: bool = False,
     vocabulary: bool | Sequence[bool] = False,
+    kept: KeptPrompts | None = None,
     across_processes: bool = False,
     progress: bool = True,
 ) -> list[AnswerScore]:
@@ -83,6 +85,7 @@ def score_answers(
         batch_size: examples per forward pass.
         tokens: also keep `is_top1` and `token_log_probs`.
         vocabulary: also keep `vocabulary_mean` and `vocabulary_std`; a bool, or one for each example.
+        kept: keeps what is computed of prompts, for `generate_greedy`.
         across_processes: shard the batches over accelerate's processes. All have to call this with the same
             arguments; all get all scores.
         progress: show a progress bar.
@@ -101,7 +104,7 @@ def score_answers(
     with evaluation_mode(model):
         runs = [
             (run, batch)
-            for run, batches in _passes(model, examples, batch_size, masked_token)
+            for run, batches in _passes(model, examples, batch_size, masked_token, kept)
             for batch in shard_batches(batches, across_processes)
         ]
         with tqdm(
@@ -130,7 +133,11 @@ _Pass = Callable[..., TokenLogProbs]
 
 
 def _passes(
-    model: nn.Module, examples: Sequence[Mapping[str, Sequence[int]]], batch_size: int, masked_token: int | None
+    model: nn.Module,
+    examples: Sequence[Mapping[str, Sequence[int]]],
+    batch_size: int,
+    masked_token: int | None,
+    kept: KeptPrompts | None,
 ) -> list[tuple[_Pass, list[list[int]]]]:
     """The batches, by how they run. All of one kind run as many forward passes, so that processes stay synchronised."""
     # A masked token has a place of its own in some models and not in others: prompts with one are not cut.
@@ -142,7 +149,8 @@ def _passes(
     if shared:
         rows = [examples[index] for batch in shared for index in batch]
         prompts = {tuple(row["input_ids"][: prompt_length(row)]): None for row in rows}
-        runs.insert(0, (partial(run, model, common=common_states(model, list(prompts))), shared))
+        options = {"kept": kept} if run is tree_log_probs else {}
+        runs.insert(0, (partial(run, model, common=common_states(model, list(prompts)), **options), shared))
     return runs
 
 

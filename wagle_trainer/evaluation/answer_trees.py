@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wagle_trainer.evaluation.kept_prompts import KeptPrompts
 from wagle_trainer.evaluation.prompt_states import Continued, PromptStates, pad_right, prompt_length
 from wagle_trainer.models.architecture import keeps_some_logits
 from wagle_trainer.models.log_probs import IGNORE_INDEX, TokenLogProbs
@@ -75,6 +76,7 @@ def tree_log_probs(
     *,
     top1: bool = False,
     keep_logits: bool = False,
+    kept: KeptPrompts | None = None,
 ) -> TreeLogProbs:
     """Log-probabilities of answers, with everything that they share run once; call it without gradients.
 
@@ -86,6 +88,7 @@ def tree_log_probs(
         rows: `input_ids` and `labels`; those with the same tokens before the first label form one tree.
         common: states that all prompts begin with.
         top1, keep_logits: as for `token_log_probs`.
+        kept: keeps the states of prompts.
 
     Returns:
         What `token_log_probs` gives, aligned with the answers: column 0 is the first token after the prompt.
@@ -105,6 +108,9 @@ def tree_log_probs(
     first = min(starts) - 1 - start  # before it, no node predicts a label
     logits = _logits(model, list(zip(trees.values(), places, strict=True)), states, first)
     of = dict(zip(trees, places, strict=True))
+    if kept is not None:
+        for question, (line, column) in of.items():  # its nodes are the first of its tree
+            kept.keep(model, question, states.cache, line, start, column)
     labels, nodes = (
         pad_right(values, filler, logits.device)
         for values, filler in (

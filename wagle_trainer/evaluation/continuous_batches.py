@@ -14,7 +14,8 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from wagle_trainer.evaluation.decoding_rows import decoding_rows
-from wagle_trainer.evaluation.prompt_states import PromptStates, prompt_states
+from wagle_trainer.evaluation.kept_prompts import KeptPrompts
+from wagle_trainer.evaluation.prompt_states import PromptStates, prompt_states, read_behind
 from wagle_trainer.evaluation.roomy_cache import ROOM, with_room
 from wagle_trainer.evaluation.shrinking_batches import CACHE, CHUNK
 from wagle_trainer.models.architecture import text_config, unwrap
@@ -32,6 +33,8 @@ def generate_continuously(
     *,
     batch_size: int,
     common: PromptStates | None = None,
+    kept: KeptPrompts | None = None,
+    lengths: Sequence[int] | None = None,
     ended: Callable[[int], object] = lambda number: None,
 ) -> list[list[int]]:
     """As `model.generate` with this greedy config, whose settings must not look at the tokens of the prompt.
@@ -45,12 +48,14 @@ def generate_continuously(
         batch_size: most prompts that enter in one forward pass, and fewest that are continued at once while there are so
             many: `decoding_rows` says how many more.
         common: states that all prompts begin with.
+        kept: states of prompts.
+        lengths: first tokens of each prompt that `kept` may have; all tokens by default.
         ended: called with the number of answers that have ended.
 
     Returns:
         The new tokens of each prompt, up to its end or limit.
     """
-    batch = RunningBatch(model, prompts, limits, config, stop, batch_size, common)
+    batch = RunningBatch(model, prompts, limits, config, stop, batch_size, common, kept, lengths)
     while batch.waiting or batch.running:
         enough = False
         try:
@@ -69,7 +74,7 @@ class RunningBatch:
     """Prompts that wait, and those whose answers are being written.
 
     Args:
-        model, prompts, limits, config, stop, batch_size, common: as for `generate_continuously`.
+        model, prompts, limits, config, stop, batch_size, common, kept, lengths: as for `generate_continuously`.
 
     Attributes:
         new: tokens of each answer, so far.
@@ -87,9 +92,12 @@ class RunningBatch:
         stop: Sequence[int],
         batch_size: int,
         common: PromptStates | None,
+        kept: KeptPrompts | None,
+        lengths: Sequence[int] | None,
     ):
         self.model, self.prompts, self.limits, self.config = model, prompts, limits, config
         self.stop, self.batch_size, self.common = set(stop), batch_size, common
+        self.kept, self.lengths = kept, list(map(len, prompts)) if lengths is None else lengths
         self.new: list[list[int]] = [[] for _ in prompts]
         self.rows: int | None = None  # the states of the first prompts say how much memory a row takes
         self.restart(self.rows)
@@ -112,14 +120,27 @@ class RunningBatch:
         while self.waiting and len(self.running) < (self.rows or self.batch_size):
             number = min(self.batch_size, (self.rows or self.batch_size) - len(self.running), len(self.waiting))
             entering = [self.waiting.popleft() for _ in range(number)]
-            given = [[*self.prompts[index], *self.new[index]] for index in entering]
-            parts.append(prompt_states(self.model, [tokens[:-1] for tokens in given], self.common))
-            self.last = torch.cat([self.last, self.last.new_tensor([tokens[-1:] for tokens in given])])
-            self.running += entering
+            parts += self._enter(entering)
             if self.rows is None:
                 self.rows = self._decoding_rows(parts[0])
         self.states = joined(self.model, parts)
         with_room(self.states.cache)
+
+    def _enter(self, indices: Sequence[int]) -> list[PromptStates]:
+        """Add rows to the batch; the states of all their tokens but the last, in parts."""
+        kept = {} if self.kept is None else {i: self.kept.take(self.prompts[i][: self.lengths[i]]) for i in indices}
+        found = {index: states for index, states in kept.items() if states is not None}
+        entering = [*found, *(index for index in indices if index not in found)]
+        given = [[*self.prompts[index], *self.new[index]] for index in entering]
+        self.last = torch.cat([self.last, self.last.new_tensor([tokens[-1:] for tokens in given])])
+        self.running += entering
+        parts = []
+        if found:
+            rests = [tokens[int(states.lengths) : -1] for tokens, states in zip(given, found.values(), strict=False)]
+            parts.append(read_behind(self.model, joined(self.model, list(found.values())), rests))
+        if len(found) < len(entering):
+            parts.append(prompt_states(self.model, [tokens[:-1] for tokens in given[len(found) :]], self.common))
+        return parts
 
     def _decoding_rows(self, states: PromptStates) -> int:
         longest = max(len(prompt) + limit for prompt, limit in zip(self.prompts, self.limits, strict=True))

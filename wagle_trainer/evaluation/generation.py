@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from wagle_trainer.engines.engine import current_engine
 from wagle_trainer.evaluation.continuous_batches import generate_continuously
 from wagle_trainer.evaluation.generation_starts import GenerationStarts, is_plain_greedy, same_logits
+from wagle_trainer.evaluation.kept_prompts import KeptPrompts
 from wagle_trainer.evaluation.padded_batches import batches_by_length
 from wagle_trainer.evaluation.processes import gather_results, shard_batches, shows_progress
 from wagle_trainer.evaluation.shrinking_batches import CACHE, CHUNK, can_shrink, generate_shrinking
@@ -37,6 +38,7 @@ def generate_greedy(
     ends: Sequence[str] = (),
     masked_token: int | None = None,
     known: Mapping[tuple[int, ...], Sequence[int]] | None = None,
+    kept: KeptPrompts | None = None,
     batch_size: int = 32,
     across_processes: bool = False,
     progress: bool = True,
@@ -55,6 +57,7 @@ def generate_greedy(
         masked_token: a token of the prompts that is not attended to; None for none.
         known: prompt -> tokens that its most likely continuation begins with, as `greedy_beginnings` finds them: they are
             read in one pass. Ignored with a masked token, and where settings of the model change greedy decoding.
+        kept: states of prompts that `score_answers` kept of this model, which has not changed since then.
         batch_size: prompts that enter a batch in one forward pass. Up to 256 are continued at once, if free memory holds
             their keys and values: a step costs little more for many than for a few. With 1, and where a model or its
             settings do not allow prompts to enter a running batch, it is the size of the batch, too.
@@ -83,6 +86,7 @@ def generate_greedy(
         progress,
         masked_token,
         known if masked_token is None and is_plain_greedy(model.generation_config) else None,
+        kept if masked_token is None else None,
     )
 
 
@@ -161,6 +165,7 @@ def _continue(
     progress: bool,
     masked_token: int | None = None,
     known: Mapping[tuple[int, ...], Sequence[int]] | None = None,
+    kept: KeptPrompts | None = None,
 ) -> list[str]:
     """One continuation of each prompt, decoded as the `settings` of a `GenerationConfig` say."""
     refuse_encoder_decoder(model)
@@ -209,7 +214,7 @@ def _continue(
         config.use_cache = not recurrent or _cache_is_right(model, filler)
         shares = config.use_cache and masked_token is None and batch_size > 1
         starts = GenerationStarts(model, [given[index] for index in open_rows] if shares else [], filler, masked_token)
-        if shares and shrinks and len(batches) > 1 and starts.can_refill():
+        if shares and shrinks and (len(batches) > 1 or kept is not None) and starts.can_refill():
             order = list(dict.fromkeys(index for batch in batches for index in batch))
             continued = generate_continuously(
                 model,
@@ -219,6 +224,8 @@ def _continue(
                 stop,
                 batch_size=batch_size,
                 common=starts.common,
+                kept=kept,
+                lengths=[len(prompts[index]) for index in order],
                 ended=bar.update,
             )
             for index, tokens in zip(order, continued, strict=True):

@@ -95,7 +95,19 @@ def prompt_states(
     """
     start = 0 if common is None else int(common.lengths[0])
     states = PromptStates.empty(model, len(prompts)) if common is None else common.repeat(len(prompts))
-    rests = [prompt[start:] for prompt in prompts]
+    return read_behind(model, states, [prompt[start:] for prompt in prompts])
+
+
+def read_behind(model: nn.Module, states: PromptStates, rests: Sequence[Sequence[int]]) -> PromptStates:
+    """States of texts that go on behind others, which are used up: in one forward pass, if there is anything to read.
+
+    Args:
+        model: see `can_share`.
+        states: of the texts that go on.
+        rests: tokens behind each.
+    """
+    if not any(rests):
+        return states
     ids, mask = (
         pad_right(rests, 0, states.mask.device),
         pad_right([[1] * len(rest) for rest in rests], 0, states.mask.device),

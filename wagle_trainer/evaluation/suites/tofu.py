@@ -363,6 +363,8 @@ def evaluate_tofu(
         FloatingPointError: a log-probability is not finite.
     """
     from wagle_trainer.data.qa_format import QAFormat
+    from wagle_trainer.evaluation.generation import generate_greedy
+    from wagle_trainer.evaluation.kept_prompts import KeptPrompts
     from wagle_trainer.evaluation.membership_attacks import gradient_norms, membership_scores
 
     rows = {name: _read(datasets, name) for name in _TRUTH_COLUMN}
@@ -383,8 +385,15 @@ def evaluate_tofu(
         "across_processes": across_processes,
         "progress": progress,
     }
-    scores, known_beginnings = _score(model, qa, habits, rows, attacked, **passes)
-    generations, max_new_tokens = _generate(model, qa, rows, max_new_tokens, known_beginnings, passes)
+    asked = _asked(rows)
+    prompts = [qa.prompt_ids(row[column]) for name, column in asked for row in rows[name]]
+    kept = KeptPrompts(prompts)
+    scores, known_beginnings = _score(model, qa, habits, rows, attacked, kept=kept, **passes)
+    max_new_tokens = _answer_limit(qa, rows, max_new_tokens)
+    texts = generate_greedy(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, known=known_beginnings, kept=kept, **passes
+    )
+    generations = _by_question(rows, asked, texts)
     per_example = {name: _columns(name, rows[name], scores[name], generations[name], habits) for name in rows}
     if wagle_mia:
         for name, values in _wagle_mia(model, qa, rows, passes).items():
@@ -504,28 +513,30 @@ def _answers(row: Row, column: str) -> list[str]:
     return answer if isinstance(answer, list) else [answer]
 
 
-def _generate(
-    model: Any,
-    qa: QAFormat,
-    rows: Mapping[str, list[Row]],
-    max_new_tokens: int,
-    known: Mapping[tuple[int, ...], Sequence[int]],
-    passes: Mapping[str, Any],
-) -> tuple[dict[str, dict[str, list[str]]], int]:
-    """Answers to every question: set -> column of the question -> row; and the limit of their tokens."""
-    from wagle_trainer.evaluation.generation import answer_limit, generate_greedy
-
-    labels = [qa.encode(row["question"], row["answer"])["labels"] for name in _TRUTH_COLUMN for row in rows[name]]
-    max_new_tokens = answer_limit(labels, max_new_tokens)
+def _asked(rows: Mapping[str, list[Row]]) -> list[tuple[str, str]]:
+    """Sets and columns of the questions that are answered."""
     questions = [(name, "question") for name in _TRUTH_COLUMN]
     if _PARAPHRASED_QUESTION in _scored_columns("forget", rows["forget"]):
         questions.append(("forget", "paraphrased_question"))
-    prompts = [qa.prompt_ids(row[column]) for name, column in questions for row in rows[name]]
-    texts = iter(generate_greedy(model, qa.tokenizer, prompts, max_new_tokens=max_new_tokens, known=known, **passes))
+    return questions
+
+
+def _answer_limit(qa: QAFormat, rows: Mapping[str, list[Row]], max_new_tokens: int) -> int:
+    from wagle_trainer.evaluation.generation import answer_limit
+
+    labels = [qa.encode(row["question"], row["answer"])["labels"] for name in _TRUTH_COLUMN for row in rows[name]]
+    return answer_limit(labels, max_new_tokens)
+
+
+def _by_question(
+    rows: Mapping[str, list[Row]], asked: Sequence[tuple[str, str]], texts: Iterable[str]
+) -> dict[str, dict[str, list[str]]]:
+    """Answers to every question: set -> column of the question -> row."""
+    left = iter(texts)
     generations: dict[str, dict[str, list[str]]] = {name: {} for name in rows}
-    for name, column in questions:
-        generations[name][column] = [next(texts) for _ in rows[name]]
-    return generations, max_new_tokens
+    for name, column in asked:
+        generations[name][column] = [next(left) for _ in rows[name]]
+    return generations
 
 
 def _columns(
