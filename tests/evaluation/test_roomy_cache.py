@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from wagle_trainer.evaluation.roomy_cache import ROOM, RoomyLayer, with_room
+from wagle_trainer.evaluation.roomy_cache import ROOM, RoomyLayer, with_room, without_gaps
 
 steps = st.lists(
     st.one_of(
@@ -64,8 +64,30 @@ def test_new_tokens_are_written_behind_the_old_ones(llama):
     assert layer.keys.data_ptr() not in places  # the room was full
 
 
+@given(st.sets(st.integers(0, 7), min_size=1), st.integers(0, 3))
+@settings(deadline=None)
+def test_rows_that_stay_fill_the_gaps(staying, behind):
+    """Nothing but the rows in gaps is copied: the others lie where they lay."""
+    layer, plain = RoomyLayer.of(DynamicLayer()), DynamicLayer()
+    for length in (3, 1, *[1] * behind):
+        states = torch.randn(2, 8, 1, length, 5)
+        layer.update(*states)
+        plain.update(*states)
+    order = without_gaps(sorted(staying))
+    assert sorted(order) == sorted(staying)
+    assert all(old == new or (old >= len(order) and new not in staying) for new, old in enumerate(order))
+    start = layer.keys.data_ptr()
+    for cache in (layer, plain):
+        cache.batch_select_indices(torch.tensor(order, dtype=torch.long))
+    assert torch.equal(layer.keys, plain.keys) and torch.equal(layer.values, plain.values)
+    assert layer.keys.data_ptr() == start
+    states = torch.randn(2, len(order), 1, 1, 5)
+    for found, wanted in zip(layer.update(*states), plain.update(*states), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_rows_that_are_gone_take_no_memory():
-    """The room of all rows goes with them, not only when the next token comes."""
+    """Rows in another order are copied, and the room of all goes at once, not only when the next token comes."""
     layer = RoomyLayer.of(DynamicLayer())
     for length in (4, 1):
         layer.update(*torch.randn(2, 6, 1, length, 1237))
@@ -73,5 +95,5 @@ def test_rows_that_are_gone_take_no_memory():
     def held() -> int:
         return sum(isinstance(found, torch.Tensor) and found.shape[-1:] == (1237,) for found in gc.get_objects())
 
-    layer.batch_select_indices(torch.tensor([2]))
+    layer.batch_select_indices(torch.tensor([3, 0]))
     assert held() == 2

@@ -16,12 +16,14 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from wagle_trainer.evaluation.decoding_rows import decoding_rows
 from wagle_trainer.evaluation.kept_prompts import KeptPrompts
 from wagle_trainer.evaluation.prompt_states import PromptStates, prompt_states, read_behind
-from wagle_trainer.evaluation.roomy_cache import ROOM, with_room
-from wagle_trainer.evaluation.shrinking_batches import CACHE, CHUNK
+from wagle_trainer.evaluation.roomy_cache import ROOM, with_room, without_gaps
+from wagle_trainer.evaluation.shrinking_batches import CACHE
 from wagle_trainer.models.architecture import text_config, unwrap
 
 # Prompts enter when so large a share of the batch is free: each time costs a forward pass of its own.
 FREE_SHARE = 0.125
+# Steps between two looks at which answers have ended: their rows leave at little cost.
+CHUNK = 8
 
 
 def generate_continuously(
@@ -156,7 +158,7 @@ class RunningBatch:
         for index, found in zip(self.running, tokens.tolist(), strict=True):
             end = next((place + 1 for place, token in enumerate(found) if token in self.stop), None)
             self.new[index] += found[:end]
-        going = [row for row, index in enumerate(self.running) if not self._has_ended(index)]
+        going = without_gaps([row for row, index in enumerate(self.running) if not self._has_ended(index)])
         number = len(self.running) - len(going)
         self.last = tokens[going, -1:]
         self.states = None if not going else states.select(going) if number else states

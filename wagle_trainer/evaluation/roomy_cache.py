@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -40,12 +41,22 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """See `DynamicLayer.batch_select_indices`."""
-        super().batch_select_indices(indices)
-        self._rooms = None  # they hold the memory of rows that are gone
+        """See `DynamicLayer.batch_select_indices`; rows that fill gaps are all that is copied, see `without_gaps`."""
+        number, moved = len(indices), [(new, old) for new, old in enumerate(indices.tolist()) if new != old]
+        if self._rooms is None or not self._has_room(0) or any(old < number for _, old in moved):
+            super().batch_select_indices(indices)
+            self._rooms = None  # they hold the memory of rows that are gone
+            return
+        if moved:
+            gaps, rows = map(list, zip(*moved, strict=True))
+            for states in (self.keys, self.values):
+                states[gaps] = states[rows]
+        keys, values = self._rooms
+        self._rooms = keys[:number], values[:number]
+        self.keys, self.values = self.keys[:number], self.values[:number]
 
     def _has_room(self, places: int) -> bool:
-        """Whether keys and values are still the beginning of the rooms (not after rows were selected) that are not full."""
+        """Whether keys and values are still the beginning of the rooms (not after rows were repeated) that are not full."""
         return self._rooms is not None and all(
             states.data_ptr() == room.data_ptr()
             and states.shape[:-2] == room.shape[:-2]
@@ -59,6 +70,13 @@ class RoomyLayer(DynamicLayer):
         room = states.new_empty(*rows, length + max(places, ROOM), width)
         room[..., :length, :] = states
         return room
+
+
+def without_gaps(rows: Sequence[int]) -> list[int]:
+    """`rows` that stay of a batch, in an order in which the last of them fill the gaps of those that go."""
+    staying = set(rows)
+    last = iter([row for row in rows if row >= len(rows)])
+    return [row if row in staying else next(last) for row in range(len(rows))]
 
 
 def with_room(cache: Cache) -> Cache:
