@@ -17,6 +17,10 @@ from wagle_trainer.forgetting import ForgetSettings
         ({"neighbours": 3}, "neighbours must be at least 16"),
         ({"attacks": ("guessing",)}, "Unknown attack guessing"),
         ({"score": "guess"}, "Unknown attribution score 'guess'"),
+        (
+            {"score": "answer_rows"},
+            "'answer_rows' ranks rows of the output head, and embeddings='last' leaves them out",
+        ),
         ({"embeddings": "sometimes"}, "embeddings is one of last, never, always"),
         ({"loss_type": "guess"}, "guess"),
         ({"loss_type": "po"}, "loss_type='po' needs a chosen answer"),

@@ -75,16 +75,21 @@ class ForgetSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from wagle_trainer.attribution import get_score
+        from wagle_trainer.attribution.scores import arguments_of, get_score
         from wagle_trainer.losses.objective import Objective
 
         for name in ("densities", "learning_rates", "attacks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 0 < self.forget_goal < 1:
             raise ValueError(f"forget_goal is a share between 0 and 1, got {self.forget_goal}.")
-        get_score(self.score)
+        reads = arguments_of(get_score(self.score))
         if self.embeddings not in EMBEDDINGS:
             raise ValueError(f"embeddings is one of {', '.join(EMBEDDINGS)}, got {self.embeddings!r}.")
+        if self.embeddings != "always" and "forget_targets" in reads:
+            raise ValueError(
+                f"score={self.score!r} ranks rows of the output head, and embeddings={self.embeddings!r} leaves them out: "
+                'take embeddings="always" (--embeddings always).'
+            )
         if not isinstance(self.loss_kwargs, dict | None):
             raise ValueError(f"loss_kwargs are names and values, got {self.loss_kwargs!r}.")
         if not 0 <= self.retain_weight < float("inf"):
