@@ -4,6 +4,7 @@ import pytest
 
 from wagle_trainer.attribution import starting_rate
 from wagle_trainer.attribution.starting_rate import why_too_low
+from wagle_trainer.utils.percent import percent
 
 
 def test_all_weights_take_the_rate_that_suits_them():
@@ -52,4 +53,4 @@ def test_tells_of_rates_for_all_weights(rate, density, score, told):
     warning = why_too_low(rate, density, score)
     assert (warning is not None) == told
     if told:
-        assert f"{rate:g}" in warning and f"{density:.2%}" in warning
+        assert f"{rate:g}" in warning and percent(density) in warning

@@ -7,6 +7,7 @@ import torch
 
 from wagle_trainer import WeightMask
 from wagle_trainer.masking import MaskInfo
+from wagle_trainer.utils.percent import percent
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_info(saved, wagle):
     lines = wagle("mask", "info", path_a)[1].splitlines()
     assert f"num_selected: {a.num_selected}" in lines
     selected = int(a["q_proj.weight"].sum())
-    assert ["q_proj", str(selected), "of", "35", f"{selected / 35:.2%}"] in [line.split() for line in lines]
+    assert ["q_proj", str(selected), "of", "35", percent(selected / 35)] in [line.split() for line in lines]
 
 
 def test_errors_are_one_line(saved, wagle, tmp_path):

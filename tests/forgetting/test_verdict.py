@@ -31,7 +31,7 @@ def test_forgotten():
         "2 of 2 that were trained on are hardly less likely than before (from 90 % to 90 % on average)" in sentences[1]
     )
     assert sentences[2].startswith("Attacks recover 1 of 2 after relearning") and "0 of 3 in 4 bits" in sentences[2]
-    assert "100 weights (0.10%)" in sentences[3] and "12.3 KB" in sentences[3]
+    assert "100 weights (0.1%)" in sentences[3] and "12.3 KB" in sentences[3]
     assert "wagle adapter merge a b c" in found.as_dict()["next"]
     assert str(found) == "\n".join([*sentences, found.as_dict()["next"]])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wagle_trainer.attribution.scores.score import Score, arguments_of, get_score
+from wagle_trainer.utils.percent import percent
 
 
 def starting_rate(density: float, score: str | Score | None, dense_rate: float = 5e-5) -> float:
@@ -56,6 +57,6 @@ def why_too_low(rate: float, density: float, score: str | Score | None) -> str |
     if rate * _FAR_BELOW >= start:
         return None
     return (
-        f"A learning rate of {rate:g} is low for {density:.2%} of the weights: a small patch needs larger steps than all weights "
+        f"A learning rate of {rate:g} is low for {percent(density)} of the weights: a small patch needs larger steps than all weights "
         f"do. Where all weights take 5e-05, begin with about {start:.1g}, and raise it by factors of three until enough is forgotten."
     )

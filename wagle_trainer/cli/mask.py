@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wagle_trainer.cli.parsing import add_command, make_parser, show_lines
+from wagle_trainer.utils.percent import percent
 from wagle_trainer.utils.text_table import text_table
 
 OPERATIONS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -75,7 +76,7 @@ def _show_info(result: dict[str, Any]) -> str:
 def table(counts: dict[str, dict[str, Any]]) -> str:
     """One group of `WeightMask.summary` as aligned text."""
     rows = [
-        [f"  {name}", f"{entry['selected']:,}", "of", f"{entry['total']:,}", f"{entry['density']:.2%}"]
+        [f"  {name}", f"{entry['selected']:,}", "of", f"{entry['total']:,}", percent(entry["density"])]
         for name, entry in counts.items()
     ]
     return text_table(rows, header=0)

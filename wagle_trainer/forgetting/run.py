@@ -43,6 +43,7 @@ from wagle_trainer.models.loading import load_model
 from wagle_trainer.reporting.environment import environment
 from wagle_trainer.utils.atomic_files import write_atomically
 from wagle_trainer.utils.keyed_digests import shareable, users_key
+from wagle_trainer.utils.percent import percent
 
 _KINDS = ("questions", "completions", "messages", "passages")
 _EXAMPLES = 3
@@ -413,7 +414,7 @@ class _Run:
         while (chosen := next_try(tries, settings.densities, settings.learning_rates, settings.max_tries)) is not None:
             density, rate, telling = chosen
             start = min(70.0, start + share)
-            done.stage(f"try {len(tries) + 1}: {density:.2%} of the weights", start)
+            done.stage(f"try {len(tries) + 1}: {percent(density)} of the weights", start)
             if telling not in masks:  # the gradients are computed again where the second round has other candidates
                 masks = {telling: self._masks(work, tokens, telling)}
             tries.append(

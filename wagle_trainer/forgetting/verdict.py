@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from wagle_trainer.reporting.outcome import GONE, UNCHANGED
+from wagle_trainer.utils.percent import percent
 
 FORMAT_VERSION = 1
 _WORDS = {
@@ -133,7 +134,7 @@ class Verdict:
         if self.patch is None:
             return "There is no patch: no try could be used."
         return (
-            f"The patch changes {self.patch['weights']:,} weights ({self.patch['density']:.2%}) and takes "
+            f"The patch changes {self.patch['weights']:,} weights ({percent(self.patch['density'])}) and takes "
             f"{_size(self.patch['bytes'])}; it can be taken back at any time: {self.patch['path']}."
         )
 
