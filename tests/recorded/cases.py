@@ -831,6 +831,13 @@ def make_resumable(folder: str | Path, **changes: Any) -> Any:
     return make_trainer(folder, **(RESUMED | changes))
 
 
+def _of_the_steps_run(entry: dict[str, Any], trainer: Any) -> dict[str, Any]:
+    """The loss averaged over the two steps after the resume; older Transformers (5.6) divide the sum by all four."""
+    if "train_loss" not in entry or hasattr(trainer, "_initial_global_step"):
+        return entry
+    return entry | {"train_loss": entry["train_loss"] * 4 / 2}
+
+
 def _saved_checkpoint() -> dict[str, Any]:
     """A run that goes on from the checkpoint, and one that was never interrupted."""
     with tempfile.TemporaryDirectory() as folder:
@@ -841,7 +848,7 @@ def _saved_checkpoint() -> dict[str, Any]:
         return {
             "whole": whole,
             "resumed": {
-                "history": history_of(trainer),
+                "history": [_of_the_steps_run(entry, trainer) for entry in history_of(trainer)],
                 "mask": trainer.mask.digest,
                 "weights": weights_of(trainer.model),
             },
