@@ -73,6 +73,7 @@ JS = LOGITS | {"loss_kwargs": {"retain_loss": "js"}}
 UNDIAL = {"loss_type": "undial", "attribution": "magnitude"}
 # One example at a time over all processes; tests/attribution/test_processes.py has FSDP2.
 SQUARES = {"attribution": "curvature", "max_steps": 2, "save_strategy": "no"}
+ROWS = {"attribution": "answer_rows", "max_steps": 2, "save_strategy": "no"}
 PENALTY = {"loss_type": "l1_sparse", "loss_kwargs": {"gamma": 1e-3}, "attribution": "magnitude"}
 NEEDING_MORE = {
     "logits": (LOGITS, None),
@@ -85,6 +86,7 @@ ONE = {
     "compact states": (COMPACT_STATES, None),
     "penalty": (PENALTY, None),
     "squares": (SQUARES, None),
+    "rows": (ROWS, None),
     "no mask": (NO_MASK, None),
     "plain": ({}, None),
     "nll": (BETA, None),
@@ -142,6 +144,7 @@ CASES = {
         {
             "plain": ({}, None),
             "squares": (SQUARES, None),
+            "rows": (ROWS, None),
             "no mask": (NO_MASK, None),
             "given": (GIVEN, None),
             "given resumed": (GIVEN, "fsdp1/given"),
@@ -169,6 +172,7 @@ CASES = {
         {
             "plain": ({}, None),
             "squares": (SQUARES, None),
+            "rows": (ROWS, None),
             "given": (GIVEN, None),
             "given resumed": (GIVEN, "zero3/given"),
             **NEEDING_MORE,
@@ -422,8 +426,9 @@ def test_weights_that_no_loss_depends_on_do_not_decay_without_a_mask_either(run,
 @pytest.mark.parametrize(
     ("engine", "kind"), [("fsdp1", "FSDP"), pytest.param("zero3", "DEEPSPEED", marks=needs_deepspeed)]
 )
-def test_scores_that_need_the_gradient_of_each_example(run, engine, kind):
-    assert_like_one_process(run, run("one/squares"), run(f"{engine}/squares"), 2, kind)
+@pytest.mark.parametrize("case", ["squares", "rows"])
+def test_scores_that_need_each_examples_gradient_or_the_target_tokens(run, engine, kind, case):
+    assert_like_one_process(run, run(f"one/{case}"), run(f"{engine}/{case}"), 2, kind)
 
 
 @needs_deepspeed
