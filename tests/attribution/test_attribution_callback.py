@@ -298,7 +298,7 @@ def test_given_mask_is_checked_when_the_trainer_is_made(make_sft, make_llama):
 @pytest.mark.parametrize(("learning_rate", "warned"), [(2e-5, True), (1e-2, False)])
 def test_warns_of_a_learning_rate_for_all_weights(make_sft, callback, caplog, learning_rate, warned):
     make_sft(callback(score="random", density=0.01), learning_rate=learning_rate, max_steps=1).train()
-    assert ("is low for 1.00% of the weights" in caplog.text) == warned
+    assert ("is low for 1% of the weights" in caplog.text) == warned
 
 
 def test_train_twice(make_sft, callback, weights_of, assert_only_selected_moved):
