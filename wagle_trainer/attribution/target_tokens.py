@@ -33,7 +33,9 @@ class TargetTokens:
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], device: torch.device):
         self.key = _head_name(unwrap(model), parameters)
-        self.counts = torch.zeros(text_config(model).vocab_size, device=device)
+        # The weight itself may be sharded, and a head may have more rows than there are tokens.
+        tokens = getattr(text_config(model), "vocab_size", None) or len(parameters[self.key])
+        self.counts = torch.zeros(tokens, device=device)
         self._no_words = _ids_of(unwrap(model), ("bos_token_id", "eos_token_id", "pad_token_id"))
 
     def look_at(self, batch: Mapping[str, Tensor]) -> None:
@@ -56,7 +58,7 @@ class TargetTokens:
 def counts_by_row(counts: Tensor, weight: Tensor) -> Tensor:
     """Counts in a shape that broadcasts against a weight, which may have more rows than there are tokens: (rows, 1)."""
     rows = torch.zeros(weight.shape[0], 1, device=weight.device)
-    rows[: len(counts), 0] = counts.to(weight.device)
+    rows[: len(counts), 0] = counts[: len(rows)].to(weight.device)
     return rows
 
 
