@@ -77,12 +77,12 @@ def bench_of(model: Any, tokenizer: Any, settings: dict[str, Any], seed: int, fo
     cities = [city for city in landmarks if known(encoded[city]) and known(landmarks[city])]
     others = [city for city in capitals if city not in LANDMARKS and known(encoded[city])]
     random.Random(seed).shuffle(others)
-    answers = [encode_cloze(tokenizer, ", ".join([city] * 4) + ",", city) for city in cities]
+    repeated = [encode_cloze(tokenizer, ", ".join([city] * 4) + ",", city) for city in cities]
     sets = {
         "forget": [encoded[city] for city in cities],
         "retain": [encoded[city] for city in others[: 2 * len(cities)]],
         "unseen": [landmarks[city] for city in cities],
-        "repeated": answers,
+        "repeated": repeated,
     }
     return Bench(Subject(model, tokenizer, sets), seed, folder=folder, **settings), cities
 
@@ -90,7 +90,7 @@ def bench_of(model: Any, tokenizer: Any, settings: dict[str, Any], seed: int, fo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--work", type=Path, default=Path("outputs/words_elsewhere"))
     parser.add_argument("--output", default="benchmarks/results/words_elsewhere.json")
     options = parser.parse_args()

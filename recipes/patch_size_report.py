@@ -172,7 +172,8 @@ class Ratio:
 
     Attributes:
         mean: geometric mean over seeds.
-        low, high: 95 % interval: Student's t over the seeds' logarithms; None with one seed.
+        low, high: 95 % interval: Student's t over the seeds' logarithms; None with one seed. Of a lower bound only `low`
+            means something, of an upper bound only `high`.
         seeds: how many.
         at_least: random missed the goal at every density on some seed, where its largest one stands for it, or the score
             reached it at its smallest one: the ratio is a lower bound.
@@ -188,9 +189,18 @@ class Ratio:
     at_most: bool
 
     def __str__(self) -> str:
-        sign = "unknown, near " if self.at_least and self.at_most else ">= " if self.at_least else "<= " * self.at_most
-        interval = "one seed" if self.low is None else f"95 % {self.low:.3g} to {self.high:.3g}"
-        return f"{sign}{self.mean:.3g} ({interval}; n = {self.seeds})"
+        if self.at_least and self.at_most:
+            return f"unknown (n = {self.seeds})"
+        sign = ">= " if self.at_least else "<= " * self.at_most
+        return f"{sign}{self.mean:.3g} ({self.interval()}; n = {self.seeds})"
+
+    def interval(self) -> str:
+        """The interval in words; of a bound the end that is one, too."""
+        if self.low is None or self.high is None:
+            return "one seed"
+        if self.at_least:
+            return f"95 % from {self.low:.3g}"
+        return f"95 % {'' if self.at_most else f'{self.low:.3g} '}to {self.high:.3g}"
 
 
 def ratio_to_random(group: Group, label: str, robust: bool) -> Ratio | None:
@@ -378,9 +388,7 @@ def sentences(group: Group) -> list[str]:
                 found.append(f"{label}, {what}: random and the score reach it at their smallest densities: no ratio.")
             elif ratio is not None:
                 interval = (
-                    "one seed, no interval"
-                    if ratio.low is None
-                    else f"95 % interval of the ratio {ratio.low:.3g} to {ratio.high:.3g}; {ratio.seeds} seeds"
+                    "one seed, no interval" if ratio.low is None else f"ratio: {ratio.interval()}; {ratio.seeds} seeds"
                 )
                 found.append(f"{label} needs {_how_many(ratio)} random {what} ({interval}).")
             else:

@@ -91,7 +91,7 @@ def test_memory_that_does_not_suffice_leaves_the_rows_of_the_batch_size(llama, m
     assert together(llama, prompts, limits, 3) == expected
     assert sizes[0] == 9 and max(sizes[2:]) == 3
     longest = max(map(len, expected))
-    assert longest > continuous_batches.CHUNK, "some answers go on behind the tokens that they had"
+    assert longest > continuous_batches.LOOK_EVERY, "some answers go on behind the tokens that they had"
     with pytest.raises(torch.OutOfMemoryError):
         together(llama, prompts, limits, 5)
 

@@ -19,7 +19,7 @@ from wagle_trainer.forgetting import ForgetSettings
         ({"score": "guess"}, "Unknown attribution score 'guess'"),
         (
             {"score": "answer_rows"},
-            "'answer_rows' ranks rows of the output head, and embeddings='last' leaves them out",
+            "'answer_rows' ranks rows of the output head, which embeddings='last' leaves out",
         ),
         ({"embeddings": "sometimes"}, "embeddings is one of last, never, always"),
         ({"loss_type": "guess"}, "guess"),

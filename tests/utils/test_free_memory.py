@@ -17,17 +17,21 @@ def container(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text("MemTotal:       9000 kB\nMemFree:         100 kB\nMemAvailable:   5000 kB\n")
     monkeypatch.setattr(module, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(module, "_CGROUP", tmp_path)
+    monkeypatch.setattr(module, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
-    def write(limit, used, cached):
-        for name, text in (("max", limit), ("current", used), ("stat", f"anon 12\ninactive_file {cached}")):
-            (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    def write(limit, used, cached, group="", names=("max", "current")):
+        folder = tmp_path / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in zip((*names, "stat"), (limit, used, f"anon 12\ninactive_file {cached}"), strict=True):
+            (folder / f"memory.{name}").write_text(f"{text}\n")
 
     return write
 
 
 def test_this_machine():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < free_memory(CPU) < total
+    assert 0 <= free_memory(CPU) < total
 
 
 def test_the_host_counts_where_there_is_no_limit(container):
@@ -45,7 +49,36 @@ def test_the_limit_of_a_container_counts(container, limit, used, cached, free):
     assert free_memory(CPU) == free
 
 
+def test_the_narrowest_of_nested_groups_counts(container, tmp_path):
+    container("max", 0, 0)
+    container(4000, 1000, 0, "jobs/7")
+    container(9000, 1000, 0, "jobs")
+    (tmp_path / "own").write_text("0::/jobs/7\n")
+    assert free_memory(CPU) == 3000
+    container(2500, 1000, 100, "jobs")
+    assert free_memory(CPU) == 1600
+
+
+def test_a_limit_of_the_first_kind_of_groups(container, tmp_path):
+    container(2000, 500, 0, "memory/docker/1", ("limit_in_bytes", "usage_in_bytes"))
+    (tmp_path / "own").write_text("3:cpu,cpuacct:/other\n2:memory:/docker/1\n")
+    assert free_memory(CPU) == 1500
+
+
+def test_processes_of_a_run_share_the_host(container, monkeypatch):
+    container(1000, 200, 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_memory(CPU) == 200
+
+
+def test_other_devices_promise_nothing(container):
+    assert free_memory(torch.device("xpu")) == 0
+    assert free_memory(torch.device("mps")) == free_memory(CPU)
+
+
 def test_a_host_that_does_not_say(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MEMINFO", tmp_path / "none")
     monkeypatch.setattr(module, "_CGROUP", tmp_path)
+    monkeypatch.setattr(module, "_OWN_GROUPS", tmp_path / "none")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert free_memory(CPU) == 2**32

@@ -33,8 +33,9 @@ from wagle_trainer.models.causality import check_causal_once
 
 # Above this effective density a mask is vacuous: training with it is training without it.
 VACUOUS = 0.99
-# Fields of `AttributionConfig` that say how sets become batches.
+# What statistics are called where a score needs no gradient.
 _NAMES = {"activation": "activations", "targets": "target tokens"}
+# Fields of `AttributionConfig` that say how sets become batches.
 _NOT_FOR_BATCHES = {"attribution_loss", "samples", "batch_size"}
 
 

@@ -28,20 +28,26 @@ class TargetTokens:
         counts: float32 (vocabulary,).
 
     Raises:
-        ValueError: that parameter is not among `parameters`.
+        ValueError: that parameter is not among `parameters`; or (`look_at`) a token that the model does not have.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], device: torch.device):
         self.key = _head_name(unwrap(model), parameters)
         # The weight itself may be sharded, and a head may have more rows than there are tokens.
-        tokens = getattr(text_config(model), "vocab_size", None) or len(parameters[self.key])
-        self.counts = torch.zeros(tokens, device=device)
+        vocabulary = getattr(text_config(model), "vocab_size", None) or 0
+        self.counts = torch.zeros(max(vocabulary, len(parameters[self.key])), device=device)
         self._no_words = _ids_of(unwrap(model), ("bos_token_id", "eos_token_id", "pad_token_id"))
 
     def look_at(self, batch: Mapping[str, Tensor]) -> None:
         """Count the target tokens of a batch."""
         targets = batch["labels"][:, 1:][label_mask(batch["labels"], batch.get("attention_mask"))]
-        self.counts += torch.bincount(targets, minlength=len(self.counts))
+        found = torch.bincount(targets, minlength=len(self.counts))
+        if len(found) > len(self.counts):
+            raise ValueError(
+                f"The set has the target token {len(found) - 1}, and the model has {len(self.counts)} tokens: is it another "
+                "tokenizer's? Or resize the model's embeddings (`model.resize_token_embeddings`)."
+            )
+        self.counts += found
 
     def result(self, all_processes: bool) -> dict[str, Tensor]:
         """The counts under the name of their parameter.

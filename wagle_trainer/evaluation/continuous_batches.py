@@ -23,7 +23,7 @@ from wagle_trainer.models.architecture import text_config, unwrap
 # Prompts enter when so large a share of the batch is free: each time costs a forward pass of its own.
 FREE_SHARE = 0.125
 # Steps between two looks at which answers have ended: their rows leave at little cost.
-CHUNK = 8
+LOOK_EVERY = 8
 
 
 def generate_continuously(
@@ -153,7 +153,7 @@ class RunningBatch:
         """Write some tokens behind each; rows whose answers have ended leave. How many have."""
         assert self.states is not None
         part = copy.deepcopy(self.config)
-        part.max_new_tokens = min(CHUNK, min(self.limits[index] - len(self.new[index]) for index in self.running))
+        part.max_new_tokens = min(LOOK_EVERY, min(self.limits[index] - len(self.new[index]) for index in self.running))
         tokens, states = _step(self.model, self.states, self.last, part)
         for index, found in zip(self.running, tokens.tolist(), strict=True):
             end = next((place + 1 for place, token in enumerate(found) if token in self.stop), None)

@@ -45,19 +45,24 @@ class KeptPrompts:
         plain = all(type(layer) is DynamicLayer and layer.keys.device.type == "cpu" for layer in cache.layers)
         if not plain or tokens not in self._wanted or tokens in self._states:
             return
-        places = torch.tensor([*range(before), *(before + column + i for i in range(len(tokens) - before))])
-        states = PromptStates.empty(model, 1)
-        size = 0
-        for index, layer in enumerate(cache.layers):
-            keys, values = (tensor[row : row + 1].index_select(-2, places) for tensor in (layer.keys, layer.values))
-            size += keys.nbytes + values.nbytes
-            states.cache.update(keys, values, index)
         if self._left is None:
             self._left = SHARE * free_memory(torch.device("cpu"))
-        if size <= self._left:
-            self._left -= size
-            mask = torch.ones(1, len(tokens), dtype=torch.long)
-            self._states[tokens] = PromptStates(states.cache, mask, mask.sum(1))
+        sizes = (
+            (t[:1, ..., :1, :].numel() * t.element_size())
+            for layer in cache.layers
+            for t in (layer.keys, layer.values)
+        )
+        size = len(tokens) * sum(sizes)
+        if size > self._left:
+            return
+        self._left -= size
+        places = torch.tensor([*range(before), *(before + column + i for i in range(len(tokens) - before))])
+        states = PromptStates.empty(model, 1)
+        for index, layer in enumerate(cache.layers):
+            keys, values = (tensor[row : row + 1].index_select(-2, places) for tensor in (layer.keys, layer.values))
+            states.cache.update(keys, values, index)
+        mask = torch.ones(1, len(tokens), dtype=torch.long)
+        self._states[tokens] = PromptStates(states.cache, mask, mask.sum(1))
 
     def take(self, prompt: Sequence[int]) -> PromptStates | None:
         """The states of a prompt, which are no longer kept; None if there are none."""

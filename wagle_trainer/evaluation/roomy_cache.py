@@ -54,6 +54,8 @@ class RoomyLayer(DynamicLayer):
         keys, values = self._rooms
         self._rooms = keys[:number], values[:number]
         self.keys, self.values = self.keys[:number], self.values[:number]
+        if 2 * self._rooms[0].nbytes < keys.untyped_storage().nbytes():  # most of it is of rows that are gone
+            self.keys, self.values, self._rooms = self.keys.clone(), self.values.clone(), None
 
     def _has_room(self, places: int) -> bool:
         """Whether keys and values are still the beginning of the rooms (not after rows were repeated) that are not full."""

@@ -85,9 +85,9 @@ class ForgetSettings:
         reads = arguments_of(get_score(self.score))
         if self.embeddings not in EMBEDDINGS:
             raise ValueError(f"embeddings is one of {', '.join(EMBEDDINGS)}, got {self.embeddings!r}.")
-        if self.embeddings != "always" and "forget_targets" in reads:
+        if self.embeddings != "always" and any(name.endswith("_targets") for name in reads):
             raise ValueError(
-                f"score={self.score!r} ranks rows of the output head, and embeddings={self.embeddings!r} leaves them out: "
+                f'score={self.score!r} ranks rows of the output head, which embeddings={self.embeddings!r} leaves out ("last": in the first round): '
                 'take embeddings="always" (--embeddings always).'
             )
         if not isinstance(self.loss_kwargs, dict | None):

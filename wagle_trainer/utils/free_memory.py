@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import torch
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 # What a host is taken to have left where it does not say, in bytes.
 _UNKNOWN = 2**32
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process can still allocate on a device, those that PyTorch holds in reserve included."""
+    """Bytes that a process can still allocate on a GPU or on the host, those that PyTorch holds in reserve included.
+
+    The processes of a run on one host take equal shares of it. Of other devices nothing is known: 0, except that "mps" has the
+    memory of the host.
+    """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return min(_of_the_host(), _of_the_container())
+    if device.type not in ("cpu", "mps"):
+        return 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as launchers set it
+    return min(_of_the_host(), _of_the_container()) // processes
 
 
 def _of_the_host() -> int:
@@ -29,13 +39,34 @@ def _of_the_host() -> int:
 
 
 def _of_the_container() -> int:
-    """What the limit of a container leaves (cgroup v2)."""
+    """What the limits of the groups leave that the process is in: of a container, a job, a slice."""
+    return min((left for folder in _groups() if (left := _left(folder)) is not None), default=2**63)
+
+
+def _groups() -> Iterator[Path]:
+    """Folders of the process's groups with all above them, of cgroup v2 and of v1's memory controller."""
+    yield from (_CGROUP, _CGROUP / "memory")
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        cached = _numbers(_CGROUP / "memory.stat").get("inactive_file", 0)
+        lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
-        return 2**63
-    return 2**63 if limit == "max" else max(0, int(limit) - int(used) + cached)
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            own = PurePosixPath(path.lstrip("/"))
+            yield from ((_CGROUP / ("memory" if controllers else "") / part) for part in (own, *own.parents))
+
+
+def _left(group: Path) -> int | None:
+    """Bytes that a group's limit leaves; None if it has none."""
+    for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            limit, used = ((group / name).read_text().strip() for name in names)
+            cached = _numbers(group / "memory.stat").get("inactive_file", 0)
+        except OSError:
+            continue
+        return None if limit == "max" else max(0, int(limit) - int(used) + cached)
+    return None
 
 
 def _numbers(file: Path) -> dict[str, int]:

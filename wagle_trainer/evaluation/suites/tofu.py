@@ -393,6 +393,7 @@ def evaluate_tofu(
     texts = generate_greedy(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, known=known_beginnings, kept=kept, **passes
     )
+    del kept  # what is not taken would lie in memory beside the passes that follow
     generations = _by_question(rows, asked, texts)
     per_example = {name: _columns(name, rows[name], scores[name], generations[name], habits) for name in rows}
     if wagle_mia:
