@@ -277,6 +277,15 @@ def test_counts_of_target_tokens_by_hand(model, sets, batches):
         torch.testing.assert_close(counts, expected)
 
 
+def test_a_padding_token_that_is_none_does_not_hide_the_last_token(model, pad_batches):
+    """Some configurations have -1."""
+    model.config.pad_token_id = model.generation_config.pad_token_id = -1
+    last = model.config.vocab_size - 1
+    batches = [pad_batches([([3, 4, last], [-100, -100, last])], 1), None]
+    mask = scored(model, batches, "answer_rows", density=10.5 / sum(p.numel() for p in model.parameters()))
+    assert mask[HEAD].any(1).nonzero().flatten().tolist() == [last]
+
+
 def test_target_tokens_need_the_head_and_no_forward_pass(model, batches, monkeypatch):
     with pytest.raises(ValueError, match="weight of the output head is not among the parameters"):
         scored(model, batches, "answer_rows", exclude=["lm_head"])

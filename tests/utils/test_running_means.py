@@ -19,7 +19,7 @@ def test_means_are_over_examples_and_begin_anew():
     assert means.take(accelerator) == {"loss": 3.0}
 
 
-def test_nothing_piles_up_where_nobody_asks():
+def test_nothing_piles_up_where_no_one_asks():
     """As with logging_strategy="no": a long run would keep two small tensors of every batch."""
     means = RunningMeans()
     means.add("loss", torch.ones(2))

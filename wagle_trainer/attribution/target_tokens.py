@@ -57,7 +57,7 @@ class TargetTokens:
         """
         if all_processes:
             dist.all_reduce(self.counts)
-        self.counts[[token for token in self._no_words if token < len(self.counts)]] = 0
+        self.counts[[token for token in self._no_words if 0 <= token < len(self.counts)]] = 0
         return {self.key: self.counts}
 
 
