@@ -160,6 +160,23 @@ def test_a_goal_that_cannot_be_met(people, quick, tmp_path):
     assert verdict.attacks == {} and len(verdict.examples) == 3
 
 
+def test_a_patch_in_the_rows_of_the_answers_words(people, quick, tmp_path):
+    settings = quick | {
+        "score": "answer_rows",
+        "embeddings": "always",
+        "densities": (0.01,),
+        "attacks": (),
+        "max_tries": 1,
+    }
+    forget(people.path, people.forget, tmp_path, retain_file=people.retain, progress=False, **settings)
+    patch = SparseAdapter.from_pretrained(tmp_path / "adapter")
+    [(name, positions)] = [(name, patch.mask[name]) for name in patch.mask if patch.mask.num_selected_in(name)]
+    assert name == "model.embed_tokens.weight"
+    encoded = encode(QAFormat.for_tokenizer(people.tokenizer), people.rows, "forget")
+    answers = {label for row in encoded for label in row.encoded["labels"]}
+    assert set(positions.any(1).nonzero().flatten().tolist()) <= answers
+
+
 def test_what_the_model_does_not_know_is_refused(people, quick, tmp_path):
     unknown = tmp_path / "unknown.jsonl"
     unknown.write_text(
