@@ -58,13 +58,21 @@ def test_heat_map_shows_these_shares(mask):
 def test_score_distribution_shows_every_positive_score(mask):
     histogram = mask.info.score_histogram
     axes = axes_of(plots.score_distribution(histogram))
-    frozen, selected = (np.array([bar.get_height() for bar in bars]) for bars in axes.containers)
+    scores, selected = (np.array([bar.get_height() for bar in bars]) for bars in axes.containers)
     assert selected.sum() + histogram["zero_selected"] == mask.num_selected
-    assert (frozen + selected).sum() + histogram["zero_scores"] == mask.num_weights
+    assert (scores >= selected).all()  # the selected ones stand in front
+    assert scores.sum() + histogram["zero_scores"] == mask.num_weights
     # Magnitudes: the bars stand where the weights are, the line at the smallest selected one.
     assert axes.lines[0].get_xdata()[0] == histogram["threshold"]
     left = axes.containers[1][int(np.flatnonzero(selected)[0])]
     assert left.get_x() <= histogram["threshold"] < left.get_x() + left.get_width()
+
+
+@pytest.mark.parametrize(("selected", "scale"), [(9, "log"), (11, "linear")])
+def test_the_weights_of_a_small_patch_are_to_be_seen(selected, scale):
+    histogram = {"first_exponent": 0, "scores": [900, 100], "selected": [0, selected], "zero_scores": 0}
+    axes = axes_of(plots.score_distribution(histogram | {"threshold": 3.0}))
+    assert axes.get_yscale() == scale
 
 
 def test_scores_without_threshold_and_with_zeros():

@@ -30,6 +30,7 @@ from wagle_trainer.masking.mask import WeightMask
 from wagle_trainer.masking.mask_info import MaskInfo
 from wagle_trainer.models.architecture import WeightMatrix, layouts_of
 from wagle_trainer.models.causality import check_causal_once
+from wagle_trainer.utils.percent import percent
 
 # Above this effective density a mask is vacuous: training with it is training without it.
 VACUOUS = 0.99
@@ -173,7 +174,7 @@ def _warn_of_unranked(score: str, unranked: Mapping[str, int], num_weights: int)
         weights = sum(unranked.values())
         warnings.warn(
             f"The score {score!r} cannot rank {len(unranked)} parameters ({_some(unranked)}), which have no activations: "
-            f"their {weights:,} weights ({weights / (weights + num_weights):.1%} of the scored model) are frozen, and "
+            f"their {weights:,} weights ({percent(weights / (weights + num_weights))} of the scored model) are frozen, and "
             "the density is of the others.",
             stacklevel=3,
         )
@@ -184,7 +185,7 @@ def _warn_of_vacuous_mask(mask: WeightMask, density: float) -> None:
     if effective is not None and effective > VACUOUS > density:
         warnings.warn(
             f"The mask freezes {mask.num_weights - mask.num_selected:,} weights, but nearly all of them have no "
-            f"gradient and would not have moved: {effective:.2%} of those with a gradient are selected. Most frozen "
+            f"gradient and would not have moved: {percent(effective)} of those with a gradient are selected. Most frozen "
             "weights are embedding rows of tokens that do not occur. Leave them out with "
             'exclude=["embed_tokens"] (attribution_exclude), or choose a lower density.',
             stacklevel=3,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wagle_trainer.engines.sharding import local_part, named_parameters
 from wagle_trainer.masking.mask import WeightMask
+from wagle_trainer.utils.percent import percent
 
 # Below this share of the selected weights there is nothing to say.
 WORTH_A_WARNING = 0.01
@@ -66,7 +67,7 @@ class UnreachedWeights:
             return
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         warnings.warn(
-            f"{self.share:.1%} of the selected weights lie in {len(names)} tensors that no gradient reached in the first "
+            f"{percent(self.share)} of the selected weights lie in {len(names)} tensors that no gradient reached in the first "
             f"step ({', '.join(names[:3])}{more}). Where the objective does not depend on them, as RMU's on the layers above "
             "its own, they will not change: leave them out of the scoring with "
             f"attribution_exclude={patterns_for(names, list(self._selected))}.",

@@ -11,6 +11,7 @@ from wagle_trainer.masking import WeightMask
 from wagle_trainer.reporting import plots
 from wagle_trainer.reporting.report_inputs import Metrics
 from wagle_trainer.reporting.statistics import Interval
+from wagle_trainer.utils.percent import percent
 
 
 class Chart(NamedTuple):
@@ -111,7 +112,7 @@ def mask_charts(masks: Mapping[str, WeightMask]) -> list[Chart]:
                 plots.mask_heat_map(summary),
                 f"Selected share of the weights by layer and module{_of(name)}; grey: no weights.",
                 f"Heat map of {len(modules)} modules in {len(layers)} layers; the densest module is {densest[0]} with "
-                f"{densest[1]['density']:.1%} selected.",
+                f"{percent(densest[1]['density'])} selected.",
             )
         )
         histogram = mask.info.score_histogram

@@ -22,9 +22,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from wagle_trainer.reporting.statistics import Interval
+from wagle_trainer.utils.percent import percent
 
 _WIDTH, _HEIGHT, _DPI = 4.8, 3.4, 200
 _TEXT, _SMALL = 10, 9  # points
+_SMALL_PATCH = 0.01  # share of the weights
 _LEGEND = 27  # characters of a line
 _SELECTED, _OTHER, _LINE = "#D55E00", "#9aa5b1", "#333333"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; without its yellow, which is faint on white.
@@ -152,7 +154,7 @@ def mask_heat_map(summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> F
     shown = [i for i, layer in enumerate(layers) if layer == "outside" or (i % every == 0 and i < len(layers) - every)]
     shown = list(range(len(layers))) if every == 1 else shown
     axes.set_xticks(shown, ["out" if layers[i] == "outside" else layers[i] for i in shown])
-    bar = figure.colorbar(image, ax=axes, format=FuncFormatter(lambda share, _: f"{share:.0%}"))
+    bar = figure.colorbar(image, ax=axes, format=FuncFormatter(lambda share, _: percent(share)))
     bar.ax.tick_params(labelsize=_SMALL)
     bar.set_label("selected", fontsize=_TEXT)
     return figure
@@ -169,8 +171,10 @@ def score_distribution(histogram: Mapping[str, Any]) -> Figure:
     scores, selected = (np.array(histogram[key], dtype=float) for key in ("scores", "selected"))
     left = 2.0 ** (histogram["first_exponent"] + np.arange(len(scores)))
     axes.set_xscale("log")
-    axes.bar(left, scores - selected, width=left, align="edge", color=_OTHER, label="frozen")
-    axes.bar(left, selected, bottom=scores - selected, width=left, align="edge", color=_SELECTED, label="selected")
+    if selected.sum() < _SMALL_PATCH * scores.sum():
+        axes.set_yscale("log")  # else the selected weights are not to be seen
+    axes.bar(left, scores, width=left, align="edge", color=_OTHER, label="frozen")
+    axes.bar(left, selected, width=left, align="edge", color=_SELECTED, label="selected")
     if histogram["threshold"]:
         axes.axvline(histogram["threshold"], color=_LINE, linestyle="--", linewidth=1, label="threshold")
     if zeros := histogram["zero_scores"]:
