@@ -38,6 +38,16 @@ def test_hollow_where_utility_was_lost(figure):
     assert faces[1e-4, 0.1] == "white" and faces[1e-4, 0.5] != "white"
 
 
+def test_any_number_of_scores_can_be_told_apart():
+    curves = {f"score {index}": [PatchPoint(1e-3, [0.1 * index], True)] for index in range(14)}
+    figure = patch_size_plot(
+        [Panel("many", {"random": [PatchPoint(1e-3, [0.5], True)]} | curves, {}, None, "")], "", ""
+    )
+    looks = {(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()}
+    assert len(looks) == 15
+    assert png(figure).startswith(b"\x89PNG")
+
+
 def test_ticks_count_weights(figure):
     png(figure)
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0.01 %\n100", "0.1 %\n1 k"]

@@ -93,8 +93,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
         _write(axes, value, f" {label}", colour, "top" if below else "bottom", "left")
     others = 0
     for label, points in panel.curves.items():
-        style = 0 if label == "random" else (others := others + 1)
-        colour, marker = (_GREY, "o") if style == 0 else (_COLOURS[style - 1], _MARKERS[style])
+        if label == "random":
+            colour, marker = _GREY, "o"
+        else:
+            colour, marker = _COLOURS[others % len(_COLOURS)], _MARKERS[1 + others % (len(_MARKERS) - 1)]
+            others += 1
         x = [point.density for point in points]
         means = [sum(point.values) / len(point.values) for point in points]
         axes.fill_between(
