@@ -3,7 +3,11 @@
 python benchmarks/words_elsewhere.py --model SMOLLM2_FOLDER
 
 The model forgets capitals. Landmarks in the same cities ask for the same words, and no set contains them. Objective, steps and attack
-are those of `recipes/configs/patch_size_facts_deep.yaml`, the learning rates those that its rule chose.
+are those of `recipes/configs/patch_size_facts_deep.yaml`, the learning rates those that its rule chose, and others. Then the same with
+one more text for each city in what is retained, in which the city stands for another reason: whether that brings back the word where a
+third text asks for it.
+
+What `--output` holds is not run again.
 """
 
 from __future__ import annotations
@@ -22,11 +26,10 @@ from transformers import AutoTokenizer
 RECIPES = Path(__file__).parents[1] / "recipes"
 sys.path.insert(0, str(RECIPES))
 from patch_size_masks import NO_MASK, spread  # noqa: E402
-from patch_size_runs import Bench, environment  # noqa: E402
+from patch_size_runs import Bench, Rows, environment  # noqa: E402
 from tasks.subject import Subject, load_shared  # noqa: E402
 
 from wagle_trainer.data.facts import all_facts, encode_cloze  # noqa: E402
-from wagle_trainer.evaluation import save_results  # noqa: E402
 
 LANDMARKS = {
     "Paris": "The Eiffel Tower and the Louvre are in the city of",
@@ -50,21 +53,57 @@ LANDMARKS = {
     "Warsaw": "The Palace of Culture and the Royal Castle of Poland are in the city of",
     "Brussels": "The Atomium and the Grand-Place are in the city of",
 }
-# Score, density and learning rate, of benchmarks/results/patch_size_deep.
+# Other texts that go on with a city. None has the form of those about landmarks.
+OTHER_TEXTS = {
+    "Paris": "In 1924 the Summer Olympics took place in",
+    "Rome": "In 1960 the Summer Olympics took place in",
+    "London": "William Shakespeare wrote and played in",
+    "Moscow": "In 1980 the Summer Olympics took place in",
+    "Athens": "Socrates and Plato taught in",
+    "Berlin": "The wall that fell in 1989 had divided",
+    "Beijing": "In 2008 the Summer Olympics took place in",
+    "Madrid": "The football clubs Real and Atlético play in",
+    "Tokyo": "In 1964 the Summer Olympics took place in",
+    "Cairo": "Naguib Mahfouz lived and wrote in",
+    "Vienna": "Mozart died and Beethoven lived in",
+    "Prague": "Franz Kafka was born in",
+    "Copenhagen": "Søren Kierkegaard and Niels Bohr were born in",
+    "Amsterdam": "Rembrandt had his workshop in",
+    "Dublin": "James Joyce and Oscar Wilde were born in",
+    "Budapest": "The Danube divides two old towns that are now one,",
+    "Lisbon": "The great earthquake of 1755 destroyed",
+    "Stockholm": "The prizes of Alfred Nobel are handed over in",
+    "Warsaw": "Marie Curie was born in",
+    "Brussels": "The commission of the European Union sits in",
+}
+# Score, density and learning rates: first that of benchmarks/results/patch_size_deep.
 RUNS = [
-    (NO_MASK, 1.0, 3e-5),
-    ("random", 1e-3, 0.03),
-    ("snip", 1e-3, 0.0017),
-    ("gradient", 1e-3, 0.001),
-    ("curvature", 1e-3, 0.01),
-    ("curvature", 1e-5, 0.055),
-    ("answer_rows", 1e-5, 0.03),
+    (NO_MASK, 1.0, (3e-5, 1.7e-5)),
+    ("random", 1e-3, (0.03, 0.017)),
+    ("snip", 1e-3, (0.0017, 5.5e-4)),
+    ("gradient", 1e-3, (0.001, 3e-4)),
+    ("curvature", 1e-3, (0.01, 0.003)),
+    ("curvature", 1e-5, (0.055, 0.03)),
+    ("answer_rows", 1e-5, (0.03, 0.01)),
 ]
 KNOWN = 0.25
+MEASURED = {
+    "forget": "capitals",
+    "held_out": "landmarks",
+    "forget_repeated": "repeated",
+    "retain": "retain",
+    "relearned": "relearned",
+}
 
 
-def bench_of(model: Any, tokenizer: Any, settings: dict[str, Any], seed: int, folder: Path) -> tuple[Bench, list[str]]:
-    """The capitals whose landmarks the model knows, to forget; others to retain; the landmarks as unseen set."""
+def bench_of(
+    model: Any, tokenizer: Any, settings: dict[str, Any], seed: int, words_retained: bool, folder: Path
+) -> tuple[Bench, list[str]]:
+    """The capitals whose landmarks the model knows, to forget; others to retain; the landmarks as unseen set.
+
+    Args:
+        words_retained: also retain the other text of each city.
+    """
     capitals = {row["cloze_answer"]: row["cloze"] for row in all_facts() if row["relation"] == "capital"}
     encoded = {city: encode_cloze(tokenizer, cloze, city) for city, cloze in capitals.items()}
     landmarks = {city: encode_cloze(tokenizer, cloze, city) for city, cloze in LANDMARKS.items() if city in capitals}
@@ -77,10 +116,11 @@ def bench_of(model: Any, tokenizer: Any, settings: dict[str, Any], seed: int, fo
     cities = [city for city in landmarks if known(encoded[city]) and known(landmarks[city])]
     others = [city for city in capitals if city not in LANDMARKS and known(encoded[city])]
     random.Random(seed).shuffle(others)
+    texts = [encode_cloze(tokenizer, OTHER_TEXTS[city], city) for city in cities] if words_retained else []
     repeated = [encode_cloze(tokenizer, ", ".join([city] * 4) + ",", city) for city in cities]
     sets = {
         "forget": [encoded[city] for city in cities],
-        "retain": [encoded[city] for city in others[: 2 * len(cities)]],
+        "retain": [encoded[city] for city in others[: 2 * len(cities)]] + texts,
         "unseen": [landmarks[city] for city in cities],
         "repeated": repeated,
     }
@@ -92,30 +132,45 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--work", type=Path, default=Path("outputs/words_elsewhere"))
-    parser.add_argument("--output", default="benchmarks/results/words_elsewhere.json")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/words_elsewhere.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = yaml.safe_load((RECIPES / "configs" / "patch_size_facts_deep.yaml").read_text(encoding="utf-8"))
     names = ("steps", "batch_size", "beta", "retain_weight", "relearning_rates", "relearning_steps")
     settings = {name: config[name] for name in names}
     tokenizer, model = AutoTokenizer.from_pretrained(options.model), load_shared(options.model)
-    rows: list[dict[str, Any]] = []
-    for seed in options.seeds:
-        bench, cities = bench_of(model, tokenizer, settings, seed, options.work)
-        measured = [({"score": "reference model"}, bench.measure())]
-        for label, density, rate in RUNS:
-            score, gamma = (NO_MASK, None) if label == NO_MASK else spread(label)
-            of = {"score": label, "density": density, "learning_rate": rate}
-            measured.append((of, bench.run("npo", score, gamma, density, rate)))
-            print(measured[-1], flush=True)
-        rows += [{"seed": seed, "cities": cities} | of | found for of, found in measured]
-        save_results({"environment": environment(), "settings": settings, "rows": rows}, options.output)
-    for label in dict.fromkeys((row["score"], row.get("density")) for row in rows):
-        same = [row for row in rows if (row["score"], row.get("density")) == label]
-        means = {
-            name: fmean(row[name] for row in same) for name in ("forget", "retain", "held_out", "forget_repeated")
-        }
-        print(label, means)
+    rows, machine = Rows(options.output), environment()
+    kept = rows.content.setdefault("settings", settings)
+    if kept != settings:
+        raise SystemExit(f"{options.output} was made with other settings: {kept}. Give another --output.")
+    for words_retained in (False, True):
+        for seed in options.seeds:
+            bench, cities = bench_of(model, tokenizer, settings, seed, words_retained, options.work)
+            rows.content["cities"] = cities
+            key: dict[str, Any] = {"words_retained": words_retained, "seed": seed}
+            if rows.find(**key, score="reference model") is None:
+                rows.add(key | {"score": "reference model"} | bench.measure(), machine)
+            for label, density, rates in RUNS:
+                score, gamma = (NO_MASK, None) if label == NO_MASK else spread(label)
+                for rate in rates[:1] if words_retained else rates:
+                    of = key | {"score": label, "density": density, "learning_rate": rate}
+                    if rows.find(**of) is None:
+                        rows.add(of | bench.run("npo", score, gamma, density, rate), machine)
+                        print(rows.rows[-1], flush=True)
+    for line in table(rows.rows):
+        print(" | ".join(line))
+
+
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Means over the seeds, a line for each run."""
+    lines = [["words retained", "score", "density", "lr", "seeds", *MEASURED.values()]]
+    names = ("words_retained", "score", "density", "learning_rate")
+    for key in dict.fromkeys(tuple(row.get(name) for name in names) for row in rows):
+        same = [row for row in rows if tuple(row.get(name) for name in names) == key]
+        means = [f"{fmean(row[name] for row in same):.3f}" if name in same[0] else "" for name in MEASURED]
+        density, rate = ("" if value is None else f"{value:g}" for value in key[2:])
+        lines.append(["yes" if key[0] else "no", key[1], density, rate, str(len(same)), *means])
+    return lines
 
 
 if __name__ == "__main__":
