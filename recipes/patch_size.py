@@ -37,8 +37,9 @@ from typing import Any
 
 import datasets
 import torch
+from patch_size_groups import shortfall
 from patch_size_masks import NO_MASK, check_label, first_rate, spread
-from patch_size_report import shortfall, write_report
+from patch_size_report import write_report
 from patch_size_runs import Bench, Rows, differences, environment
 from recipe import on_bundled_config, task_named
 from tasks import RecipeArguments, Task, list_tasks, task_class

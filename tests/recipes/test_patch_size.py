@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wagle_trainer.evaluation import load_results
 
@@ -401,54 +403,98 @@ def ratio(report, own, chance, robust=False, densities=DENSITIES):
 
 
 def test_ratio_to_random(report):
-    """Ratios 100 and 10: logarithms 2 and 1, of standard error 1/2; Student's t with one degree of freedom is 12.706."""
+    """Bounds: random failed at 1e-4, so it needs more than 10 and 1 times; at 1e-3 it was enough, and the score failed at a tenth
+    of what it needed: at most 1000 and 100 times. Logarithms one apart, of standard error 1/2; Student's t with one degree of
+    freedom is 12.706."""
     found, group = ratio(report, own=[1e-5, 1e-4], chance=[1e-3, 1e-3])
-    assert found.mean == pytest.approx(math.sqrt(100 * 10))
-    ends = [10 ** (1.5 + side * 12.706 / 2) for side in (-1, 1)]
+    assert (found.least, found.most) == (pytest.approx(math.sqrt(10)), pytest.approx(math.sqrt(1000 * 100)))
+    ends = [10 ** (0.5 - 12.706 / 2), 10 ** (2.5 + 12.706 / 2)]
     assert ([found.low, found.high], found.seeds) == (pytest.approx(ends, rel=1e-3), 2)
-    assert not found.at_least and not found.at_most
     said = report.sentences(group)
-    assert any("snip needs 31.6 times fewer weights than random to forget" in text for text in said)
+    assert any("snip needs between 3.16 and 316 times fewer weights than random to forget" in text for text in said)
     assert any("; 2 seeds)" in text for text in said)
     assert ["random", "reached", "0.001", "0.001", ""] in report.size_table(group)
+    assert ["all weights", "reached", "1", "1", ""] in report.size_table(group)
 
 
-def test_random_that_never_reaches_the_goal_is_a_lower_bound(report):
+@given(st.lists(st.tuples(st.floats(-5.9, -3), st.floats(-5.9, -3)), min_size=2, max_size=5))
+def test_the_bounds_hold_whatever_the_sizes_are(report, exponents):
+    """Sizes between the densities tried: each is seen at the next density, and the true ratio lies within the bounds."""
+    own, chance = zip(*exponents, strict=True)
+    seen = [[next(d for d in DENSITIES if d >= 10**e * (1 - 1e-9)) for e in of] for of in (own, chance)]
+    found, _ = ratio(report, own=seen[0], chance=seen[1])
+    true = 10 ** (sum(chance) / len(chance) - sum(own) / len(own))
+    assert found.least <= true * 1.001
+    assert found.most >= true * 0.999
+    assert found.low <= found.least and found.high >= found.most
+
+
+def test_random_that_never_reaches_the_goal_leaves_a_lower_bound(report):
     found, group = ratio(report, own=[1e-4, 1e-5], chance=[None, 1e-3])
-    assert found.at_least and not found.at_most
-    assert found.mean == pytest.approx(math.sqrt(10 * 100))  # the largest density stands for the one that is not known
-    assert str(found).startswith(">= 31.6")
-    assert any("at least 31.6 times fewer" in text for text in report.sentences(group))
+    assert found.most is None and found.high is None
+    assert found.least == pytest.approx(math.sqrt(10 * 10))
+    assert str(found).startswith(">= 10 (95 % from ")
+    assert any("at least 10 times fewer" in text for text in report.sentences(group))
     assert ["random", "reached", "> 0.001", "0.001", ""] in report.size_table(group)
 
 
-def test_a_score_at_its_smallest_density_is_a_lower_bound(report):
+def test_a_score_at_its_smallest_density_leaves_a_lower_bound(report):
     found, _ = ratio(report, own=[1e-6], chance=[1e-4])
-    assert found.at_least and found.mean == pytest.approx(100)
+    assert found.most is None and found.least == pytest.approx(10)
     assert (found.low, found.high) == (None, None)
 
 
-def test_random_at_its_smallest_density_is_an_upper_bound(report):
+def test_random_at_its_smallest_density_leaves_an_upper_bound(report):
     found, group = ratio(report, own=[1e-4], chance=[1e-6])
-    assert found.at_most and not found.at_least and found.mean == pytest.approx(0.01)
-    assert any("at least 100 times more weights than random" in text for text in report.sentences(group))
+    assert found.least is None and found.most == pytest.approx(0.1)
+    assert any("at least 10 times more weights than random" in text for text in report.sentences(group))
     both, group = ratio(report, own=[1e-6], chance=[1e-6])
-    assert both.at_most and both.at_least
+    assert both.least is None and both.most is None
     assert any("no ratio" in text for text in report.sentences(group))
 
 
 @pytest.mark.parametrize(
     ("own", "chance", "words"),
     [
-        (1e-4, 1e-4, "snip needs as many weights as random to forget"),
+        (1e-5, 1e-3, "snip needs between 10 and 1000 times fewer weights than random to forget"),
+        (1e-4, 1e-4, "snip needs between 10 times more and 10 times fewer weights than random to forget"),
         (1e-4, None, "snip needs at least 10 times fewer weights than random to forget"),
         (1e-3, None, "snip needs at most as many weights as random to forget"),
-        (1e-3, 1e-4, "snip needs 10 times more weights than random to forget"),
+        (1e-3, 1e-4, "snip needs between 1 and 100 times more weights than random to forget"),
+        (1e-6, 1e-5, "snip needs at most as many weights as random to forget"),
+        (1e-5, 1e-6, "snip needs at least as many weights as random to forget"),
     ],
 )
 def test_ratios_in_words(report, own, chance, words):
     _, group = ratio(report, own=[own], chance=[chance])
     assert any(text.startswith(words) for text in report.sentences(group))
+
+
+def test_differences_are_paired_over_seeds(report):
+    """-0.1 and -0.3: mean -0.2, standard error 0.1; Student's t is 12.706, and of t = -2 with one degree of freedom p is 0.295."""
+    rows = [
+        row("random", 1e-3, 0, 0.2),
+        row("random", 1e-3, 1, 0.5),
+        row("snip", 1e-3, 0, 0.1),
+        row("snip", 1e-3, 1, 0.2),
+    ]
+    rows += [row("gradient", 1e-4, 0, 0.1), row("none", 1.0, 0, 0.1)]
+    [group] = report.groups(content(rows))
+    head, *lines = report.differences_table(group)
+    assert head[:5] == ["score", "density", "minus", "seeds", "forget"]
+    assert lines == [
+        ["snip", "0.001", "random", "2", "-0.200 (-1.471 to 1.071), p 0.3", *["+0.000 (0.000 to 0.000), p 1"] * 3]
+    ]
+
+
+def test_a_run_that_was_not_attacked_is_not_drawn_as_attacked(report):
+    """Only where nothing was forgotten is it known what relearning finds."""
+    rows = [row("snip", 1e-4, 0, 0.0), row("snip", 1e-3, 0, 0.59)]
+    for one in rows:
+        del one["relearned"]
+    [group] = report.groups(content(rows, [0]))
+    after = report.figure(group).axes[1]
+    assert [line.get_ydata()[0] for line in after.lines if line.get_marker() == "s" and len(line.get_xdata())] == [0.8]
 
 
 STUDIES = sorted((RECIPES.parent / "benchmarks" / "results").glob("patch_size*/results.json"))
@@ -534,22 +580,22 @@ def test_lost_utility_and_relearning_count(report):
     assert group.robust(wagle)
 
 
-def test_shortfall_by_hand(report):
+def test_shortfall_by_hand(patch_size):
     """Known 0.6, goal 0.1: forget 0.25 is 0.25 short of it as a share; unseen 0.4 of 0.5 may lose 0.05: 0.1 short."""
     missed = row("snip", 1e-3, 0, 0.25, held_out=0.4)
     expected = (0.15 / 0.6 + 0.1) + 0.1 * (0.25 / 0.6 + 0.2)
-    assert report.shortfall(missed, reference(0), 0.05) == pytest.approx(expected)
+    assert patch_size.shortfall(missed, reference(0), 0.05) == pytest.approx(expected)
     reached = row("snip", 1e-3, 0, 0.06)
-    assert report.shortfall(reached, reference(0), 0.05) == pytest.approx(0.1 * 0.1)
-    assert report.shortfall({"failed": "nan"}, reference(0), 0.05) == math.inf
+    assert patch_size.shortfall(reached, reference(0), 0.05) == pytest.approx(0.1 * 0.1)
+    assert patch_size.shortfall({"failed": "nan"}, reference(0), 0.05) == math.inf
 
 
-def test_a_mask_may_lose_what_all_weights_lose(report):
+def test_a_mask_may_lose_what_all_weights_lose(patch_size):
     """Unseen 0.4 of 0.5, 0.42 with all weights: within 0.05 of these."""
     lost = row("snip", 1e-3, 0, 0.06, held_out=0.4)
     dense = row("none", 1.0, 0, 0.05, held_out=0.42)
-    assert report.shortfall(lost, reference(0), 0.05, dense) == pytest.approx(0.1 * (0.1 + 0.2))
-    assert report.shortfall(lost, reference(0), 0.05, row("none", 1.0, 0, 0.05, held_out=0.47)) > 0.04
+    assert patch_size.shortfall(lost, reference(0), 0.05, dense) == pytest.approx(0.1 * (0.1 + 0.2))
+    assert patch_size.shortfall(lost, reference(0), 0.05, row("none", 1.0, 0, 0.05, held_out=0.47)) > 0.04
 
 
 def test_the_rate_that_all_seeds_were_run_with_counts(report):

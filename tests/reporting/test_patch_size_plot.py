@@ -31,11 +31,29 @@ def test_lines_are_means_and_bands_reach_from_lowest_to_highest_seed(figure):
 
 def test_hollow_where_utility_was_lost(figure):
     faces = {
-        (line.get_xdata()[0], line.get_ydata()[0]): line.get_markerfacecolor()
+        (line.get_marker(), line.get_ydata()[0]): line.get_markerfacecolor()
         for line in figure.axes[0].lines
         if len(line.get_xdata()) == 1
     }
-    assert faces[1e-4, 0.1] == "white" and faces[1e-4, 0.5] != "white"
+    assert faces["s", 0.1] == "white" and faces["o", 0.5] != "white"
+
+
+def test_curves_keep_their_colours_in_another_figure():
+    def colours(labels):
+        curves = {label: [PatchPoint(1e-3, [0.5], True)] for label in labels}
+        figure = patch_size_plot([Panel("one", curves, {}, None, "")], "", "", order=["snip", "gradient"])
+        return {line.get_label(): line.get_color() for line in figure.axes[0].lines if line.get_label() in labels}
+
+    few, many = colours(["gradient", "other"]), colours(["snip", "another", "gradient"])
+    assert few["gradient"] == many["gradient"]
+    assert len(set(many.values())) == 3
+
+
+def test_points_of_one_density_stand_side_by_side():
+    curves = {name: [PatchPoint(1e-3, [0.5], True)] for name in ("random", "snip", "gradient", "fisher")}
+    [axes] = patch_size_plot([Panel("one", curves, {}, None, "")], "", "").axes
+    places = {float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 1}
+    assert len(places) == 4 and 1e-3 in places
 
 
 def test_any_number_of_scores_can_be_told_apart():

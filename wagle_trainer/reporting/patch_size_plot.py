@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from wagle_trainer.reporting.plots import _COLOURS, _MARKERS, _SMALL, _TEXT, _short
 
 _GREY, _DARK, _GREEN = "#777777", "#222222", "#009E73"
+_ASIDE = 0.035  # decades between the points of one density
 _LEVEL_STYLES = {"all weights": (_DARK, "--"), "never knew": (_GREEN, "-.")}
 
 
@@ -49,14 +50,19 @@ class Panel:
     good: str
 
 
-def patch_size_plot(panels: Sequence[Panel], title: str, note: str, weights: int | None = None) -> Figure:
+def patch_size_plot(
+    panels: Sequence[Panel], title: str, note: str, weights: int | None = None, order: Sequence[str] = ()
+) -> Figure:
     """What is still known against the patch size: a line for each score, a band from lowest to highest seed.
 
     Args:
         panels: drawn side by side with one y axis.
         title, note: above and below.
         weights: of the whole model; then ticks also give numbers of weights.
+        order: of curves, for colours and markers that are the same in several figures; others come after them.
     """
+    labels = dict.fromkeys([*order, *(label for panel in panels for label in panel.curves if label != "random")])
+    styles = {label: index for index, label in enumerate(labels)}
     figure = Figure(figsize=(9.6, 4.6), dpi=160, layout="constrained", facecolor="white")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     densities = sorted({p.density for panel in panels for points in panel.curves.values() for p in points})
@@ -64,7 +70,7 @@ def patch_size_plot(panels: Sequence[Panel], title: str, note: str, weights: int
         axes.set_xscale("log")
         if densities:
             axes.set_xlim(densities[0] / 2, densities[-1] * 2)
-        _draw(axes, panel)
+        _draw(axes, panel, styles)
         axes.xaxis.set_major_locator(FixedLocator(densities) if len(densities) < 8 else LogLocator(numticks=9))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: _tick(share, weights)))
@@ -80,7 +86,7 @@ def patch_size_plot(panels: Sequence[Panel], title: str, note: str, weights: int
     return figure
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _draw(axes: Axes, panel: Panel, styles: Mapping[str, int]) -> None:
     if panel.good_below is not None:
         axes.axhspan(-1, panel.good_below, color=_GREEN, alpha=0.12, linewidth=0)
         _write(axes, panel.good_below, f"{panel.good} ", _GREEN, "bottom", "right")
@@ -91,14 +97,16 @@ def _draw(axes: Axes, panel: Panel) -> None:
             0 <= other - value < 0.08 for other in panel.levels.values() if other != value
         )
         _write(axes, value, f" {label}", colour, "top" if below else "bottom", "left")
-    others = 0
+    aside = 0
     for label, points in panel.curves.items():
         if label == "random":
-            colour, marker = _GREY, "o"
+            colour, marker, shift = _GREY, "o", 1.0
         else:
-            colour, marker = _COLOURS[others % len(_COLOURS)], _MARKERS[1 + others % (len(_MARKERS) - 1)]
-            others += 1
-        x = [point.density for point in points]
+            style = styles[label]
+            colour, marker = _COLOURS[style % len(_COLOURS)], _MARKERS[1 + style % (len(_MARKERS) - 1)]
+            aside = -aside if aside > 0 else 1 - aside  # 1, -1, 2, -2, ...: points of one density stand side by side
+            shift = 10 ** (_ASIDE * aside)
+        x = [point.density * shift for point in points]
         means = [sum(point.values) / len(point.values) for point in points]
         axes.fill_between(
             x, [min(p.values) for p in points], [max(p.values) for p in points], color=colour, alpha=0.15, linewidth=0
@@ -115,8 +123,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
 def _write(axes: Axes, height: float, text: str, colour: str, vertical: str, side: str) -> None:
     place = 0.0 if side == "left" else 1.0
     axes.text(
-        place, height, text, color=colour, fontsize=_SMALL, ha=side, va=vertical, transform=axes.get_yaxis_transform()
-    )
+        place, height, text, color=colour, fontsize=_SMALL, ha=side, va=vertical, transform=axes.get_yaxis_transform(),
+        zorder=4, bbox={"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 0.5},
+    )  # fmt: skip
 
 
 def _tick(share: float, weights: int | None) -> str:
