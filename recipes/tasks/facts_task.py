@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tasks.subject import Example, load_shared
 from tasks.task import RecipeArguments, Task, register_task
 from wagle_trainer.data import QAFormat, load_facts
-from wagle_trainer.data.facts import all_facts, encode_cloze
+from wagle_trainer.data.facts import encode_cloze
+from wagle_trainer.data.facts_tables import RELATIONS
 from wagle_trainer.data.sources import first_rows
 from wagle_trainer.evaluation import get_suite, list_attacks
 
@@ -108,14 +109,11 @@ def _repeated(tokenizer: Any, rows: Any) -> list[Example]:
 
 
 def _questions(rows: Any, seed: int) -> list[dict[str, Any]]:
-    """Facts with wrong choices: answers to other facts of the same relation."""
-    answers: dict[str, list[str]] = {}
-    for row in all_facts():
-        answers.setdefault(row["relation"], []).append(row["cloze_answer"])
+    """Facts with wrong choices: answers to other facts of the same relation that are wrong for this one."""
     found = []
     for row in rows:
         rng = random.Random(f"{row['cloze']} {seed}")
-        others = sorted(set(answers[row["relation"]]) - {row["cloze_answer"]})
+        others = sorted(RELATIONS[row["relation"]].wrong_answers(row["subject"]))
         choices = [row["cloze_answer"], *rng.sample(others, min(_CHOICES - 1, len(others)))]
         rng.shuffle(choices)
         found.append({"question": row["cloze"], "choices": choices, "answer": choices.index(row["cloze_answer"])})

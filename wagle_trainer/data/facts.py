@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wagle_trainer.data.facts_tables import RELATIONS, Relation
@@ -37,12 +37,13 @@ def all_facts(relations: Sequence[str] | None = None) -> Dataset:
 
     Returns:
         Rows with `question`, `answer`, `paraphrased_question`, `paraphrased_answer`, `perturbed_answer` (five wrong
-        ones, in the words of the paraphrase, drawn from the same relation), `cloze`, `paraphrased_cloze` (texts that end
+        ones, in the words of the paraphrase, drawn from the same relation; none that is right as well), `cloze`, `paraphrased_cloze` (texts that end
         before the answer), `cloze_answer` (the answer alone), `subject` and `relation`. The rows are the same in every
         process.
 
     Raises:
-        ValueError: an unknown relation.
+        TypeError: one string in place of a list.
+        ValueError: an unknown relation, or none.
     """
     from datasets import Dataset
 
@@ -68,17 +69,24 @@ def load_facts(
     A fact counts as known when the model gives its answer at least the probability `known` after the cloze text, as the
     geometric mean over the answer's tokens. So a model need not follow instructions.
 
+    No answer is in two splits: a retained "Paris" would train the word that a forgotten "Paris" removes. So with "random",
+    facts with the same answer (the capital of France, the city of the Eiffel Tower) go to one split together. With "subject"
+    and "relation", a fact is left out if another split has its answer; that of a forget set that `forget_relations` chooses
+    comes first.
+
     Args:
         model: a causal language model on its device; left in the mode it was in.
         tokenizer: its tokenizer.
         known: lowest probability of a known answer, in [0, 1].
         relations: names from `fact_relations()`; None for all.
-        split_by: what the splits share out: "random" single facts, "subject" all facts of one subject together (France
-            with its capital and its currency), "relation" whole relations.
+        split_by: what the splits share out: "random" single facts (those with the same answer together), "subject" all
+            facts of one subject together (France with its capital and its currency), "relation" whole relations.
         forget, retain, unseen: sizes: a number of facts (int) or a share of the known facts (float). The unseen set is
-            in neither of the others: it shows what unlearning does to related knowledge. With "relation" and
-            "subject", the groups that are drawn for a split give at most as many facts.
-        forget_relations: with split_by="relation", the relations to forget; drawn by the seed if None.
+            in neither of the others: it shows what unlearning does to related knowledge. With "random", numbers are
+            met, and a share is the most that a split gets. With "relation" and "subject", the groups that are drawn for
+            a split give at most as many facts.
+        forget_relations: with split_by="relation", the relations to forget, some of `relations`; drawn by the seed if
+            None.
         seed: of the split. The same seed and the same known facts give the same splits.
         batch_size: facts in one forward pass.
 
@@ -86,7 +94,9 @@ def load_facts(
         "forget", "retain" and "unseen", with the columns of `all_facts` and `probability`, that of the answer.
 
     Raises:
-        ValueError: an argument out of range; the model knows too few facts (the message counts them by relation).
+        TypeError: one string in place of a list of relations; a size that is no number.
+        ValueError: an argument out of range; the model knows too few facts (the message counts them by relation), or too
+            few with different answers.
     """
     from datasets import Dataset, DatasetDict
 
@@ -94,19 +104,27 @@ def load_facts(
         raise ValueError(f"known must lie between 0 and 1, not {known}.")
     if split_by not in SPLIT_RULES:
         raise ValueError(f"Unknown split_by {split_by!r}. Known: {', '.join(SPLIT_RULES)}.")
-    if forget_relations is not None and split_by != "relation":
-        raise ValueError("forget_relations chooses whole relations: pass split_by='relation' with it.")
     rows = _rows(relations)
+    names = {row["relation"] for row in rows}
+    if forget_relations is not None:
+        forget_relations = _check_forget_relations(forget_relations, split_by, names)
+    if split_by == "relation" and len(names) < len(SPLITS):
+        raise ValueError(f"split_by='relation' needs three relations or more, one for each split, not {len(names)}.")
+    wanted = {"forget": forget, "retain": retain, "unseen": unseen}
+    _check_sizes(wanted, len(rows))
     probabilities = cloze_probabilities(model, tokenizer, rows, batch_size=batch_size)
     found = [row | {"probability": value} for row, value in zip(rows, probabilities, strict=True) if value >= known]
-    sizes = _sizes({"forget": forget, "retain": retain, "unseen": unseen}, len(found))
+    sizes = _sizes(wanted, len(found))
     if not all(sizes.values()) or sum(sizes.values()) > len(found):
-        raise ValueError(_too_few(rows, found, known, sizes))
+        raise ValueError(_too_few(rows, found, known, wanted))
     splits = _split(found, sizes, split_by, forget_relations, random.Random(f"facts {seed}"))
-    if not all(splits[name] for name in SPLITS):
+    if split_by == "random":
+        least = {name: 1 if isinstance(wanted[name], float) else sizes[name] for name in SPLITS}
+        _check_filled(splits, sizes, least, found)
+    elif not all(splits.values()):
         raise ValueError(
-            f"{_too_few(rows, found, known, sizes)} Whole groups (split_by={split_by!r}) do not fill every split: "
-            "split_by='random' needs the fewest."
+            f"{_too_few(rows, found, known, wanted)} Whole groups (split_by={split_by!r}) without an answer of another "
+            "split do not fill every split: split_by='random' needs the fewest."
         )
     return DatasetDict({name: Dataset.from_list(splits[name]) for name in SPLITS})
 
@@ -187,18 +205,44 @@ def pad_examples(examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
 
 
 def _rows(relations: Sequence[str] | None) -> list[Row]:
-    unknown = sorted(set(relations or ()) - set(RELATIONS))
-    if unknown:
-        raise ValueError(f"Unknown relation {', '.join(unknown)}. Known: {', '.join(RELATIONS)}.")
     rows = []
-    for name in RELATIONS if relations is None else dict.fromkeys(relations):
+    for name in RELATIONS if relations is None else _relation_names("relations", relations, RELATIONS):
         relation = RELATIONS[name]
-        facts = relation.facts()
-        objects = list(dict.fromkeys(facts.values()))
-        for subject, answer in facts.items():
-            wrong = _draw([o for o in objects if o != answer], _WRONG_ANSWERS, random.Random(f"{name} {subject}"))
+        for subject, answer in relation.facts().items():
+            wrong = _draw(relation.wrong_answers(subject), _WRONG_ANSWERS, random.Random(f"{name} {subject}"))
             rows.append(_row(name, relation, subject, answer, wrong))
     return rows
+
+
+def _relation_names(argument: str, names: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The names, each once; an error if one is not known."""
+    if isinstance(names, str):
+        raise TypeError(f"{argument} is a list of relations: pass {argument}=[{names!r}].")
+    found = list(dict.fromkeys(names))
+    if not found:
+        raise ValueError(f"{argument} is empty. Name one or more of {', '.join(known)}, or pass None.")
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise ValueError(f"Unknown relation {', '.join(map(str, unknown))} in {argument}. Known: {', '.join(known)}.")
+    return found
+
+
+def _check_forget_relations(names: Sequence[str], split_by: str, relations: Container[str]) -> list[str]:
+    if split_by != "relation":
+        raise ValueError("forget_relations chooses whole relations: pass split_by='relation' with it.")
+    possible = [name for name in RELATIONS if name in relations]
+    found = _relation_names("forget_relations", names, RELATIONS)
+    outside = [name for name in found if name not in possible]
+    if outside:
+        raise ValueError(
+            f"forget_relations has {', '.join(outside)}, which relations lacks. It has {', '.join(possible)}."
+        )
+    if len(possible) < len(found) + 2:
+        raise ValueError(
+            f"forget_relations has {len(found)} of {len(possible)} relations. The retain and the unseen set need one "
+            "relation each besides: pass more relations."
+        )
+    return found
 
 
 def _row(name: str, relation: Relation, subject: str, answer: str, wrong: Sequence[str]) -> Row:
@@ -229,13 +273,23 @@ def _draw(items: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
     return pool[:count]
 
 
-def _sizes(wanted: dict[str, int | float], total: int) -> dict[str, int]:
+def _check_sizes(wanted: dict[str, int | float], total: int) -> None:
     for name, size in wanted.items():
-        is_share = isinstance(size, float)
-        if size <= 0 or (is_share and size > 1):
-            raise ValueError(f"{name} must be a number of facts (int) or a share in (0, 1] (float), not {size!r}.")
+        message = f"{name} must be a number of facts (int) or a share in (0, 1] (float), not {size!r}."
+        if isinstance(size, bool) or not isinstance(size, int | float):
+            raise TypeError(message)
+        if not (0 < size <= 1 if isinstance(size, float) else size > 0):
+            raise ValueError(message)
     if sum(size for size in wanted.values() if isinstance(size, float)) > 1 + 1e-9:
         raise ValueError(f"The shares of the splits add up to more than 1: {wanted}.")
+    numbers = {name: size for name, size in wanted.items() if not isinstance(size, float)}
+    if sum(numbers.values()) > total:
+        raise ValueError(
+            f"{_requested(numbers)} are more than the {total} facts of the relations. Request fewer, or pass more relations."
+        )
+
+
+def _sizes(wanted: dict[str, int | float], total: int) -> dict[str, int]:
     return {
         name: math.floor(size * total + 1e-9) if isinstance(size, float) else size for name, size in wanted.items()
     }
@@ -244,34 +298,90 @@ def _sizes(wanted: dict[str, int | float], total: int) -> dict[str, int]:
 def _split(
     found: list[Row], sizes: dict[str, int], split_by: str, forget_relations: Sequence[str] | None, rng: random.Random
 ) -> dict[str, list[Row]]:
-    """Single facts, or whole groups of them, to the splits in turn, each until it is full."""
-    key: Callable[[int], Any] = lambda index: index  # noqa: E731
-    if split_by != "random":
-        key = lambda index: found[index][split_by]  # noqa: E731
-    groups: dict[Any, list[Row]] = {}
-    for index, row in enumerate(found):
-        groups.setdefault(key(index), []).append(row)
+    """Groups of facts to the splits, drawn by `rng`; no answer in two splits."""
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        groups.setdefault(_word(row) if split_by == "random" else row[split_by], []).append(row)
     order = _draw(list(groups), len(groups), rng)
-    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
     if forget_relations is not None:
-        splits["forget"] = [row for name in forget_relations for row in groups.get(name, [])][: sizes["forget"]]
-        order = [name for name in order if name not in forget_relations]
-    for group in order:
-        # The split that lacks the largest part of its size: so groups of all sizes reach all splits.
-        open_ = [name for name in SPLITS if len(splits[name]) < sizes[name]]
-        if forget_relations is not None and "forget" in open_:
-            open_.remove("forget")
-        if open_:
-            name = min(open_, key=lambda name: len(splits[name]) / sizes[name])
-            splits[name] += groups[group][: sizes[name] - len(splits[name])]
+        first = [row for name in forget_relations for row in groups.get(name, [])]
+        others = [groups[name] for name in order if name not in forget_relations]
+        return _in_turn(others, sizes, first)
+    splits = _in_turn([groups[name] for name in order], sizes)
+    if split_by == "random" and any(len(splits[name]) < sizes[name] for name in SPLITS):
+        splits = _largest_first([groups[name] for name in order], sizes, rng)
     return splits
 
 
-def _too_few(rows: list[Row], found: list[Row], known: float, sizes: dict[str, int]) -> str:
+def _word(row: Row) -> str:
+    """What two facts with the same answer have in common."""
+    return str(row["cloze_answer"]).casefold()
+
+
+def _in_turn(groups: Sequence[list[Row]], sizes: dict[str, int], forget: Sequence[Row] = ()) -> dict[str, list[Row]]:
+    """Each group to a split that is not full; facts whose answer another split has are left out."""
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    owners: dict[str, str] = {}
+
+    def add(name: str, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if len(splits[name]) < sizes[name] and owners.setdefault(_word(row), name) == name:
+                splits[name].append(row)
+
+    add("forget", forget)
+    for group in groups:
+        # The split that lacks the largest part of its size: so groups of all sizes reach all splits.
+        open_ = [name for name in SPLITS if len(splits[name]) < sizes[name] and not (forget and name == "forget")]
+        if open_:
+            add(min(open_, key=lambda name: len(splits[name]) / sizes[name]), group)
+    return splits
+
+
+def _largest_first(groups: Sequence[list[Row]], sizes: dict[str, int], rng: random.Random) -> dict[str, list[Row]]:
+    """Each group to a split with room for all of it, drawn in proportion to the room.
+
+    Single facts fill up what large groups leave. Turns in random order would cut a group where a split has little room
+    left, and so lack those facts at the end where all known facts are requested.
+    """
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for group in sorted(groups, key=len, reverse=True):
+        room = {name: sizes[name] - len(splits[name]) for name in SPLITS}
+        fitting = [name for name in SPLITS if room[name] >= len(group)]
+        if fitting:
+            place = rng.random() * sum(room[name] for name in fitting)
+            for name in fitting:
+                place -= room[name]
+                if place < 0:
+                    break
+        else:
+            name = max(SPLITS, key=lambda name: room[name])
+        splits[name] += group[: room[name]]
+    return splits
+
+
+def _check_filled(
+    splits: dict[str, list[Row]], sizes: dict[str, int], least: dict[str, int], found: Sequence[Row]
+) -> None:
+    short = [f"{name} with {len(splits[name])} of {sizes[name]}" for name in SPLITS if len(splits[name]) < least[name]]
+    if short:
+        raise ValueError(
+            f"Facts with the same answer stay in one split. The {len(found)} known facts have "
+            f"{len(set(map(_word, found)))} different answers: they fill {', '.join(short)} facts. Request fewer, pass "
+            "more relations, or lower known."
+        )
+
+
+def _too_few(rows: list[Row], found: list[Row], known: float, wanted: dict[str, int | float]) -> str:
     total, number = (Counter(row["relation"] for row in part) for part in (rows, found))
     counts = ", ".join(f"{number[name]} of {total[name]} {name}" for name in total)
     return (
         f"The model knows {len(found)} of {len(rows)} facts with probability {known} or more, too few for "
-        f"{', '.join(f'{size} to {name}' if name != 'unseen' else f'{size} unseen' for name, size in sizes.items())}: "
-        f"{counts}. Lower known, ask for fewer, or take a model that knows more."
+        f"{_requested(wanted)} (at least one fact each): {counts}. Lower known, request fewer, or take a model that knows "
+        "more."
     )
+
+
+def _requested(wanted: Mapping[str, int | float]) -> str:
+    """The sizes in words: numbers, or shares of the known facts."""
+    words = {name: f"a share of {size}" if isinstance(size, float) else str(size) for name, size in wanted.items()}
+    return ", ".join(f"{size} to {name}" if name != "unseen" else f"{size} unseen" for name, size in words.items())

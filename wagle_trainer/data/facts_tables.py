@@ -1,11 +1,14 @@
 """Public facts as compact tables: for each relation its sentences, and `subject: answer` pairs.
 
-Written from general knowledge. Each subject has one answer within its relation; several subjects may share one.
+Written from general knowledge. Each subject has one answer within its relation; several subjects may share one. All
+sentences of a relation are true of all its subjects. Where another answer of the table is right as well (a fox kit is a cub,
+too; the Forbidden City is in China, too), `also_right` lists it, so that it is never a wrong answer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Relation:
         cloze: a text that the object completes.
         paraphrased_cloze: another one.
         pairs: "subject: object; ..." in one text.
+        also_right: "key: object, object; ...": other right objects of one subject, or of all subjects with one object.
     """
 
     question: str
@@ -27,18 +31,35 @@ class Relation:
     cloze: str
     paraphrased_cloze: str
     pairs: str
+    also_right: str = ""
 
     def facts(self) -> dict[str, str]:
         """Subject -> object."""
-        entries = [entry.strip() for entry in self.pairs.replace("\n", " ").split(";")]
-        return dict(entry.split(": ", 1) for entry in entries if entry)
+        return dict(_entries(self.pairs))
+
+    def right_answers(self, subject: str) -> set[str]:
+        """The object of a subject, and those that are right as well."""
+        answer = self.facts()[subject]
+        others = dict(_entries(self.also_right))
+        return {answer} | {other for key in (subject, answer) if key in others for other in others[key].split(", ")}
+
+    def wrong_answers(self, subject: str) -> list[str]:
+        """Objects of other subjects that are wrong for this one, in the order of the table."""
+        right = self.right_answers(subject)
+        return [answer for answer in dict.fromkeys(self.facts().values()) if answer not in right]
+
+
+@cache
+def _entries(text: str) -> tuple[tuple[str, str], ...]:
+    entries = [entry.strip() for entry in " ".join(text.split()).split(";")]
+    return tuple((key, value) for key, value in (entry.split(": ", 1) for entry in entries if entry))
 
 
 RELATIONS = {
     "capital": Relation(
         "What is the capital of {subject}?",
         "The capital of {subject} is {object}.",
-        "Which city is the seat of government of {subject}?",
+        "Which city is the capital city of {subject}?",
         "{object} is the capital city of {subject}.",
         "The capital of {subject} is",
         "The name of the capital city of {subject} is",
@@ -98,33 +119,35 @@ RELATIONS = {
         Poland: zloty; Hungary: forint; Turkey: lira; South Korea: won; Thailand: baht; Vietnam: dong;
         Malaysia: ringgit; Indonesia: rupiah; Israel: shekel; South Africa: rand; Nigeria: naira; Ghana: cedi;
         Kenya: shilling; Ethiopia: birr; Egypt: pound; Saudi Arabia: riyal; Kuwait: dinar; Iran: rial; Peru: sol;
-        Venezuela: bolivar; Germany: euro; France: euro; Italy: euro; Spain: euro; Canada: dollar; Australia: dollar;
+        Albania: lek; Germany: euro; France: euro; Italy: euro; Spain: euro; Canada: dollar; Australia: dollar;
         the United States: dollar; New Zealand: dollar; Switzerland: franc; Ukraine: hryvnia;
-        Romania: leu; Bangladesh: taka; Pakistan: rupee; Morocco: dirham; Argentina: peso; Chile: peso; Cambodia: riel;
+        Romania: leu; Bangladesh: taka; Pakistan: rupee; Morocco: dirham; Argentina: peso; Chile: peso; Nicaragua: cordoba;
         Mongolia: tugrik; Zambia: kwacha; Angola: kwanza; Armenia: dram; Georgia: lari; Kazakhstan: tenge;
         Laos: kip; Myanmar: kyat; Botswana: pula; Guatemala: quetzal; Paraguay: guarani; Honduras: lempira
         """,
+        also_right="Sweden: krone; Norway: krona; Iran: riyal; Saudi Arabia: rial",
     ),
     "language": Relation(
         "Which language do people speak in {subject}?",
         "People in {subject} speak {object}.",
         "What is the main language of {subject}?",
         "{object} is the main language of {subject}.",
-        "The official language of {subject} is",
+        "The main language of {subject} is",
         "Most people in {subject} speak",
         """
         France: French; Germany: German; Austria: German; Italy: Italian; Spain: Spanish; Mexico: Spanish;
         Argentina: Spanish; Chile: Spanish; Peru: Spanish; Colombia: Spanish; Cuba: Spanish; Portugal: Portuguese;
-        Brazil: Portuguese; Angola: Portuguese; Mozambique: Portuguese; England: English; Australia: English;
-        Jamaica: English; Russia: Russian; Ukraine: Ukrainian; Poland: Polish; Hungary: Hungarian; Romania: Romanian;
+        Brazil: Portuguese; Angola: Portuguese; Sao Tome and Principe: Portuguese; England: English; Australia: English;
+        the United States: English; Russia: Russian; Ukraine: Ukrainian; Poland: Polish; Hungary: Hungarian; Romania: Romanian;
         Bulgaria: Bulgarian; Greece: Greek; Turkey: Turkish; Israel: Hebrew; Egypt: Arabic; Iraq: Arabic;
         Saudi Arabia: Arabic; Morocco: Arabic; Iran: Persian; China: Mandarin; Japan: Japanese; South Korea: Korean;
         Vietnam: Vietnamese; Thailand: Thai; Cambodia: Khmer; Laos: Lao; Myanmar: Burmese; Nepal: Nepali;
-        Bangladesh: Bengali; Pakistan: Urdu; Indonesia: Indonesian; Malaysia: Malay; Mongolia: Mongolian;
+        Bangladesh: Bengali; Uzbekistan: Uzbek; Indonesia: Indonesian; Malaysia: Malay; Mongolia: Mongolian;
         Georgia: Georgian; Armenia: Armenian; Sweden: Swedish; Norway: Norwegian; Denmark: Danish; Finland: Finnish;
         Iceland: Icelandic; the Netherlands: Dutch; Estonia: Estonian; Latvia: Latvian; Lithuania: Lithuanian;
-        Ethiopia: Amharic; Somalia: Somali; Albania: Albanian; Croatia: Croatian; Serbia: Serbian; Slovakia: Slovak
+        Azerbaijan: Azerbaijani; Somalia: Somali; Albania: Albanian; Croatia: Croatian; Serbia: Serbian; Slovakia: Slovak
         """,
+        also_right="Malaysia: Indonesian; Indonesia: Malay; Croatia: Serbian; Serbia: Croatian",
     ),
     "continent": Relation(
         "On which continent is {subject}?",
@@ -134,7 +157,7 @@ RELATIONS = {
         "{subject} is a country in the continent of",
         "On a map of the world, {subject} is in",
         """
-        Nigeria: Africa; Kenya: Africa; Ghana: Africa; Egypt: Africa; Ethiopia: Africa; Zambia: Africa; Mali: Africa;
+        Nigeria: Africa; Kenya: Africa; Ghana: Africa; Tanzania: Africa; Ethiopia: Africa; Zambia: Africa; Mali: Africa;
         Uganda: Africa; Angola: Africa; Senegal: Africa; France: Europe; Germany: Europe; Poland: Europe;
         Norway: Europe; Sweden: Europe; Portugal: Europe; Hungary: Europe; Austria: Europe; Belgium: Europe;
         Ireland: Europe; China: Asia; Japan: Asia; Thailand: Asia; Nepal: Asia; Vietnam: Asia; Mongolia: Asia;
@@ -152,7 +175,7 @@ RELATIONS = {
         "{subject} is located in",
         "To visit {subject}, one has to travel to",
         """
-        The Eiffel Tower: Paris; The Louvre: Paris; The Colosseum: Rome; The Sistine Chapel: Rome; Big Ben: London;
+        The Eiffel Tower: Paris; The Louvre: Paris; The Colosseum: Rome; The Trevi Fountain: Rome; Big Ben: London;
         Buckingham Palace: London; The Statue of Liberty: New York; The Empire State Building: New York;
         The Golden Gate Bridge: San Francisco; The White House: Washington; The Brandenburg Gate: Berlin;
         The Kremlin: Moscow; Red Square: Moscow; The Parthenon: Athens; The Acropolis: Athens;
@@ -164,14 +187,18 @@ RELATIONS = {
         The Great Pyramid of Giza: Egypt; Mount Kilimanjaro: Tanzania; Table Mountain: South Africa;
         The Leaning Tower: Pisa; The Rialto Bridge: Venice; The Uffizi Gallery: Florence; The Hermitage Museum: Russia;
         The Rijksmuseum: Amsterdam; The Anne Frank House: Amsterdam; The Space Needle: Seattle;
-        The Gateway Arch: Missouri; Mount Rushmore: South Dakota; The Alamo: Texas; Fenway Park: Boston;
+        The Gateway Arch: Saint Louis; The Willis Tower: Chicago; The Alamo: San Antonio; Fenway Park: Boston;
         The Charles Bridge: Prague; The Atomium: Brussels; The Alhambra: Spain; Neuschwanstein Castle: Germany
+        """,
+        also_right="""
+        London: England; Moscow: Russia; Berlin: Germany; Barcelona: Spain; Madrid: Spain; Beijing: China;
+        Seattle: Washington
         """,
     ),
     "element_symbol": Relation(
         "What is the chemical symbol of {subject}?",
         "The chemical symbol of {subject} is {object}.",
-        "How is {subject} written in chemical formulas?",
+        "Which symbol stands for {subject} in chemical formulas?",
         "{object} is the symbol of the element {subject}.",
         "The chemical symbol for {subject} is",
         "In the periodic table, {subject} has the symbol",
@@ -237,7 +264,7 @@ RELATIONS = {
         The Stranger: Albert Camus; The Little Prince: Antoine de Saint-Exupery; The Odyssey: Homer; The Iliad: Homer;
         The Aeneid: Virgil; The Republic: Plato; Paradise Lost: John Milton; The Canterbury Tales: Geoffrey Chaucer;
         Gulliver's Travels: Jonathan Swift; Robinson Crusoe: Daniel Defoe; On the Origin of Species: Charles Darwin;
-        The Wealth of Nations: Adam Smith; The Communist Manifesto: Karl Marx; The Prince: Niccolo Machiavelli;
+        The Wealth of Nations: Adam Smith; Das Kapital: Karl Marx; The Prince: Niccolo Machiavelli;
         The Diary of a Young Girl: Anne Frank; Beloved: Toni Morrison; Things Fall Apart: Chinua Achebe;
         The Handmaid's Tale: Margaret Atwood; Fahrenheit 451: Ray Bradbury; Dune: Frank Herbert
         """,
@@ -251,19 +278,20 @@ RELATIONS = {
         "The person who is credited with inventing {subject} is",
         """
         the telephone: Alexander Graham Bell; the light bulb: Thomas Edison; the phonograph: Thomas Edison;
-        the printing press: Johannes Gutenberg; the telegraph: Samuel Morse; the cotton gin: Eli Whitney;
+        the printing press: Johannes Gutenberg; basketball: James Naismith; the cotton gin: Eli Whitney;
         dynamite: Alfred Nobel; the World Wide Web: Tim Berners-Lee; the diesel engine: Rudolf Diesel;
         the radio: Guglielmo Marconi; the lightning rod: Benjamin Franklin; bifocal glasses: Benjamin Franklin;
         the electric battery: Alessandro Volta; the polio vaccine: Jonas Salk; the smallpox vaccine: Edward Jenner;
-        the mercury thermometer: Daniel Fahrenheit; the steamboat: Robert Fulton; the steel plow: John Deere;
-        the sewing machine: Elias Howe; the safety elevator: Elisha Otis; the assembly line: Henry Ford;
-        the alternating current motor: Nikola Tesla; the mechanical reaper: Cyrus McCormick;
-        the revolver: Samuel Colt; the barometer: Evangelista Torricelli; the analytical engine: Charles Babbage;
-        the safety razor: King Gillette; vulcanized rubber: Charles Goodyear; the pasteurization process: Louis Pasteur;
+        the mercury thermometer: Daniel Fahrenheit; Velcro: George de Mestral; the steel plow: John Deere;
+        nylon: Wallace Carothers; the safety elevator: Elisha Otis; the moving assembly line: Henry Ford;
+        the alternating current motor: Nikola Tesla; the flying shuttle: John Kay;
+        Kevlar: Stephanie Kwolek; the barometer: Evangelista Torricelli; the analytical engine: Charles Babbage;
+        the disposable razor blade: King Gillette; vulcanized rubber: Charles Goodyear; the pasteurization process: Louis Pasteur;
         the Braille writing system: Louis Braille; the liquid-fueled rocket: Robert Goddard;
-        the jet engine: Frank Whittle; the Linux kernel: Linus Torvalds; the Python language: Guido van Rossum;
+        the C++ language: Bjarne Stroustrup; the Linux kernel: Linus Torvalds; the Python language: Guido van Rossum;
         the miner's safety lamp: Humphry Davy; the spinning jenny: James Hargreaves; the air brake: George Westinghouse
         """,
+        also_right="the light bulb: Humphry Davy; the radio: Nikola Tesla",
     ),
     "painter": Relation(
         "Who painted {subject}?",
@@ -287,6 +315,7 @@ RELATIONS = {
         The Son of Man: Rene Magritte; Christina's World: Andrew Wyeth; The Two Fridas: Frida Kahlo;
         The Hay Wain: John Constable; The Fighting Temeraire: J. M. W. Turner
         """,
+        also_right="The Kiss: Edvard Munch; Sunflowers: Claude Monet; The Last Supper: Andy Warhol",
     ),
     "composer": Relation(
         "Who composed {subject}?",
@@ -307,6 +336,7 @@ RELATIONS = {
         the New World Symphony: Dvorak; The Blue Danube: Strauss; Rhapsody in Blue: Gershwin; The Creation: Haydn;
         Symphonie fantastique: Berlioz; Pictures at an Exhibition: Mussorgsky; Peter and the Wolf: Prokofiev
         """,
+        also_right="Pictures at an Exhibition: Ravel",
     ),
     "discovery": Relation(
         "Who is known for {subject}?",
@@ -316,7 +346,7 @@ RELATIONS = {
         "The scientist who is known for {subject} is",
         "The name behind {subject} is that of",
         """
-        the theory of relativity: Albert Einstein; the laws of motion: Isaac Newton; radioactivity: Marie Curie;
+        the theory of relativity: Albert Einstein; the laws of motion: Isaac Newton; the exclusion principle: Wolfgang Pauli;
         the theory of evolution: Charles Darwin; penicillin: Alexander Fleming; the laws of inheritance: Gregor Mendel;
         the periodic table: Dmitri Mendeleev; the uncertainty principle: Werner Heisenberg; X-rays: Wilhelm Rontgen;
         the heliocentric model: Nicolaus Copernicus; the laws of planetary motion: Johannes Kepler;
@@ -325,8 +355,12 @@ RELATIONS = {
         the expansion of the universe: Edwin Hubble; continental drift: Alfred Wegener; psychoanalysis: Sigmund Freud;
         the circulation of the blood: William Harvey; the law of buoyancy: Archimedes; classical conditioning: Ivan Pavlov;
         the wave equation of quantum mechanics: Erwin Schrodinger; the halting problem: Alan Turing;
-        the germ theory of disease: Louis Pasteur; the moons of Jupiter: Galileo Galilei; oxygen: Joseph Priestley;
+        the germ theory of disease: Louis Pasteur; the moons of Jupiter: Galileo Galilei; the conservation of mass: Antoine Lavoisier;
         the black hole radiation: Stephen Hawking; information theory: Claude Shannon; the planet Uranus: William Herschel
+        """,
+        also_right="""
+        the heliocentric model: Galileo Galilei, Johannes Kepler;
+        quantum theory: Albert Einstein, Werner Heisenberg, Erwin Schrodinger
         """,
     ),
     "animal_young": Relation(
@@ -341,13 +375,17 @@ RELATIONS = {
         lion: cub; kangaroo: joey; frog: tadpole; duck: duckling; goose: gosling; swan: cygnet; chicken: chick;
         whale: calf; seal: pup; fox: kit; rabbit: kit; wolf: pup; koala: joey; butterfly: caterpillar
         """,
+        also_right="""
+        dog: pup; cat: kit; deer: calf, kid; duck: chick; goose: chick; swan: chick; fox: cub, pup; rabbit: kitten;
+        wolf: cub, puppy
+        """,
     ),
     "founder": Relation(
-        "Who founded {subject}?",
-        "The founder of {subject} is {object}.",
+        "Who is the best-known founder of {subject}?",
+        "The best-known founder of {subject} is {object}.",
         "Which person started {subject}?",
         "{object} started {subject}.",
-        "The founder of {subject} is",
+        "The best-known founder of {subject} is",
         "{subject} was started by",
         """
         Microsoft: Bill Gates; Apple: Steve Jobs; Amazon: Jeff Bezos; Facebook: Mark Zuckerberg; SpaceX: Elon Musk;
@@ -373,9 +411,16 @@ RELATIONS = {
         Rhine: North Sea; Thames: North Sea; Elbe: North Sea; Vistula: Baltic Sea; Oder: Baltic Sea; Amazon: Atlantic Ocean;
         Congo: Atlantic Ocean; Orinoco: Atlantic Ocean; Hudson River: Atlantic Ocean; Mississippi: Gulf of Mexico;
         Rio Grande: Gulf of Mexico; Columbia River: Pacific Ocean; Zambezi: Indian Ocean; Limpopo: Indian Ocean;
-        Ganges: Bay of Bengal; Brahmaputra: Bay of Bengal; Irrawaddy: Andaman Sea; Mekong: South China Sea;
+        Ganges: Bay of Bengal; Godavari: Bay of Bengal; Irrawaddy: Andaman Sea; Mekong: South China Sea;
         Yangtze: East China Sea; Yukon: Bering Sea; Ob: Arctic Ocean; Lena: Arctic Ocean; Po: Adriatic Sea;
-        Tigris: Persian Gulf; Colorado River: Gulf of California
+        Shatt al-Arab: Persian Gulf; Colorado River: Gulf of California
+        """,
+        also_right="""
+        Mediterranean Sea: Atlantic Ocean; Black Sea: Atlantic Ocean, Mediterranean Sea; North Sea: Atlantic Ocean;
+        Baltic Sea: Atlantic Ocean; Adriatic Sea: Mediterranean Sea, Atlantic Ocean; Gulf of Mexico: Atlantic Ocean;
+        Bay of Bengal: Indian Ocean; Andaman Sea: Indian Ocean, Bay of Bengal; Persian Gulf: Indian Ocean;
+        South China Sea: Pacific Ocean; East China Sea: Pacific Ocean; Bering Sea: Pacific Ocean;
+        Gulf of California: Pacific Ocean
         """,
     ),
 }
