@@ -381,6 +381,13 @@ def test_choices_of_a_fact(facts):
     assert len(task.evaluation_sets(qa, 2)["forget"]) == 2
 
 
+def test_no_wrong_choice_of_a_fact_is_right():
+    row = {"relation": "animal_young", "subject": "fox", "cloze": "A baby fox is called a", "cloze_answer": "kit"}
+    choices = [set(facts_task._questions([row], seed)[0]["choices"]) for seed in range(40)]
+    assert all("kit" in drawn and not drawn & {"cub", "pup"} for drawn in choices)
+    assert len(set.union(*choices)) > 10
+
+
 def test_facts_are_measured(facts, tmp_path):
     task, qa = facts
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
