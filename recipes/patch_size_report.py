@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -267,8 +268,12 @@ def legend(utility_loss: float) -> str:
 def write_report(content: Mapping[str, Any], folder: Path, utility_loss: float) -> str:
     """Write figures (PNG, SVG), `report.md` and `report.html` into `folder`; returns the text of `report.md`."""
     parts, sections = [], []
+    drawn_before: set[str] = set()
     for group in groups(content, utility_loss):
         name = f"patch_size_{group.task}_{group.objective}"
+        if name in drawn_before:  # of another model
+            name = f"{name}_{re.sub(r'[^A-Za-z0-9.-]+', '-', group.model)}"
+        drawn_before.add(name)
         drawn = figure(group)
         picture = png(drawn)
         write_atomically(folder / f"{name}.png", picture)

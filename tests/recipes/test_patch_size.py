@@ -611,6 +611,16 @@ def test_the_rate_that_all_seeds_were_run_with_counts(report):
     assert "| snip | 0.001 | 0.001 | 0.0001 to 0.01 | 2 | 0.055 |" in report.markdown_table(report.table(group))
 
 
+def test_two_models_have_figures_of_their_own(report, tmp_path):
+    rows = [row("snip", 1e-3, 0, 0.05), row("snip", 1e-3, 0, 0.2) | {"model": "another model"}]
+    references = [reference(0), reference(0) | {"model": "another model"}]
+    report.write_report({"rows": rows, "references": references, "environments": {}}, tmp_path, 0.05)
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "patch_size_t_npo.png",
+        "patch_size_t_npo_another-model.png",
+    }
+
+
 def test_report_has_figures_in_both_formats(report, tmp_path):
     rows = [row("none", 1.0, 0, 0.05), row("random", 1e-3, 0, 0.5), row("snip", 1e-3, 0, 0.05)]
     text = report.write_report(content(rows, [0]), tmp_path, 0.05)
