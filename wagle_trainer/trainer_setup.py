@@ -92,7 +92,8 @@ class UnlearningSetup:
         forget, retain = forget_and_retain(train_dataset, forget_dataset, retain_dataset)
         if processing_class is None:
             processing_class = load_processing_class(model, config)
-        check_sets(forget, retain, eval_dataset, config, processing_class, formatting_func)
+        forget_term = bool(objective.forget.needs)
+        check_sets(forget, retain, eval_dataset, config, processing_class, formatting_func, forget_term)
         assert forget is not None and retain is not None
         needs_chosen = "chosen" in objective.needs
         sets = by_split(

@@ -1,4 +1,4 @@
-"""Rows that are both in the forget and in the retain set: their losses cancel out."""
+"""Rows that are both in the forget and in the retain set: they are not forgotten."""
 
 from __future__ import annotations
 
@@ -36,15 +36,24 @@ def overlapping_rows(forget: Dataset, retain: Dataset) -> list[int]:
     return [index for index, row in enumerate(_of(retain, _KEPT)) if _key(row, _KEPT) in known]
 
 
-def warn_of_overlap(forget: Dataset, retain: Dataset) -> None:
-    """Count the rows that are in both sets in a warning."""
+def warn_of_overlap(forget: Dataset, retain: Dataset, forget_term: bool = True) -> None:
+    """Count the rows that are in both sets in a warning.
+
+    Args:
+        forget, retain: as for `overlapping_rows`.
+        forget_term: whether the objective has a loss on the forget set, which the retain loss of the same rows cancels.
+    """
     both = overlapping_rows(forget, retain)
     if both:
         shown = f"{', '.join(map(str, both[:5]))}{', ...' if len(both) > 5 else ''}"
+        why = (
+            "their losses cancel out"
+            if forget_term
+            else "the objective trains on the retain set alone, which teaches them"
+        )
         warnings.warn(
-            f"{len(both)} of {len(retain)} rows of the retain set are in the forget set, too (rows {shown}): their losses "
-            "cancel out, and what they say is not forgotten. Take them out of the retain set (command line: "
-            "--drop_overlap).",
+            f"{len(both)} of {len(retain)} rows of the retain set are in the forget set, too (rows {shown}): {why}, and "
+            "what they say is not forgotten. Take them out of the retain set (command line: --drop_overlap).",
             stacklevel=3,
         )
 

@@ -47,11 +47,13 @@ def check_sets(
     args: Any,
     processing_class: Any,
     formatting_func: Callable[[dict], str] | None,
+    forget_term: bool = True,
 ) -> None:
     """Raise ValueError or TypeError for a set that cannot be used (see `wagle_trainer.data.dataset_checks`).
 
     Args:
         args: the trainer's `SFTConfig`.
+        forget_term: whether the objective has a loss on the forget set.
     """
     for name, dataset in (("forget", forget), ("retain", retain)):
         check_set(dataset, name, args.dataset_text_field, formatting_func)
@@ -66,7 +68,7 @@ def check_sets(
                 f"{', '.join(dataset.column_names)}. Give both sets as messages, or set assistant_only_loss=False."
             )
     if formatting_func is None and forget is not None and retain is not None:
-        warn_of_overlap(forget, retain)
+        warn_of_overlap(forget, retain, forget_term)
     for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}).items():
         if isinstance(dataset, Dataset):
             check_set(dataset, f"{name} evaluation", args.dataset_text_field, formatting_func)
