@@ -8,15 +8,18 @@ each way favours some score: large steps make planted weights large. For each sc
 under the ROC curve; then unlearning within the true mask, the found ones and a random one, each at its best learning
 rate, with relearning.
 
-Each score, and each mask that is unlearned within, is one row of `results.json`; what is there is not run again.
+Each score, and each mask that is unlearned within, is one row of `results.json`; what is there is not run again, and
+scores, ways, seeds and densities can be added later.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ import datasets
 import torch
 from datasets import Dataset
 from patch_size import search_rate
-from patch_size_masks import NO_MASK, spread
-from patch_size_runs import Bench, Rows, environment
+from patch_size_masks import NO_MASK, attribution_arguments, check_label, spread
+from patch_size_runs import Bench, Rows, changed, environment
+from recipe import refusals
+from study_arguments import check_lists, check_numbers
 from tasks.subject import Subject, load
 from torch import Tensor
 from transformers import AutoTokenizer, PrinterCallback
@@ -51,6 +56,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "one layer, small steps": {"include": [r"layers\.2\."], "learning_rate": 3e-3, "steps": 400},
     "smallest weights, small steps": {"include": None, "smallest": 0.5, "learning_rate": 3e-3, "steps": 400},
 }
+# The settings of files from before they were written down.
+FIRST_SETTINGS = {"steps": 40, "planted": 0.05, "relearning_rates": [3e-4, 1e-3]}
 
 
 @dataclass
@@ -64,7 +71,7 @@ class LocalizationArguments:
             *("random", "magnitude", "gradient", "snip", "wagle:1e-6", "wagle:1e-3", "grad_ratio", "fisher"),
             *("frp", "wanda"),
         ],
-        metadata={"help": "Scores; wagle with its gamma."},
+        metadata={"help": "Scores; wagle with its gamma. snip-body: without the embeddings and the head."},
     )
     unlearned: list[str] = field(
         default_factory=lambda: ["random", "magnitude", "gradient", "snip", "wagle:1e-6"],
@@ -84,11 +91,33 @@ class LocalizationArguments:
     )
 
     def __post_init__(self) -> None:
+        check_numbers(self, ["densities", "planted"], lambda value: 0 < value < 1, "between 0 and 1")
+        check_numbers(self, ["relearning_rates"], lambda value: value > 0, "above 0")
+        check_numbers(self, ["steps"], lambda value: value >= 1, "at least 1", whole=True)
+        check_numbers(self, ["seeds"], lambda value: value >= 0, "at least 0", whole=True)
+        check_lists(self, ["ways", "densities", "seeds", "relearning_rates"])
+        check_lists(self, ["scores", "unlearned"], may_be_empty=True)
         unknown = sorted(set(self.ways) - set(WAYS))
         if unknown:
             raise ValueError(f"Unknown way {', '.join(unknown)}. Known: {'; '.join(WAYS)}.")
-        for label in {*self.scores, *self.unlearned}:
-            get_score(spread(label)[0])
+        for label in [*self.scores, *self.unlearned]:
+            check_label(label)
+
+    def settings(self) -> dict[str, Any]:
+        """What all rows of a file share."""
+        return {name: getattr(self, name) for name in FIRST_SETTINGS}
+
+
+def check_settings(args: LocalizationArguments, rows: Rows) -> None:
+    """Refuse to add to rows that were made with other settings.
+
+    Raises:
+        ValueError: see above.
+    """
+    first = FIRST_SETTINGS if rows.rows else args.settings()
+    found = changed(rows.content.setdefault("settings", dict(first)), args.settings())
+    if found:
+        raise ValueError(f"{rows.path} holds rows with other settings: {'; '.join(found)}. Give another --output_dir.")
 
 
 def plant(
@@ -98,6 +127,9 @@ def plant(
 
     The share is of all weights, drawn from those that the way allows. The retain set is taught along, so that the
     other people stay.
+
+    Raises:
+        ValueError: the way allows fewer weights than the share.
     """
     how, drawn_by = WAYS[way], 1000 + seed  # not the seed of the random mask that is compared
     total = sum(p.numel() for p in model.parameters())
@@ -107,8 +139,15 @@ def plant(
         candidates["exclude_mask"] = largest
     draw: dict[str, Any] = candidates | {"score": "random", "seed": drawn_by}
     allowed = attribute(model, None, None, density=1.0, **draw)
+    if args.planted * total > allowed.num_selected:
+        share = allowed.num_selected / total
+        raise ValueError(
+            f"The way {way!r} allows {share:.2%} of the weights: {args.planted:.2%} cannot be planted there."
+        )
     mask = attribute(model, None, None, density=args.planted * total / allowed.num_selected, **draw)
     taught = sets["forget"] + sets["retain"]
+    # The objective trains on its retain set alone; of its forget set it takes the length of an epoch.
+    not_read = list(islice(cycle(sets["unseen"]), len(taught)))
     trainer = WagleTrainer(
         model=model,
         args=WagleConfig(
@@ -129,7 +168,7 @@ def plant(
             disable_tqdm=True,
             summary_rows=0,
         ),
-        forget_dataset=Dataset.from_list(taught),
+        forget_dataset=Dataset.from_list(not_read),
         retain_dataset=Dataset.from_list(taught),
         processing_class=tokenizer,
         mask=mask,
@@ -157,7 +196,7 @@ def flat(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Any:
 def scored(model: Any, sets: dict[str, list[Any]], label: str, density: float) -> tuple[WeightMask, dict[str, Tensor]]:
     """The mask of a score over all parameters, and the scores themselves; zero where the score ranks nothing."""
     name, gamma = spread(label)
-    function = get_score(name)
+    function = get_score(attribution_arguments(name, model)["attribution"])
     values: list[Tensor] = []
 
     @wraps(function)
@@ -175,6 +214,7 @@ def scored(model: Any, sets: dict[str, list[Any]], label: str, density: float) -
         score=kept,
         density=density,
         gamma=1e-6 if gamma is None else gamma,
+        exclude=attribution_arguments(name, model).get("attribution_exclude"),
         progress=False,
     )
     ranked = dict(zip(mask, values, strict=True))
@@ -219,13 +259,24 @@ class Planted:
 
     def reference(self) -> dict[str, Any]:
         """What the reference model knows, and the one that never knew."""
-        return self.bench.references() | {"planted_density": self.truth.density, "truth": self.truth.digest}
+        known = {"planted_density": self.truth.density, "truth": self.truth.digest}
+        return self.bench.references() | known | {"weights_digest": self.bench.digest()}
 
-    def score(self, label: str) -> dict[str, Any]:
+    def compare(self, reference: Mapping[str, Any]) -> None:
+        """Warn where the rows are of a model that was planted elsewhere, and has other weights."""
+        here = {"truth": self.truth.digest, "weights_digest": self.bench.digest()}
+        if any(reference.get(name, value) != value for name, value in here.items()):
+            warnings.warn(
+                "The file holds rows of models that were planted elsewhere: those that were planted here differ in their "
+                "weights. New rows are of the models here.",
+                stacklevel=2,
+            )
+
+    def score(self, label: str, densities: Sequence[float]) -> dict[str, Any]:
         """How well a score finds the true weights."""
         row: dict[str, Any] = {"precision": {}, "lift": {}}
         truth = flat(self.truth, self.truth)
-        for density in self.args.densities:
+        for density in densities:
             mask, values = scored(self.model, self.sets, label, density)
             precision = localization_precision(flat(mask, self.truth), truth)
             row["precision"][f"{density:g}"] = precision
@@ -270,13 +321,14 @@ def report(rows: list[dict[str, Any]]) -> str:
 def _score_table(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
-    densities = list(rows[0]["lift"])
+    densities = sorted({density for row in rows for density in row["lift"]}, key=float)
     lines = [f"| score | seeds | AUC | {' | '.join(f'lift at {density}' for density in densities)} |"]
     lines.append("| --- " * (3 + len(densities)) + "|")
     for label in dict.fromkeys(row["label"] for row in rows):
         same = [row for row in rows if row["label"] == label]
         values = [str(len(same)), _mean([row["auc"] for row in same])]
-        values += [_mean([row["lift"][density] for row in same], 2) for density in densities]
+        lifts = [[row["lift"][density] for row in same if density in row["lift"]] for density in densities]
+        values += [_mean(found, 2) for found in lifts]
         lines.append(f"| {label} | {' | '.join(values)} |")
     return lines
 
@@ -303,12 +355,14 @@ def _mean(values: list[float], digits: int = 3) -> str:
 
 
 def main() -> None:
-    [args] = TrlParser((LocalizationArguments,)).parse_args_and_config(sys.argv[1:])
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     torch.set_num_threads(1)  # so small a model gains nothing from more
-    folder = Path(args.output_dir)
-    rows = Rows(folder / "results.json")
+    with refusals():
+        [args] = TrlParser((LocalizationArguments,)).parse_args_and_config(sys.argv[1:])
+        folder = Path(args.output_dir)
+        rows = Rows(folder / "results.json", ("kind", "label", "way", "seed"))
+        check_settings(args, rows)
     scores = [("reference", ""), *(("score", label) for label in args.scores)]
     unlearned = [("unlearned", label) for label in (NO_MASK, "truth", *args.unlearned)]
     for wanted in (scores, unlearned):  # what costs least first: a stopped study has all scores
@@ -321,7 +375,7 @@ def main() -> None:
 
 
 def fill(args: LocalizationArguments, rows: Rows, way: str, seed: int, wanted: Sequence[tuple[str, str]]) -> None:
-    """Run what is missing of one way and seed.
+    """Run what is missing of one way and seed; a score's row gets the densities that it lacks.
 
     Args:
         wanted: kind of row ("reference", "score" or "unlearned") and label.
@@ -329,19 +383,37 @@ def fill(args: LocalizationArguments, rows: Rows, way: str, seed: int, wanted: S
     planted = None
     for kind, label in wanted:
         key = {"kind": kind, "label": label, "way": way, "seed": seed}
-        if rows.find(**key) is None:
-            planted = planted or Planted(args, way, seed)
-            if kind == "reference":
-                found = planted.reference()
-            elif kind == "score":
-                found = planted.score(label)
-            else:
-                reference = rows.find(kind="reference", label="", way=way, seed=seed)
-                assert reference is not None
-                found = best_run(planted.bench, label, args.planted, reference)
+        row = rows.find(**key)
+        there = row["lift"] if row is not None and kind == "score" else {}
+        densities = [density for density in args.densities if f"{density:g}" not in there] if kind == "score" else []
+        if row is not None and not densities:
+            continue
+        reference = rows.find(kind="reference", label="", way=way, seed=seed)
+        if planted is None:
+            planted = Planted(args, way, seed)
+            if reference is not None:
+                planted.compare(reference)
+        if kind == "reference":
+            found = planted.reference()
+        elif kind == "score":
+            found = planted.score(label, densities)
+        else:
+            assert reference is not None
+            found = best_run(planted.bench, label, args.planted, reference)
+        if row is None:
             rows.add(key | found, environment())
-            shown = {name: found[name] for name in ("auc", "forget", "held_out", "relearned") if name in found}
-            print(way, seed, kind, label, shown, flush=True)
+        else:
+            complete_row(row, found, rows.name_of(environment()))
+            rows.save()
+        names = ("auc", "forget", "held_out", "relearned", "failed", "attack_failed")
+        print(way, seed, kind, label, {name: found[name] for name in names if name in found}, flush=True)
+
+
+def complete_row(row: dict[str, Any], found: Mapping[str, Any], environment_name: str) -> None:
+    """Add further densities to a score's row, with the environment that each was measured in."""
+    row["precision"] |= found["precision"]
+    row["lift"] |= found["lift"]
+    row.setdefault("environments", {}).update(dict.fromkeys(found["lift"], environment_name))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,11 @@ import torch
 from patch_size_groups import shortfall
 from patch_size_masks import NO_MASK, check_label, first_rate, spread
 from patch_size_report import write_report
-from patch_size_runs import Bench, Rows, differences, environment
-from recipe import on_bundled_config, task_named
+from patch_size_runs import FAILURES, Bench, Rows, changed, differences, digest_of, environment
+from recipe import on_bundled_config, refusals, task_named
+from study_arguments import check_lists, check_model, check_numbers
 from tasks import RecipeArguments, Task, list_tasks, task_class
+from tasks.subject import load_shared
 from transformers.utils import logging
 from trl import TrlParser
 
@@ -82,8 +84,8 @@ class PatchSizeArguments:
     scores: list[str] = field(
         default_factory=lambda: ["random", "gradient", "snip", "wagle:1e-6"],
         metadata={
-            "help": "Scores; wagle with its gamma: wagle:1e-6, wagle:balanced. random must be among them. snip-body: "
-            "without the embeddings and the head."
+            "help": "Scores; wagle with its gamma: wagle:1e-6, wagle:balanced. snip-body: without the embeddings and the "
+            "head."
         },
     )
     densities: list[float] = field(
@@ -100,7 +102,7 @@ class PatchSizeArguments:
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "The first one chooses the learning rates."}
     )
-    examples: int = field(default=16, metadata={"help": "Size of the forget set."})
+    examples: int = field(default=16, metadata={"help": "Size of the forget set, at least 2: one half is relearned."})
     steps: int = field(default=12, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=8, metadata={"help": "Forget examples, and retain examples, in each step."})
     relearning_rates: list[float] = field(
@@ -131,16 +133,29 @@ class PatchSizeArguments:
     max_rates: int = field(default=6, metadata={"help": "Learning rates that are tried at most for one mask."})
 
     def __post_init__(self) -> None:
-        for name in ("objectives", "scores", "densities", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must hold at least one value, and none twice: {values}.")
+        class_of(self.task)
+        if self.model is not None:
+            check_model(self.model)
+        check_numbers(
+            self,
+            ["densities"],
+            lambda value: 0 < value < 1,
+            "between 0 and 1; all weights are run without being named",
+        )
+        check_numbers(self, ["relearning_rates", "base_rate", "beta"], lambda value: value > 0, "above 0")
+        check_numbers(self, ["retain_weight"], lambda value: value >= 0, "at least 0")
+        check_numbers(self, ["forget_share"], lambda value: 0 < value <= 1, "above 0 and at most 1")
+        check_numbers(self, ["utility_loss"], lambda value: 0 <= value <= 1, "from 0 to 1")
+        check_numbers(self, ["examples"], lambda value: value >= 2, "at least 2", whole=True)
+        counts = ["steps", "batch_size", "relearning_steps", "max_rates"]
+        check_numbers(self, counts, lambda value: value >= 1, "at least 1", whole=True)
+        check_numbers(self, ["seeds", "rerun"], lambda value: value >= 0, "at least 0", whole=True)
+        check_lists(self, ["objectives", "scores", "densities", "seeds", "relearning_rates"])
+        check_lists(self, ["runs"], may_be_empty=True)
         for objective in self.objectives:
             get_loss(objective)
         for label in [*self.scores, *(label for label, _, _ in map(given_run, self.runs) if label != NO_MASK)]:
             check_label(label)
-        if not all(0 < density < 1 for density in self.densities):
-            raise ValueError(f"densities must lie between 0 and 1, got {self.densities}; all weights are run anyway.")
 
 
 def given_run(text: str) -> tuple[str, float, float]:
@@ -156,7 +171,7 @@ def given_run(text: str) -> tuple[str, float, float]:
         raise ValueError(
             f'{text!r} in runs must be a score, a density and a learning rate: "snip 1e-3 3e-3".'
         ) from None
-    if not (0 < values[0] <= 1 and values[1] > 0 and (values[0] == 1) == (label == NO_MASK)):
+    if not (0 < values[0] <= 1 and 0 < values[1] < math.inf and (values[0] == 1) == (label == NO_MASK)):
         raise ValueError(
             f"{text!r} in runs: a density below 1, and a rate above 0; all weights are {NO_MASK!r}, of density 1."
         )
@@ -164,7 +179,14 @@ def given_run(text: str) -> tuple[str, float, float]:
 
 
 def class_of(task: str) -> type[Task]:
-    """The task's class; that of tofu for "people"."""
+    """The task's class; that of tofu for "people".
+
+    Raises:
+        ValueError: there is none; the message lists the tasks.
+    """
+    known = [*list_tasks(), "people"]
+    if task not in known:
+        raise ValueError(f"Unknown task {task!r}. Known: {', '.join(sorted(known))}.")
     return task_class("tofu" if task == "people" else task)
 
 
@@ -175,6 +197,9 @@ class Study:
         args: what is compared.
         rows: of earlier runs.
         data: the task's arguments; None for its bundled example.
+
+    Raises:
+        ValueError: the rows were made with other settings.
     """
 
     def __init__(self, args: PatchSizeArguments, rows: Rows, data: RecipeArguments | None = None):
@@ -187,6 +212,7 @@ class Study:
         self.model_name = args.model_name or (Path(args.model).name if args.model else "small-llama")
         self._benches: dict[int, Bench] = {}
         self._dense: dict[tuple[str, int], dict[str, Any]] = {}  # by objective and seed: the run with all weights
+        self._warned = False
         if args.model is None:
             torch.set_num_threads(1)  # so small a model gains nothing from more
         self._check_settings()
@@ -200,20 +226,56 @@ class Study:
         )
         settings = {name: getattr(self.args, name) for name in names}
         data = asdict(self.task.data)
+        # What files from before it could be chosen were made with.
+        earlier = {"settings": {"retain_weight": 1.0}, "data": asdict(self.task.arguments())}
         if data["dataset_name"] and Path(data["dataset_name"]).is_dir():  # where it lies differs by machine
             data["dataset_name"] = Path(data["dataset_name"]).resolve().name
-        changed = []
+        found = []
         for kind, values in (("settings", settings), ("data", data)):
             kept = self.rows.content.setdefault(kind, {}).setdefault(f"{self.model_name}, {self.task_name}", values)
-            if kind == "settings":
-                kept.setdefault("retain_weight", 1.0)  # files from before it could be chosen
-            changed += [
-                f"{name} was {kept[name]} and is {value}" for name, value in values.items() if kept[name] != value
-            ]
-        if changed:
+            for name, value in earlier[kind].items():
+                kept.setdefault(name, value)
+            found += changed(kept, values)
+        if found:
             raise ValueError(
-                f"{self.rows.path} holds rows with other settings: {'; '.join(changed)}. Give another --output_dir."
+                f"{self.rows.path} holds rows with other settings: {'; '.join(found)}. Give another --output_dir."
             )
+
+    def check_model(self) -> None:
+        """Refuse a given model whose weights differ from those of the rows under its name.
+
+        A model that the task teaches first is compared when it is there.
+
+        Raises:
+            ValueError: see above.
+        """
+        kept = self.rows.find("references", model=self.model_name, task=self.task_name)
+        if self.args.model is not None and not self.task.teaches_given_model and kept is not None:
+            self._compare_weights(kept, digest_of(load_shared(self.args.model)), trained=False)
+
+    def _compare_weights(self, kept: dict[str, Any], digest: str, trained: bool) -> None:
+        """Compare the weights of a reference model with those of a row, which others may have trained."""
+        if kept.get("weights_digest", digest) == digest:
+            return
+        rows = f"{self.rows.path} holds rows of {self.model_name!r} (task {self.task_name})"
+        if not trained:
+            raise ValueError(
+                f"{rows}, and the weights of {self.args.model} are other ones: it is another model. Give it another "
+                "--model_name, or another --output_dir."
+            )
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{rows} whose reference model was trained elsewhere: the one that was trained here differs in its "
+                "weights. New rows are those of the model here.",
+                stacklevel=3,
+            )
+
+    def prepare(self) -> None:
+        """Make and measure the first seed's model, where it is going to run: what is wrong shows before any run."""
+        if not self.args.runs or self.missing()[0]:
+            self.bench(self.args.seeds[0])
+            self.reference(self.args.seeds[0])
 
     def bench(self, seed: int) -> Bench:
         """Model and sets of a seed; those of a given model are kept, of trained ones the last."""
@@ -223,7 +285,7 @@ class Study:
             if reference != args.model:
                 self._benches.clear()
             task = self.task.subject(reference, args.model, cache, seed, args.examples)
-            self._benches[seed] = Bench(
+            bench = Bench(
                 task,
                 seed,
                 steps=args.steps,
@@ -234,6 +296,10 @@ class Study:
                 beta=args.beta,
                 retain_weight=args.retain_weight,
             )
+            kept = self.rows.find("references", model=self.model_name, task=self.task_name, seed=seed)
+            if kept is not None:
+                self._compare_weights(kept, bench.digest(), trained=reference != args.model)
+            self._benches[seed] = bench
         return self._benches[seed]
 
     def reference(self, seed: int) -> dict[str, Any]:
@@ -269,7 +335,7 @@ class Study:
         }
         goal = self.goal(seed)
         found = self.rows.find(**key)
-        if found is None or (attack and "relearned" not in found and "failed" not in found):
+        if found is None or (attack and not found.keys() & {"relearned", *FAILURES}):
             bench = self.bench(seed)
             later = bench.attack_later(rate) if found is not None else None
             if found is not None and later is not None:
@@ -292,6 +358,9 @@ class Study:
 
         Args:
             count: rows of this task, model, scores, densities and seeds, spread over the file.
+
+        Raises:
+            ValueError: there is none.
         """
         args = self.args
         given = [one for one in map(given_run, args.runs) if one[0] != NO_MASK]
@@ -307,13 +376,16 @@ class Study:
             and (row["score"] == NO_MASK or row["density"] in densities)
             and (row["score"], row["gamma"]) in [(NO_MASK, None), *map(spread, labels)]
         ]
+        if not rows:
+            raise ValueError(f"{self.rows.path} holds no row of these arguments that could be run again.")
         lines = []
         for row in rows[:: max(1, len(rows) // count)][:count]:
             bench = self.bench(row["seed"])
             objective, score, gamma, density, rate = (
                 row[name] for name in ("objective", "score", "gamma", "density", "learning_rate")
             )
-            again = bench.run(objective, score, gamma, density, rate, "relearned" in row)
+            attacked = "relearned" in row or "attack_failed" in row
+            again = bench.run(objective, score, gamma, density, rate, attacked)
             bench.forget_runs()
             found = differences(row, again)
             same = self.rows.content["environments"][row["environment"]] == self.environment
@@ -324,10 +396,23 @@ class Study:
         return lines
 
     def missing(self) -> tuple[int, int]:
-        """Of how many of the runs that the arguments name the attacked row is missing, and how many they are.
+        """How many of the runs that the arguments name are missing, and how many they are; failed ones are done.
 
-        A run is an objective, a score, a density and a seed, at whatever learning rate; of `runs` also at that rate.
+        A run is an objective, a score, a density and a seed, at whatever learning rate; of `runs` also at that rate. It is
+        there once it was attacked.
         """
+        outcomes = self._outcomes()
+        return outcomes.count("missing"), len(outcomes)
+
+    def progress(self) -> str:
+        """One line: how many of the runs are missing, and how many failed."""
+        outcomes = self._outcomes()
+        failed = outcomes.count("failed")
+        said = f"; {failed} failed: their loss, or that of the attack, was not finite" if failed else ""
+        return f"{outcomes.count('missing')} of the {len(outcomes)} runs that were planned are missing{said}."
+
+    def _outcomes(self) -> list[str]:
+        """What became of each run that the arguments name: "done", "failed" or "missing"."""
         args = self.args
         names = ["objective", "score", "gamma", "density", "seed"]
         masks: list[tuple[Any, ...]] = [(label, density) for label in args.scores for density in args.densities]
@@ -335,17 +420,39 @@ class Study:
         if args.runs:
             names, masks = [*names, "learning_rate"], [given_run(text) for text in args.runs]
         wanted = {
-            (objective, *self._score(label), density, seed, *rate)
+            (objective, *self._score(label), density, seed, *rate): (label, density, seed)
             for objective in args.objectives
             for label, density, *rate in masks
             for seed in args.seeds
         }
-        there = {
-            tuple(row[name] for name in names)
-            for row in self.rows.rows
-            if (row["model"], row["task"]) == (self.model_name, self.task_name) and "relearned" in row
-        }
-        return len(wanted - there), len(wanted)
+        there: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in self.rows.rows:
+            if (row["model"], row["task"]) == (self.model_name, self.task_name):
+                there.setdefault(tuple(row[name] for name in names), []).append(row)
+        return [self._outcome(there.get(key, []), *run) for key, run in wanted.items()]
+
+    def _outcome(self, rows: list[dict[str, Any]], label: str, density: float, seed: int) -> str:
+        """What became of one run, by its rows at all learning rates."""
+        if any("relearned" in row for row in rows):
+            return "done"
+        if any("attack_failed" in row for row in rows):
+            return "failed"
+        failed = {row["learning_rate"] for row in rows if "failed" in row}
+        if not failed:
+            return "missing"
+        searches = not self.args.runs and seed == self.args.seeds[0]
+        return "missing" if searches and not self._all_failed(rows, failed, label, density) else "failed"
+
+    def _all_failed(self, rows: list[dict[str, Any]], failed: set[float], label: str, density: float) -> bool:
+        """Whether the search for a learning rate is over, and every rate failed."""
+        tried = set()
+
+        def badness(rate: float) -> float:
+            tried.add(rate)
+            return math.inf
+
+        search_rate(badness, label, density, self.args.max_rates, self.args.base_rate)
+        return len(failed) == len(rows) and tried <= failed
 
     def badness(self, row: dict[str, Any]) -> float:
         """What the learning rate is chosen by: see the head of this file."""
@@ -420,25 +527,42 @@ def describe(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{head}: {row['failed']}"
     numbers = [f"{name} {row[name]:.3f}" for name in ("forget", "retain", "held_out", "relearned") if name in row]
+    if "attack_failed" in row:
+        numbers.append(f"the attack failed: {row['attack_failed']}")
     return f"{head}: {', '.join(numbers)} ({row['seconds']:.0f} s)"
 
 
+def parse(given: Sequence[str]) -> tuple[PatchSizeArguments, RecipeArguments]:
+    """The study's arguments and the task's.
+
+    Raises:
+        ValueError, OSError: one of them, or a file that it names, is wrong.
+    """
+    task = task_named(given, "people")
+    kind = class_of(task)
+    parser = TrlParser((PatchSizeArguments, kind.arguments))
+    parser.set_defaults(**DEFAULTS.get(kind.name, {}))
+    args, data = parser.parse_args_and_config(
+        on_bundled_config(given, f"patch_size_{BUNDLED.get(task, task)}", model="--model")
+    )
+    return args, data
+
+
 def main() -> None:
-    name = task_named(sys.argv[1:], "people")
-    arguments = on_bundled_config(sys.argv[1:], f"patch_size_{BUNDLED.get(name, name)}", model="--model")
-    parser = TrlParser((PatchSizeArguments, class_of(name).arguments))
-    parser.set_defaults(**DEFAULTS.get(class_of(name).name, {}))
-    args, data = parser.parse_args_and_config(arguments)
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    study = Study(args, Rows(Path(args.output_dir) / "results.json"), data)
-    if args.count_missing:
-        print("{} of the {} runs that were planned are missing.".format(*study.missing()))
-        return
-    if args.rerun:
-        print("\n".join(study.rerun(args.rerun)))
-        return
+    with refusals():
+        args, data = parse(sys.argv[1:])
+        study = Study(args, Rows(Path(args.output_dir) / "results.json", ("model", "task", "objective")), data)
+        study.check_model()
+        if args.count_missing:
+            print(study.progress())
+            return
+        if args.rerun:
+            print("\n".join(study.rerun(args.rerun)))
+            return
+        study.prepare()
     for objective in args.objectives:
         if args.runs:
             study.given(objective)
@@ -447,7 +571,7 @@ def main() -> None:
         for density in args.densities:
             study.block(objective, args.scores, density)
     print(write_report(study.rows.content, Path(args.output_dir), args.utility_loss))
-    print("\n{} of the {} runs that were planned are missing.".format(*study.missing()))
+    print(f"\n{study.progress()}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from wagle_trainer.attribution import get_score, starting_rate
+from wagle_trainer.attribution import AttributionConfig, starting_rate
 from wagle_trainer.forgetting.masks import word_weights
 
 NO_MASK = "none"
@@ -19,19 +19,32 @@ def spread(label: str) -> tuple[str, float | str | None]:
     score, _, gamma = label.partition(":")
     if not gamma:
         return score, 1e-6 if score.removesuffix(_BODY) == "wagle" else None
+    return score, _number_or_rule(gamma)
+
+
+def _number_or_rule(gamma: str) -> float | str:
     try:
-        return score, float(gamma)
+        return float(gamma)
     except ValueError:
-        return score, gamma
+        return gamma
 
 
 def check_label(label: str) -> None:
-    """Refuse a label that names no score.
+    """Refuse a label that names no score, or a gamma that its score does not take.
 
     Raises:
-        ValueError: unknown; the message lists the scores.
+        ValueError: see above; the message lists the scores, or says what a gamma may be.
     """
-    get_score(spread(label)[0].removesuffix(_BODY))
+    score, colon, gamma = label.partition(":")
+    config = AttributionConfig(score=score.removesuffix(_BODY))
+    if not colon:
+        return
+    if "gamma" not in config.score_arguments:
+        raise ValueError(f"{label!r}: the score {config.score!r} has no gamma. Write {score!r}.")
+    try:
+        AttributionConfig(score=config.score, gamma=_number_or_rule(gamma))
+    except ValueError as error:
+        raise ValueError(f"{label!r}: {error}") from None
 
 
 def first_rate(label: str, density: float, base: float) -> float:

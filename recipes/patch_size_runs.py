@@ -61,9 +61,22 @@ def commit(folder: Path) -> str | None:
 def differences(row: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """What a run measured otherwise than a row says; digests of mask and weights count, the time does not.
 
-    What the row does not have was not measured when it was made."""
+    What the row does not have was not measured when it was made; but a failure counts, whichever run has it."""
     names = [name for name in again if name != "seconds" and name in row]
-    return [f"{name} was {row[name]} and is {again[name]}" for name in names if row[name] != again[name]]
+    found = [f"{name} was {row[name]} and is {again[name]}" for name in names if row[name] != again[name]]
+    for name in FAILURES:
+        if (name in row) != (name in again):
+            found.append(f"{name} was {row.get(name, 'not there')} and is {again.get(name, 'not there')}")
+    return found
+
+
+def changed(kept: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """What differs from the settings that rows were made with."""
+    return [f"{name} was {kept[name]} and is {value}" for name, value in values.items() if kept[name] != value]
+
+
+# What a row has in place of measurements: of all of them where unlearning diverged, or of the attack's.
+FAILURES = ("failed", "attack_failed")
 
 
 class Rows:
@@ -71,13 +84,22 @@ class Rows:
 
     Args:
         path: the file; other processes may not write it at the same time.
+        names: what every row has.
+
+    Raises:
+        ValueError: the file holds something else.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, names: Sequence[str] = ()):
         self.path = path
         self.content: dict[str, Any] = {"format": 1, "environments": {}, "references": [], "rows": []}
         if path.exists():
-            self.content = load_results(path)
+            found = load_results(path)
+            if not self.content.keys() <= set(found) or not all(
+                name in row for row in found["rows"] for name in names
+            ):
+                raise ValueError(f"{path} holds other results than those of this study. Write to another folder.")
+            self.content = found
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -90,11 +112,15 @@ class Rows:
 
     def add(self, row: dict[str, Any], environment: Mapping[str, Any], where: str = "rows") -> None:
         """Add a row and write the file."""
-        name = hashlib.sha256(repr(sorted(environment.items())).encode()).hexdigest()[:12]
-        self.content["environments"][name] = dict(environment)
-        row["environment"] = name
+        row["environment"] = self.name_of(environment)
         self.content[where].append(row)
         self.save()
+
+    def name_of(self, environment: Mapping[str, Any]) -> str:
+        """What rows call an environment; the file has it from the next time that it is written."""
+        name = hashlib.sha256(repr(sorted(environment.items())).encode()).hexdigest()[:12]
+        self.content["environments"][name] = dict(environment)
+        return name
 
     def save(self) -> None:
         """Write the file."""
@@ -229,7 +255,8 @@ class Bench:
             attack: also attack. Without, the weights are kept for `attack_later`, until `forget_runs` is called.
 
         Returns:
-            The measurements of a row; `failed` alone where the loss was not finite.
+            The measurements of a row; `failed` alone where the loss was not finite, `attack_failed` in place of those
+            of the attack where that diverged.
         """
         start = time.perf_counter()
         try:
@@ -237,14 +264,15 @@ class Bench:
             row = self.measure()
             row |= self._patch(trainer.mask)
             if attack:
-                row |= self.attack()
+                row |= self._attack_or_failure()
             else:
                 self._after[rate] = {name: p.detach().clone() for name, p in self.model.named_parameters()}
             del trainer
         except FloatingPointError as error:
             row = {"failed": str(error)}
-        self.reset()
-        gc.collect()  # a trainer and its optimizer refer to each other
+        finally:
+            self.reset()
+            gc.collect()  # a trainer and its optimizer refer to each other
         return row | {
             "steps": self.steps,
             "batch_size": self.batch_size,
@@ -254,13 +282,24 @@ class Bench:
         }
 
     def attack_later(self, rate: float) -> dict[str, Any] | None:
-        """Attack the model of a run whose weights were kept; None if they were not."""
+        """Attack the model of a run whose weights were kept; None if they were not.
+
+        Returns:
+            The attack's measurements of a row; `attack_failed` alone where it diverged.
+        """
         if rate not in self._after:
             return None
         self._put(self._after[rate])
-        found = self.attack()
-        self.reset()
-        return found
+        try:
+            return self._attack_or_failure()
+        finally:
+            self.reset()
+
+    def _attack_or_failure(self) -> dict[str, Any]:
+        try:
+            return self.attack()
+        except FloatingPointError as error:
+            return {"attack_failed": str(error)}
 
     def forget_runs(self) -> None:
         """Let go of the weights that were kept for `attack_later`."""
@@ -275,7 +314,11 @@ class Bench:
         return {name: self.known(self.task.sets[key]) for key, name in names.items() if key in self.task.sets}
 
     def attack(self) -> dict[str, Any]:
-        """Relearning with each rate, and rounding to 8 and 4 bits; the weights are as before afterwards."""
+        """Relearning with each rate, and rounding to 8 and 4 bits; the weights are as before afterwards.
+
+        Raises:
+            FloatingPointError: relearning diverged, and its weights are still there.
+        """
         after = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         before_attack = self.known(self.asked)
         relearned = {}
@@ -321,10 +364,18 @@ class Bench:
                 module.weight.copy_(round_to_nearest(module.weight, bits, None if bits > 4 else 64))
 
     def references(self) -> dict[str, Any]:
-        """What the reference model knows, rounded, and relearned; and what a retrained one does."""
+        """What the reference model knows, rounded, and relearned; and what a retrained one does.
+
+        Raises:
+            FloatingPointError: a relearning rate is too high, and no run could be compared.
+        """
         self.reset()
-        row = self.measure() | self.attack()
-        self.reset()
+        try:
+            row = self.measure() | self.attack()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"The reference model: {error} Take lower --relearning_rates.") from error
+        finally:
+            self.reset()
         if self.task.retrained is not None:
             retrained = self.task.retrained
             row["retrained_forget"] = self.known(self.task.sets["forget"], retrained)
@@ -332,11 +383,15 @@ class Bench:
             weights = {name: p.detach().clone() for name, p in retrained.named_parameters()}
             values = {}
             for rate in self.relearning_rates:
-                values[f"{rate:g}"] = self.relearn(retrained, rate)
-                with torch.no_grad():
-                    for name, parameter in retrained.named_parameters():
-                        parameter.copy_(weights[name])
-                        parameter.grad = None
+                try:
+                    values[f"{rate:g}"] = self.relearn(retrained, rate)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"The retrained model: {error} Take lower --relearning_rates.") from error
+                finally:
+                    with torch.no_grad():
+                        for name, parameter in retrained.named_parameters():
+                            parameter.copy_(weights[name])
+                            parameter.grad = None
             row["retrained_relearned"] = max(values.values())
         row["sizes"] = {name: len(examples) for name, examples in self.task.sets.items()}
         return row
@@ -360,7 +415,12 @@ class Bench:
 
     def digest(self) -> str:
         """SHA-256 of all weights."""
-        sha = hashlib.sha256()
-        for _, parameter in sorted(self.model.named_parameters()):
-            sha.update(parameter.detach().cpu().numpy().data)
-        return sha.hexdigest()
+        return digest_of(self.model)
+
+
+def digest_of(model: Any) -> str:
+    """SHA-256 of the weights of a model in float32, by name; the same on every device."""
+    sha = hashlib.sha256()
+    for _, parameter in sorted(model.named_parameters()):
+        sha.update(parameter.detach().cpu().numpy().data)
+    return sha.hexdigest()

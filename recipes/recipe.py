@@ -3,12 +3,12 @@
 import argparse
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from peft import LoraConfig
 from tasks import Task, task_class
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,6 +16,8 @@ from trl import ModelConfig, get_peft_config
 
 from wagle_trainer import WagleConfig
 from wagle_trainer.attribution import get_score
+from wagle_trainer.cli import REFUSALS
+from wagle_trainer.cli.parsing import read_yaml
 from wagle_trainer.cli.run_config import RunParser, write_run_config
 from wagle_trainer.comparison.learning_rate_rule import RETRAINED
 from wagle_trainer.data import QAFormat
@@ -78,8 +80,22 @@ def task_named(arguments: Sequence[str], default: str = "tofu") -> str:
     parser.add_argument("--task")
     parser.add_argument("--config")
     found, _ = parser.parse_known_args(arguments)
-    in_file = yaml.safe_load(Path(found.config).read_text(encoding="utf-8")) if found.config else {}
+    in_file = read_yaml(found.config) if found.config else {}
     return found.task or in_file.get("task", default)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """End the program with one line where an argument, or a file that it names, is refused, as `wagle` does.
+
+    Raises:
+        SystemExit: 2, as argparse's for wrong usage.
+    """
+    try:
+        yield
+    except REFUSALS as error:
+        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def load_model(path: str, model_args: ModelConfig, device: Any) -> Any:

@@ -128,6 +128,11 @@ class Task:
                 reason = self.refused_attacks[attack]
                 raise ValueError(f"The attack {attack!r} cannot be run on the task {self.name!r}: {reason}.")
 
+    @property
+    def teaches_given_model(self) -> bool:
+        """Whether `reference_model` trains a given model first, and does not return it as it is."""
+        return False
+
     def reference_model(self, path: str | None, cache: Path, seed: int, size: int) -> str:
         """Folder of the model that a study of single weights makes forget `size` examples.
 

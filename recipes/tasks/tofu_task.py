@@ -37,9 +37,14 @@ class Tofu(Task):
     def attack_sets(self, qa: QAFormat) -> Any:
         return self.evaluation_sets(qa, None)
 
+    @property
+    def teaches_given_model(self) -> bool:
+        """See `Task`. TOFU's questions are taught, the bundled ones are known or are not."""
+        return self.data.dataset_name not in (None, "fictional")
+
     def reference_model(self, path: str | None, cache: Path, seed: int, size: int) -> str:
         """See `Task`. A pretrained model that gets TOFU's questions is taught the drawn ones first."""
-        if path is None or self.data.dataset_name in (None, "fictional"):
+        if path is None or not self.teaches_given_model:
             return super().reference_model(path, cache, seed, size)
         folder = cache / f"{Path(path).name}-tofu-{size}-{seed}"
         if not (folder / "config.json").exists():

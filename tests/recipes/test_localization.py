@@ -62,6 +62,18 @@ def test_facts_are_planted_in_the_true_weights_alone(
         assert values[bits].max() <= values.median()
 
 
+def test_planting_warns_of_no_overlap(localization, arguments, sets, make_llama, word_tokenizer, recwarn):
+    localization.plant(make_llama(), word_tokenizer, sets, arguments, "anywhere, large steps", seed=0)
+    assert [str(warning.message) for warning in recwarn if "retain set" in str(warning.message)] == []
+
+
+def test_a_way_with_too_few_weights_is_named(localization, sets, make_llama, word_tokenizer, monkeypatch):
+    monkeypatch.setitem(localization.WAYS["MLPs, small steps"], "include", [r"layers\.0\.mlp.up"])
+    arguments = localization.LocalizationArguments(planted=0.9)
+    with pytest.raises(ValueError, match="The way 'MLPs, small steps' allows .* 90.00% cannot be planted there"):
+        localization.plant(make_llama(), word_tokenizer, sets, arguments, "MLPs, small steps", seed=0)
+
+
 def test_scores_are_those_of_the_mask(localization, sets, make_llama):
     model = make_llama()
     mask, values = localization.scored(model, sets, "snip", 0.1)
@@ -78,6 +90,16 @@ def test_a_score_that_cannot_rank_all_parameters(localization, sets, make_llama)
     names = [name for name, _ in model.named_parameters()]
     assert set(mask) == set(values) == set(names)
     assert mask.num_selected_in("model.embed_tokens.weight") == 0 and not values["model.embed_tokens.weight"].any()
+
+
+def test_a_score_without_the_embeddings(localization, sets, make_llama):
+    localization.LocalizationArguments(scores=["snip-body"], unlearned=["wagle-body:1e-3"])
+    model = make_llama()
+    mask, values = localization.scored(model, sets, "snip-body", 0.1)
+    assert set(mask) == set(values) == {name for name, _ in model.named_parameters()}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert mask.num_selected_in(name) == 0 and not values[name].any()
+    assert mask.num_selected > 0
 
 
 def test_a_planted_model_is_found_by_what_changed(localization, arguments, sets, make_llama, word_tokenizer):
@@ -110,6 +132,83 @@ def test_report(localization):
     text = localization.report(rows)
     assert "| snip | 2 | 0.750 | 2.50 |" in text
     assert "| truth | 1 | 0.001 (edge) | 0.100 | 0.900 | 0.500 | 0.200 |" in text
+
+
+RESULTS = RECIPES.parent / "benchmarks" / "results" / "localization"
+
+
+def test_committed_rows_go_on_with_their_settings_alone(localization):
+    rows = localization.Rows(RESULTS / "results.json", ("kind", "label", "way", "seed"))
+    localization.check_settings(localization.LocalizationArguments(), rows)
+    assert localization.report(rows.rows) == (RESULTS / "report.md").read_text(encoding="utf-8")
+    other = localization.LocalizationArguments(steps=41, planted=0.1, relearning_rates=[0.1])
+    with pytest.raises(
+        ValueError, match=r"steps was 40 and is 41; planted was 0.05 and is 0.1; relearning_rates was \["
+    ):
+        localization.check_settings(other, rows)
+
+
+def test_a_new_file_keeps_the_settings(localization, tmp_path):
+    rows = localization.Rows(tmp_path / "results.json")
+    localization.check_settings(localization.LocalizationArguments(steps=7), rows)
+    rows.save()
+    again = localization.Rows(tmp_path / "results.json")
+    localization.check_settings(localization.LocalizationArguments(steps=7, densities=[0.3]), again)
+    with pytest.raises(ValueError, match="steps was 7 and is 40. Give another --output_dir"):
+        localization.check_settings(localization.LocalizationArguments(), again)
+
+
+def test_scores_get_the_densities_that_they_lack(localization, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    class Planted:
+        def __init__(self, args, way, seed):
+            pass
+
+        def reference(self):
+            return {"planted_density": 0.05, "forget": 0.9, "retain": 0.9, "held_out": 0.9, "relearned": 0.9} | {
+                "retrained_relearned": 0.1,
+                "retrained_forget": 0.1,
+            }
+
+        def compare(self, reference):
+            pass
+
+        def score(self, label, densities):
+            asked.append((label, densities))
+            values = {f"{density:g}": 100 * density for density in densities}
+            return {"precision": dict(values), "lift": dict(values), "auc": 0.5}
+
+    monkeypatch.setattr(localization, "Planted", Planted)
+    rows = localization.Rows(tmp_path / "results.json")
+    way = "MLPs, small steps"
+
+    def run(labels, densities):
+        args = localization.LocalizationArguments(output_dir=str(tmp_path), densities=densities)
+        localization.fill(args, rows, way, 0, [("reference", ""), *(("score", label) for label in labels)])
+
+    run(["snip"], [0.05])
+    run(["snip", "random"], [0.02])
+    run(["snip", "random"], [0.02])
+    assert asked == [("snip", [0.05]), ("snip", [0.02]), ("random", [0.02])]
+    again = localization.Rows(tmp_path / "results.json")
+    row = again.find(label="snip")
+    assert row["lift"] == row["precision"] == {"0.05": 5.0, "0.02": 2.0}
+    assert row["environments"]["0.02"] in again.content["environments"]
+    text = localization.report(again.rows)
+    assert "| score | seeds | AUC | lift at 0.02 | lift at 0.05 |" in text
+    assert "| snip | 1 | 0.500 | 2.00 | 5.00 |" in text and "| random | 1 | 0.500 | 2.00 | - |" in text
+
+
+def test_rows_of_a_model_that_was_planted_elsewhere(localization, make_llama):
+    planted = localization.Planted.__new__(localization.Planted)
+    planted.truth = type("Mask", (), {"digest": "a"})
+    planted.bench = type("Bench", (), {"digest": staticmethod(lambda: "b")})
+    planted.compare({"truth": "a"})
+    planted.compare({"truth": "a", "weights_digest": "b"})
+    for reference in ({"truth": "x"}, {"truth": "a", "weights_digest": "x"}):
+        with pytest.warns(UserWarning, match="planted elsewhere"):
+            planted.compare(reference)
 
 
 def test_refuses_unknown_ways(localization):

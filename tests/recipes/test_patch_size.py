@@ -281,6 +281,9 @@ def test_tasks_are_those_of_the_recipes(patch_size, runs, tmp_path, monkeypatch,
     made = []
 
     class Stopped(patch_size.Study):
+        def prepare(self):
+            pass
+
         def block(self, objective, labels, density):
             made.append((self.task_name, self.model_name, self.args.model, self.task.data.dataset_name, labels))
 
@@ -341,6 +344,140 @@ def test_runs_that_are_named_take_the_place_of_a_search(patch_size, runs, tmp_pa
         done | {"score": "wagle", "gamma": 1e-6, "learning_rate": rate, "seed": 3} for rate in (1e-3, 3e-3)
     )
     assert study.missing() == (3, 4)
+
+
+def test_runs_that_failed_are_done(patch_size, runs, tmp_path):
+    """But a rate that failed in the search says nothing, as long as others are left to try."""
+
+    def study(**changes):
+        args = patch_size.PatchSizeArguments(
+            **{"output_dir": str(tmp_path), "scores": ["snip"], "densities": [1e-2], "seeds": [0, 1], "max_rates": 2}
+            | changes
+        )
+        return patch_size.Study(args, runs.Rows(tmp_path / "results.json"))
+
+    one = study()
+    key = {"model": "small-llama", "task": "people", "objective": "npo", "score": "snip", "gamma": None}
+    failed = {**key, "density": 1e-2, "failed": "The loss is nan."}
+    assert one.progress() == "4 of the 4 runs that were planned are missing."
+    one.rows.rows.append({**failed, "learning_rate": 3e-4, "seed": 1})
+    assert one.missing() == (3, 4)
+    assert one.progress().startswith("3 of the 4 runs that were planned are missing; 1 failed")
+    tried = []
+    patch_size.search_rate(lambda rate: tried.append(rate) or math.inf, "snip", 1e-2, 2)
+    for rate in tried[:-1]:
+        one.rows.rows.append({**failed, "learning_rate": rate, "seed": 0})
+        assert one.missing() == (3, 4)
+    one.rows.rows.append({**failed, "learning_rate": tried[-1], "seed": 0})
+    assert one.missing() == (2, 4)
+    given = study(runs=["snip 1e-2 3e-4", "none 1 1e-5"])
+    given.rows.rows.append({**failed, "learning_rate": 3e-4, "seed": 0})
+    assert given.missing() == (3, 4)
+    unattacked = {**key, "score": "none", "density": 1.0, "learning_rate": 1e-5, "seed": 0, "forget": 0.1}
+    given.rows.rows.append(unattacked)
+    assert given.missing() == (3, 4)
+    unattacked["attack_failed"] = "Relearning at 1: the loss is nan."
+    assert given.missing() == (2, 4)
+
+
+@pytest.fixture
+def diverging(bench):
+    """A bench whose relearning attack diverges."""
+    one = bench()
+    one.relearning_rates = [1e30]
+    return one
+
+
+def test_an_attack_that_diverges_is_told_in_the_row(diverging):
+    before = diverging.digest()
+    row = diverging.run("npo", "gradient", None, 0.1, 3e-2)
+    assert row["forget"] > 0 and "Relearning at 1e+30" in row["attack_failed"]
+    assert "relearned" not in row and "failed" not in row
+    assert diverging.digest() == before
+    later = diverging.run("npo", "gradient", None, 0.1, 3e-2, attack=False)
+    assert "attack_failed" not in later
+    assert diverging.attack_later(3e-2) == {"attack_failed": row["attack_failed"]}
+    assert diverging.digest() == before
+    with pytest.raises(FloatingPointError, match="The reference model: Relearning .* lower --relearning_rates"):
+        diverging.references()
+    assert diverging.digest() == before
+
+
+def test_a_study_goes_on_after_an_attack_that_diverged(patch_size, runs, diverging, tmp_path):
+    args = patch_size.PatchSizeArguments(output_dir=str(tmp_path), scores=["snip"], densities=[0.05], seeds=[0])
+    study = patch_size.Study(args, runs.Rows(tmp_path / "results.json"))
+    study._benches[0] = diverging
+    key = {"model": "small-llama", "task": "people", "seed": 0}
+    study.rows.add(key | {"forget": 0.9, "retain": 0.9, "held_out": 0.9}, {}, "references")
+    first = study.run("npo", "snip", 0.05, 1e-2, 0, attack=False)
+    attacked = study.run("npo", "snip", 0.05, 1e-2, 0)
+    assert attacked is first and "attack_failed" in first
+    assert "the attack failed: Relearning" in patch_size.describe(first)
+    again = patch_size.Study(args, runs.Rows(tmp_path / "results.json"))
+    assert again.run("npo", "snip", 0.05, 1e-2, 0) == first, "it is in the file, and is not run again"
+    assert again.missing() == (1, 2)
+
+
+# Whose rows they are
+
+
+@pytest.fixture
+def subject(recipes, make_llama, word_tokenizer, make_examples):
+    """subject(seed) -> a model that was taught nothing, with its sets."""
+    examples = [{"input_ids": ids, "labels": labels} for ids, labels in make_examples(12, prompt=(2, 4))]
+    sets = {"forget": examples[:4], "retain": examples[4:8], "unseen": examples[8:]}
+    return lambda seed: importlib.import_module("tasks.subject").Subject(make_llama(seed), word_tokenizer, sets)
+
+
+@pytest.fixture
+def study_of(patch_size, runs, subject, tmp_path, monkeypatch):
+    """study_of(model) -> a study of facts that such a model knows, with a row of the reference model 0."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+
+    def make(seed, model=str(tmp_path / "model"), **changes):
+        given = {"output_dir": str(tmp_path), "model": model, "model_name": "known", "task": "facts", "seeds": [0, 1]}
+        study = patch_size.Study(
+            patch_size.PatchSizeArguments(**given | changes), runs.Rows(tmp_path / "results.json")
+        )
+        monkeypatch.setattr(study.task, "subject", lambda *_: subject(seed))
+        monkeypatch.setattr(patch_size, "load_shared", lambda path: subject(seed).model)
+        for row_seed in (0, 1):
+            key = {"model": "known", "task": study.task_name, "seed": row_seed}
+            study.rows.content["references"].append(key | {"weights_digest": runs.digest_of(subject(0).model)})
+        return study
+
+    return make
+
+
+def test_rows_of_a_model_are_no_answer_for_another(study_of, tmp_path):
+    same = study_of(0)
+    same.check_model()
+    assert same.bench(0) is same.bench(0)
+    other = study_of(1)
+    for action in (other.check_model, lambda: other.bench(0), other.prepare):
+        with pytest.raises(ValueError, match="rows of 'known'.*it is another model. Give it another --model_name"):
+            action()
+    assert not (tmp_path / "results.json").exists()
+    study_of(1, model_name="other").check_model()
+
+
+def test_a_model_that_was_trained_again_is_told_once(study_of, recwarn):
+    """On another machine, training gives other weights."""
+    for seed, warned in ((0, 0), (1, 1)):
+        study = study_of(seed, model=None, task="people")
+        study.task.reference_model = lambda *_: "trained"
+        study.check_model()
+        study.bench(0)
+        study.bench(1)
+        told = [str(warning.message) for warning in recwarn if "was trained elsewhere" in str(warning.message)]
+        assert len(told) == warned
+
+
+def test_tofu_is_taught_to_a_given_model(patch_size):
+    kind = patch_size.class_of("tofu")
+    assert kind(kind.arguments(dataset_name="locuslab/TOFU")).teaches_given_model
+    assert not kind(kind.arguments()).teaches_given_model
 
 
 # What follows from the rows
@@ -518,6 +655,22 @@ def test_the_page_of_the_evidence_has_the_committed_numbers(report, path):
     assert [line for line in lines if line not in page] == []
 
 
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_committed_studies_go_on(patch_size, runs, path):
+    """With the configurations that they were made with: their settings are those of the file, and rows are found."""
+    for config in sorted((RECIPES / "configs").glob("patch_size*.yaml")):
+        given = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if Path(given["output_dir"]).name != path.parent.name:
+            continue
+        args, data = patch_size.parse(
+            ["--config", str(config)] + ["--dataset_name", "tofu"] * (given["task"] == "tofu")
+        )
+        study = patch_size.Study(args, runs.Rows(path, ("model", "task", "objective")), data)
+        missing, planned = study.missing()
+        assert missing < planned
+        assert study.reference(0)["weights_digest"]
+
+
 def test_repeated_answers_have_a_column_where_they_were_measured(report):
     rows = [row("none", 1.0, 0, 0.05) | {"forget_repeated": 0.25}]
     found = content(rows, [0])
@@ -547,6 +700,9 @@ def test_rates_of_one_mask_are_compared_where_several_seeds_have_them(report):
 def test_what_a_row_did_not_measure_is_no_difference(runs):
     assert runs.differences({"forget": 0.1}, {"forget": 0.1, "forget_repeated": 0.2, "seconds": 3}) == []
     assert runs.differences({"forget": 0.1}, {"forget": 0.2}) == ["forget was 0.1 and is 0.2"]
+    for one, other in (({"failed": "nan"}, {"forget": 0.2}), ({"forget": 0.2}, {"failed": "nan"})):
+        [text] = runs.differences(one, other)
+        assert text.startswith("failed was ")
 
 
 def test_a_score_that_misses_the_goal_has_no_ratio(report):
@@ -641,11 +797,12 @@ def test_report_has_figures_in_both_formats(report, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"densities": [1e-3, 1.0]}, "densities must lie between 0 and 1"),
+        ({"densities": [1e-3, 1.0]}, "densities must be between 0 and 1"),
         ({"seeds": [0, 0]}, "seeds must hold at least one value, and none twice"),
         ({"scores": ["colour"]}, "Unknown attribution score 'colour'"),
         ({"scores": ["colour-body"]}, "Unknown attribution score 'colour'"),
         ({"objectives": ["colour"]}, "colour"),
+        ({"densities": 0.1}, "densities must be a list"),
     ],
 )
 def test_refuses(patch_size, arguments, message):
