@@ -32,6 +32,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from os.path import abspath  # "." has a name then, and a link keeps its own
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ class Study:
         self.task = kind(data or kind.arguments(**DEFAULTS.get(kind.name, {})))
         bundled = self.task.data.dataset_name == "fictional"
         self.task_name = BUNDLED.get(kind.name, kind.name) if bundled else kind.name
-        self.model_name = args.model_name or (Path(args.model).name if args.model else "small-llama")
+        self.model_name = args.model_name or (Path(abspath(args.model)).name if args.model else "small-llama")
         self._benches: dict[int, Bench] = {}
         self._dense: dict[tuple[str, int], dict[str, Any]] = {}  # by objective and seed: the run with all weights
         self._warned = False
@@ -267,7 +268,7 @@ class Study:
             self._warned = True
             warnings.warn(
                 f"{rows} whose reference model was trained elsewhere: the one that was trained here differs in its "
-                "weights. New rows are those of the model here.",
+                "weights. New rows are those of the model here. If another model was taught, give it another --model_name.",
                 stacklevel=3,
             )
 

@@ -462,6 +462,12 @@ def test_rows_of_a_model_are_no_answer_for_another(study_of, tmp_path):
     study_of(1, model_name="other").check_model()
 
 
+def test_a_model_is_named_by_its_folder(study_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "model")
+    assert study_of(0, model=".", model_name=None).model_name == "model"
+    assert study_of(0, model="HuggingFaceTB/SmolLM2-135M", model_name=None).model_name == "SmolLM2-135M"
+
+
 def test_a_model_that_was_trained_again_is_told_once(study_of, recwarn):
     """On another machine, training gives other weights."""
     for seed, warned in ((0, 0), (1, 1)):
