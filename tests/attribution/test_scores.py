@@ -286,6 +286,26 @@ def test_a_padding_token_that_is_none_does_not_hide_the_last_token(model, pad_ba
     assert mask[HEAD].any(1).nonzero().flatten().tolist() == [last]
 
 
+@pytest.mark.parametrize(("tail", "counted"), [([9], False), ([9, 9], False), ([9, 9, 9], True)])
+def test_what_a_chat_template_writes_behind_an_answer_is_no_word_of_it(model, pad_batches, tail, counted):
+    end = model.config.eos_token_id
+    prompt, answer = [3, 4], [5, 9, 6]
+    examples = [
+        (prompt + answer + [end] + tail, [-100, -100, *answer, end, *tail]),
+        (prompt + answer, [-100, -100, *answer]),
+    ]
+    seen = {}
+
+    def look(weight, name, forget_targets):
+        seen[name] = forget_targets
+        return weight.abs()
+
+    scored(model, [pad_batches(examples, 2), None], look)
+    expected = dict.fromkeys(answer, 2.0)
+    expected[9] += len(tail) * counted
+    assert {row: seen[HEAD][row].item() for row in seen[HEAD][:, 0].nonzero().flatten().tolist()} == expected
+
+
 def test_target_tokens_need_the_head_and_no_forward_pass(model, batches, monkeypatch):
     with pytest.raises(ValueError, match="weight of the output head is not among the parameters"):
         scored(model, batches, "answer_rows", exclude=["lm_head"])

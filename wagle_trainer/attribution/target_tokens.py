@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from wagle_trainer.models.architecture import output_head, text_config, unwrap
 from wagle_trainer.models.log_probs import label_mask
 
+_LONGEST_TAIL = 2  # tokens of a chat template behind an answer's end
+
 
 class TargetTokens:
     """Counts of the target tokens of a set.
 
-    The tokens that begin, end or pad a text do not count: every answer ends with one.
+    The tokens that begin, end or pad a text do not count: every answer ends with one. Nor do one or two tokens behind the last
+    end, which chat templates write after every answer.
 
     Args:
         model: the causal language model.
@@ -36,11 +39,17 @@ class TargetTokens:
         # The weight itself may be sharded, and a head may have more rows than there are tokens.
         vocabulary = getattr(text_config(model), "vocab_size", None) or 0
         self.counts = torch.zeros(max(vocabulary, len(parameters[self.key])), device=device)
-        self._no_words = _ids_of(unwrap(model), ("bos_token_id", "eos_token_id", "pad_token_id"))
+        self._ends = _ids_of(unwrap(model), ("eos_token_id",))
+        self._no_words = self._ends | _ids_of(unwrap(model), ("bos_token_id", "pad_token_id"))
 
     def look_at(self, batch: Mapping[str, Tensor]) -> None:
         """Count the target tokens of a batch."""
-        targets = batch["labels"][:, 1:][label_mask(batch["labels"], batch.get("attention_mask"))]
+        labels = batch["labels"][:, 1:]
+        kept = label_mask(batch["labels"], batch.get("attention_mask"))
+        ends = kept & torch.isin(labels, torch.tensor(sorted(self._ends), dtype=labels.dtype, device=labels.device))
+        behind = kept & (ends.flip(1).cumsum(1).flip(1) == 0)  # the last end
+        template = ends.any(1) & (behind.sum(1) <= _LONGEST_TAIL)
+        targets = labels[kept & ~(behind & template[:, None])]
         found = torch.bincount(targets, minlength=len(self.counts))
         if len(found) > len(self.counts):
             raise ValueError(
