@@ -30,6 +30,7 @@ from wagle_trainer.data.facts import all_facts, cloze_probabilities, pad_example
 from wagle_trainer.data.fictional.speakers import speakers_rows  # noqa: E402
 from wagle_trainer.models.log_probs import token_log_probs  # noqa: E402
 from wagle_trainer.models.modes import evaluation_mode  # noqa: E402
+from wagle_trainer.utils.table_formats import markdown_table  # noqa: E402
 
 RUNS = {
     "facts": [
@@ -116,7 +117,8 @@ def main() -> None:
                 score, gamma = (NO_MASK, None) if label == NO_MASK else spread(label)
                 bench.unlearn(args.objectives[0], score, gamma, density, rate)
                 measure(of)
-    print("\n".join(" | ".join(line) for line in table(rows.rows)))
+        bench.reset()  # seeds may share the model
+    print(markdown_table(table(rows.rows)))
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -127,7 +129,8 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
         same = [row for row in rows if tuple(row.get(name) for name in names) == key]
         density, rate = ("" if value is None else f"{value:g}" for value in key[2:])
         means = [f"{fmean(row[name] for row in same):.3f}" for name in MEASURED]
-        lines.append([key[0], key[1], density, rate, str(len(same)), *means])
+        score = "all weights" if key[1] == NO_MASK else key[1]
+        lines.append([key[0], score, density, rate, str(len(same)), *means])
     return lines
 
 

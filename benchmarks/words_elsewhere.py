@@ -30,6 +30,7 @@ from patch_size_runs import Bench, Rows, environment  # noqa: E402
 from tasks.subject import Subject, load_shared  # noqa: E402
 
 from wagle_trainer.data.facts import all_facts, encode_cloze  # noqa: E402
+from wagle_trainer.utils.table_formats import markdown_table  # noqa: E402
 
 LANDMARKS = {
     "Paris": "The Eiffel Tower and the Louvre are in the city of",
@@ -94,6 +95,7 @@ MEASURED = {
     "retain": "retain",
     "relearned": "relearned",
 }
+WITH_WORDS = {"capitals": "forget", "landmarks": "held_out", "relearned": "relearned"}
 
 
 def bench_of(
@@ -157,20 +159,32 @@ def main() -> None:
                     if rows.find(**of) is None:
                         rows.add(of | bench.run("npo", score, gamma, density, rate), machine)
                         print(rows.rows[-1], flush=True)
-    for line in table(rows.rows):
-        print(" | ".join(line))
+    print(markdown_table(table(rows.rows)))
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Means over the seeds, a line for each run."""
-    lines = [["words retained", "score", "density", "lr", "seeds", *MEASURED.values()]]
-    names = ("words_retained", "score", "density", "learning_rate")
-    for key in dict.fromkeys(tuple(row.get(name) for name in names) for row in rows):
-        same = [row for row in rows if tuple(row.get(name) for name in names) == key]
-        means = [f"{fmean(row[name] for row in same):.3f}" if name in same[0] else "" for name in MEASURED]
-        density, rate = ("" if value is None else f"{value:g}" for value in key[2:])
-        lines.append(["yes" if key[0] else "no", key[1], density, rate, str(len(same)), *means])
+    """Means over the seeds, a line for each mask and rate; on the right those of the runs that retained the other texts."""
+    found: dict[tuple[Any, ...], dict[bool, list[dict[str, Any]]]] = {}
+    for row in rows:
+        key = (row["score"], row.get("density"), row.get("learning_rate"))
+        found.setdefault(key, {}).setdefault(row["words_retained"], []).append(row)
+    lines = [
+        ["score", "density", "lr", "seeds", *MEASURED.values(), *(f"{name} (words retained)" for name in WITH_WORDS)]
+    ]
+    for (score, *numbers), runs in found.items():
+        plain, retained = runs.get(False, []), runs.get(True, [])
+        lines.append(
+            [
+                *("all weights" if score == NO_MASK else score, *("" if n is None else f"{n:g}" for n in numbers)),
+                *(str(len(plain)), *(_mean(plain, name) for name in MEASURED)),
+                *(_mean(retained, name) for name in WITH_WORDS.values()),
+            ]
+        )
     return lines
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> str:
+    return f"{fmean(row[name] for row in rows):.3f}" if rows and name in rows[0] else "-"
 
 
 if __name__ == "__main__":

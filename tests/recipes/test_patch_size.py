@@ -677,6 +677,28 @@ def test_committed_studies_go_on(patch_size, runs, path):
         assert study.reference(0)["weights_digest"]
 
 
+@pytest.mark.parametrize("name", ["words_elsewhere", "other_knowledge"])
+def test_the_page_of_the_evidence_has_what_patches_cost(report, monkeypatch, name):
+    monkeypatch.syspath_prepend(RECIPES.parent / "benchmarks")
+    rows = load_results(RECIPES.parent / "benchmarks" / "results" / f"{name}.json")["rows"]
+    page = (RECIPES.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
+    _, _, *lines = report.markdown_table(importlib.import_module(name).table(rows)).splitlines()
+    assert len(lines) > 8
+    assert [line for line in lines if line not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("drawn", "copy"),
+    [
+        ("patch_size_deep/patch_size_facts_npo.svg", "evidence_capitals.svg"),
+        ("patch_size_tofu/patch_size_tofu_npo.svg", "evidence_tofu.svg"),
+    ],
+)
+def test_the_page_of_the_evidence_shows_the_committed_figures(drawn, copy):
+    results = RECIPES.parent / "benchmarks" / "results"
+    assert (RECIPES.parent / "docs" / copy).read_bytes() == (results / drawn).read_bytes()
+
+
 def test_repeated_answers_have_a_column_where_they_were_measured(report):
     rows = [row("none", 1.0, 0, 0.05) | {"forget_repeated": 0.25}]
     found = content(rows, [0])
