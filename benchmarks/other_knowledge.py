@@ -4,7 +4,8 @@ python benchmarks/other_knowledge.py --config recipes/configs/patch_size_facts_d
 python benchmarks/other_knowledge.py --config recipes/configs/patch_size_tofu.yaml --model SMOLLM2_FOLDER --dataset_name TOFU_FOLDER
 
 Runs of the study of patch sizes, at the rates that its rule chose, without attacks. *other facts*: the mean probability of the
-bundled facts that the reference model knows and that are no capitals and have no answer of the forget set. *perplexity*: of
+bundled facts that the reference model knows and that are no capitals; those whose answer stands in an answer to forget are left
+out (`words_elsewhere.py` measures what becomes of words). *perplexity*: of
 general text, the replies of the bundled polite speakers. What `--output` holds is not run again.
 """
 
@@ -25,6 +26,7 @@ sys.path.insert(0, str(RECIPES))
 from patch_size import PatchSizeArguments, Study, class_of, given_run  # noqa: E402
 from patch_size_masks import NO_MASK, spread  # noqa: E402
 from patch_size_runs import Bench, Rows, environment  # noqa: E402
+from words_elsewhere import mean_of, reference_is_there  # noqa: E402
 
 from wagle_trainer.data.facts import all_facts, cloze_probabilities, pad_examples  # noqa: E402
 from wagle_trainer.data.fictional.speakers import speakers_rows  # noqa: E402
@@ -64,11 +66,12 @@ def perplexity(bench: Bench) -> float:
     """Of the general texts: over all their tokens but each one's first."""
     tokenizer = bench.task.tokenizer
     texts = [list(tokenizer(row["text"])["input_ids"]) for row in speakers_rows("general")]
-    total, tokens = 0.0, 0
+    total, tokens, device = 0.0, 0, next(bench.model.parameters()).device
     with evaluation_mode(bench.model):
         for start in range(0, len(texts), 32):
             examples = [{"input_ids": ids, "labels": ids} for ids in texts[start : start + 32]]
-            found = token_log_probs(bench.model, pad_examples(examples))
+            batch = {name: tensor.to(device) for name, tensor in pad_examples(examples).items()}
+            found = token_log_probs(bench.model, batch)
             total += found.sum().sum().item()
             tokens += sum(len(ids) - 1 for ids in texts[start : start + 32])
     return math.exp(-total / tokens)
@@ -94,6 +97,10 @@ def main() -> None:
     )
     study = Study(args, Rows(options.work / "results.json"), kind.arguments(**data))
     rows, machine = Rows(options.output), environment()
+    settings = {name: config[name] for name in ("steps", "batch_size", "beta", "retain_weight", "examples")}
+    kept = rows.content.setdefault("settings", {}).setdefault(args.task, settings)
+    if kept != settings:
+        raise SystemExit(f"{options.output} was made with other settings: {kept}. Give another --output.")
     for seed in options.seeds:
         bench = study.bench(seed)
         facts = other_facts(bench)
@@ -108,15 +115,18 @@ def main() -> None:
             rows.add(of | numbers, machine)
             print({name: rows.rows[-1][name] for name in ("seed", "score", *MEASURED)}, flush=True)
 
-        if rows.find(**key, score="reference model") is None:
-            bench.reset()
-            measure(key | {"score": "reference model"})
+        bench.reset()
+        if not reference_is_there(rows, bench, key):
+            measure(key | {"score": "reference model", "weights_digest": bench.digest()})
         for label, density, rate in map(given_run, RUNS[args.task]):
             of = key | {"score": label, "density": density, "learning_rate": rate}
             if rows.find(**of) is None:
                 score, gamma = (NO_MASK, None) if label == NO_MASK else spread(label)
-                bench.unlearn(args.objectives[0], score, gamma, density, rate)
-                measure(of)
+                try:
+                    bench.unlearn(args.objectives[0], score, gamma, density, rate)
+                    measure(of)
+                except FloatingPointError as error:
+                    rows.add(of | {"failed": str(error)}, machine)
         bench.reset()  # seeds may share the model
     print(markdown_table(table(rows.rows)))
 
@@ -128,7 +138,7 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     for key in dict.fromkeys(tuple(row.get(name) for name in names) for row in rows):
         same = [row for row in rows if tuple(row.get(name) for name in names) == key]
         density, rate = ("" if value is None else f"{value:g}" for value in key[2:])
-        means = [f"{fmean(row[name] for row in same):.3f}" for name in MEASURED]
+        means = [mean_of(same, name) for name in MEASURED]
         score = "all weights" if key[1] == NO_MASK else key[1]
         lines.append([key[0], score, density, rate, str(len(same)), *means])
     return lines

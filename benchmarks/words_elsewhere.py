@@ -148,10 +148,11 @@ def main() -> None:
     for words_retained in (False, True):
         for seed in options.seeds:
             bench, cities = bench_of(model, tokenizer, settings, seed, words_retained, options.work)
-            rows.content["cities"] = cities
             key: dict[str, Any] = {"words_retained": words_retained, "seed": seed}
-            if rows.find(**key, score="reference model") is None:
-                rows.add(key | {"score": "reference model"} | bench.measure(), machine)
+            if not reference_is_there(rows, bench, key):
+                rows.content["cities"] = cities
+                numbers = bench.measure() | {"weights_digest": bench.digest()}
+                rows.add(key | {"score": "reference model"} | numbers, machine)
             for label, density, rates in RUNS:
                 score, gamma = (NO_MASK, None) if label == NO_MASK else spread(label)
                 for rate in rates[:1] if words_retained else rates:
@@ -160,6 +161,18 @@ def main() -> None:
                         rows.add(of | bench.run("npo", score, gamma, density, rate), machine)
                         print(rows.rows[-1], flush=True)
     print(markdown_table(table(rows.rows)))
+
+
+def reference_is_there(rows: Rows, bench: Bench, key: dict[str, Any]) -> bool:
+    """Whether the file has the row of the reference model.
+
+    Raises:
+        SystemExit: the rows are of another model.
+    """
+    found = rows.find(**key, score="reference model")
+    if found is not None and found["weights_digest"] != bench.digest():
+        raise SystemExit(f"{rows.path} holds rows of another model. Give another --output.")
+    return found is not None
 
 
 def table(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -176,15 +189,17 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
         lines.append(
             [
                 *("all weights" if score == NO_MASK else score, *("" if n is None else f"{n:g}" for n in numbers)),
-                *(str(len(plain)), *(_mean(plain, name) for name in MEASURED)),
-                *(_mean(retained, name) for name in WITH_WORDS.values()),
+                *(str(len(plain)), *(mean_of(plain, name) for name in MEASURED)),
+                *(mean_of(retained, name) for name in WITH_WORDS.values()),
             ]
         )
     return lines
 
 
-def _mean(rows: list[dict[str, Any]], name: str) -> str:
-    return f"{fmean(row[name] for row in rows):.3f}" if rows and name in rows[0] else "-"
+def mean_of(rows: list[dict[str, Any]], name: str) -> str:
+    """The mean over the rows that have the number."""
+    values = [row[name] for row in rows if name in row]  # runs that failed have none
+    return f"{fmean(values):.3f}" if values else "-"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from patch_size import search_rate
 from patch_size_masks import NO_MASK, attribution_arguments, check_label, spread
 from patch_size_runs import Bench, Rows, changed, environment
 from recipe import refusals
-from study_arguments import check_lists, check_numbers
+from study_arguments import check_lists, check_numbers, check_texts
 from tasks.subject import Subject, load
 from torch import Tensor
 from transformers import AutoTokenizer, PrinterCallback
@@ -91,6 +91,7 @@ class LocalizationArguments:
     )
 
     def __post_init__(self) -> None:
+        check_texts(self, ["output_dir", "ways", "scores", "unlearned"])
         check_numbers(self, ["densities", "planted"], lambda value: 0 < value < 1, "between 0 and 1")
         check_numbers(self, ["relearning_rates"], lambda value: value > 0, "above 0")
         check_numbers(self, ["steps"], lambda value: value >= 1, "at least 1", whole=True)

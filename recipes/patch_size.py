@@ -43,7 +43,7 @@ from patch_size_masks import NO_MASK, check_label, first_rate, spread
 from patch_size_report import write_report
 from patch_size_runs import FAILURES, Bench, Rows, changed, differences, digest_of, environment
 from recipe import on_bundled_config, refusals, task_named
-from study_arguments import check_lists, check_model, check_numbers
+from study_arguments import check_lists, check_model, check_numbers, check_texts
 from tasks import RecipeArguments, Task, list_tasks, task_class
 from tasks.subject import load_shared
 from transformers.utils import logging
@@ -134,6 +134,7 @@ class PatchSizeArguments:
     max_rates: int = field(default=6, metadata={"help": "Learning rates that are tried at most for one mask."})
 
     def __post_init__(self) -> None:
+        check_texts(self, ["output_dir", "task", "model", "model_name", "objectives", "scores", "runs"])
         class_of(self.task)
         if self.model is not None:
             check_model(self.model)
@@ -364,18 +365,22 @@ class Study:
             ValueError: there is none.
         """
         args = self.args
-        given = [one for one in map(given_run, args.runs) if one[0] != NO_MASK]
-        labels, densities = (
-            ([one[0] for one in given], {one[1] for one in given}) if given else (args.scores, args.densities)
-        )
+        named = {(*self._score(label), density, rate) for label, density, rate in map(given_run, args.runs)}
+        scores = {(NO_MASK, None), *map(spread, args.scores)}
+
+        def chosen(row: dict[str, Any]) -> bool:
+            score = (row["score"], row["gamma"])
+            if named:
+                return (*score, row["density"], row["learning_rate"]) in named
+            return score in scores and (row["score"] == NO_MASK or row["density"] in args.densities)
+
         rows = [
             row
             for row in self.rows.rows
             if (row["model"], row["task"]) == (self.model_name, self.task_name)
             and row["objective"] in args.objectives
             and row["seed"] in args.seeds
-            and (row["score"] == NO_MASK or row["density"] in densities)
-            and (row["score"], row["gamma"]) in [(NO_MASK, None), *map(spread, labels)]
+            and chosen(row)
         ]
         if not rows:
             raise ValueError(f"{self.rows.path} holds no row of these arguments that could be run again.")

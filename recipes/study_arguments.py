@@ -30,6 +30,23 @@ def check_lists(arguments: Any, names: Sequence[str], may_be_empty: bool = False
             raise ValueError(f"{name} must hold {least}none twice: {values}.")
 
 
+def check_texts(arguments: Any, names: Sequence[str]) -> None:
+    """Refuse anything but text, alone or in a list: YAML reads 1 as a number.
+
+    Args:
+        arguments: a dataclass.
+        names: of its fields; None passes.
+
+    Raises:
+        ValueError: see above.
+    """
+    for name in names:
+        given = getattr(arguments, name)
+        values = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{name} must be text, got {given!r}.")
+
+
 def check_numbers(
     arguments: Any, names: Sequence[str], allowed: Callable[[Any], bool], text: str, whole: bool = False
 ) -> None:

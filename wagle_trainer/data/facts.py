@@ -318,8 +318,14 @@ def _word(row: Row) -> str:
     return str(row["cloze_answer"]).casefold()
 
 
-def _in_turn(groups: Sequence[list[Row]], sizes: dict[str, int], forget: Sequence[Row] = ()) -> dict[str, list[Row]]:
-    """Each group to a split that is not full; facts whose answer another split has are left out."""
+def _in_turn(
+    groups: Sequence[list[Row]], sizes: dict[str, int], forget: Sequence[Row] | None = None
+) -> dict[str, list[Row]]:
+    """Each group to a split that is not full; facts whose answer another split has are left out.
+
+    Args:
+        forget: the forget set, where it is chosen, although the model may know none of it; no group goes there then.
+    """
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
     owners: dict[str, str] = {}
 
@@ -328,10 +334,10 @@ def _in_turn(groups: Sequence[list[Row]], sizes: dict[str, int], forget: Sequenc
             if len(splits[name]) < sizes[name] and owners.setdefault(_word(row), name) == name:
                 splits[name].append(row)
 
-    add("forget", forget)
+    add("forget", forget or [])
     for group in groups:
         # The split that lacks the largest part of its size: so groups of all sizes reach all splits.
-        open_ = [name for name in SPLITS if len(splits[name]) < sizes[name] and not (forget and name == "forget")]
+        open_ = [name for name in SPLITS if len(splits[name]) < sizes[name] and (forget is None or name != "forget")]
         if open_:
             add(min(open_, key=lambda name: len(splits[name]) / sizes[name]), group)
     return splits

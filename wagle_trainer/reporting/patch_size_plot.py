@@ -63,6 +63,9 @@ def patch_size_plot(
     """
     labels = dict.fromkeys([*order, *(label for panel in panels for label in panel.curves if label != "random")])
     styles = {label: index for index, label in enumerate(labels)}
+    shown = [label for label in styles if any(label in panel.curves for panel in panels)]
+    # Points of one density stand side by side: 1, -1, 2, -2, ... steps from random's.
+    shifts = {label: 10 ** (_ASIDE * (place // 2 + 1) * (-1) ** place) for place, label in enumerate(shown)}
     figure = Figure(figsize=(9.6, 4.6), dpi=160, layout="constrained", facecolor="white")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     densities = sorted({p.density for panel in panels for points in panel.curves.values() for p in points})
@@ -70,7 +73,7 @@ def patch_size_plot(
         axes.set_xscale("log")
         if densities:
             axes.set_xlim(densities[0] / 2, densities[-1] * 2)
-        _draw(axes, panel, styles)
+        _draw(axes, panel, styles, shifts)
         axes.xaxis.set_major_locator(FixedLocator(densities) if len(densities) < 8 else LogLocator(numticks=9))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: _tick(share, weights)))
@@ -86,7 +89,7 @@ def patch_size_plot(
     return figure
 
 
-def _draw(axes: Axes, panel: Panel, styles: Mapping[str, int]) -> None:
+def _draw(axes: Axes, panel: Panel, styles: Mapping[str, int], shifts: Mapping[str, float]) -> None:
     if panel.good_below is not None:
         axes.axhspan(-1, panel.good_below, color=_GREEN, alpha=0.12, linewidth=0)
         _write(axes, panel.good_below, f"{panel.good} ", _GREEN, "bottom", "right")
@@ -97,16 +100,13 @@ def _draw(axes: Axes, panel: Panel, styles: Mapping[str, int]) -> None:
             0 <= other - value < 0.08 for other in panel.levels.values() if other != value
         )
         _write(axes, value, f" {label}", colour, "top" if below else "bottom", "left")
-    aside = 0
     for label, points in panel.curves.items():
         if label == "random":
-            colour, marker, shift = _GREY, "o", 1.0
+            colour, marker = _GREY, "o"
         else:
             style = styles[label]
             colour, marker = _COLOURS[style % len(_COLOURS)], _MARKERS[1 + style % (len(_MARKERS) - 1)]
-            aside = -aside if aside > 0 else 1 - aside  # 1, -1, 2, -2, ...: points of one density stand side by side
-            shift = 10 ** (_ASIDE * aside)
-        x = [point.density * shift for point in points]
+        x = [point.density * shifts.get(label, 1.0) for point in points]
         means = [sum(point.values) / len(point.values) for point in points]
         axes.fill_between(
             x, [min(p.values) for p in points], [max(p.values) for p in points], color=colour, alpha=0.15, linewidth=0

@@ -173,7 +173,7 @@ def score_distribution(histogram: Mapping[str, Any]) -> Figure:
     axes.set_xscale("log")
     if selected.sum() < _SMALL_PATCH * scores.sum():
         axes.set_yscale("log")  # else the selected weights are not to be seen
-    axes.bar(left, scores, width=left, align="edge", color=_OTHER, label="frozen")
+    axes.bar(left, scores, width=left, align="edge", color=_OTHER, label="all weights")
     axes.bar(left, selected, width=left, align="edge", color=_SELECTED, label="selected")
     if histogram["threshold"]:
         axes.axvline(histogram["threshold"], color=_LINE, linestyle="--", linewidth=1, label="threshold")
