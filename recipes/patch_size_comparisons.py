@@ -1,7 +1,7 @@
 """A score compared with random weights: how many times fewer it needs, and what it leaves and keeps at the same size.
 
-A score's smallest patch on a seed is the smallest density at which it reaches the goal. The study knows it to a step of the
-densities that were tried: it lies above the largest one below it that failed. So the ratio of two of them lies between two bounds.
+A score's smallest patch on a seed is the smallest density at which it reaches the goal. The densities that were tried are steps: if
+more weights never do worse, it lies above the largest one below it that failed. So the ratio of two of them lies between two bounds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,14 @@ class Ratio:
     high: float | None
     seeds: int
 
+    @property
+    def tells(self) -> bool:
+        """Whether the bounds leave out that a score needs far more, or far fewer, weights than random."""
+        below, above = self.least or 0.0, math.inf if self.most is None else self.most
+        return below >= 1 or above <= 1 or (below > 0 and above < math.inf)
+
     def __str__(self) -> str:
-        if self.least is None and self.most is None:
+        if not self.tells:
             return f"unknown (n = {self.seeds})"
         if self.most is None:
             bounds = f">= {self.least:.3g}"
@@ -66,9 +72,7 @@ class Ratio:
             return "at least as many weights as" if most == 1 else f"at least {1 / most:.3g} times more weights than"
         if least is not None and most is not None:
             return f"between {1 / least:.3g} times more and {most:g} times fewer weights than"
-        if least is not None:
-            return f"at most {1 / least:.3g} times more weights than"
-        return f"at most {most:g} times fewer weights than"
+        return "an unknown number of weights, compared with"
 
 
 def ratio_to_random(group: Group, label: str, robust: bool) -> Ratio | None:

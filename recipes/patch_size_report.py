@@ -220,8 +220,8 @@ def sentences(group: Group) -> list[str]:
                 missed = [seed for seed in group.seeds() if group.tried(label, seed)]
                 reaching = [seed for seed in missed if group.smallest(label, seed, robust) is not None]
                 found.append(f"{label} reaches the goal ({what}) on {len(reaching)} of {len(missed)} seeds: no ratio.")
-            elif ratio.least is None and ratio.most is None:
-                found.append(f"{label}, {what}: random and the score reach it at their smallest densities: no ratio.")
+            elif not ratio.tells:
+                found.append(f"{label}, {what}: the densities tried do not tell it from random: no ratio.")
             else:
                 interval = (
                     "one seed, no interval" if ratio.seeds == 1 else f"ratio: {ratio.interval()}; {ratio.seeds} seeds"

@@ -157,6 +157,13 @@ def test_a_forget_relation_comes_first():
     assert not set(forget["cloze_answer"]) & {*splits["retain"]["cloze_answer"], *splits["unseen"]["cloze_answer"]}
 
 
+def test_a_forget_relation_that_the_model_does_not_know_is_refused():
+    """Other facts do not take its place."""
+    authors = {index for index, row in enumerate(all_facts()) if row["relation"] == "author"}
+    with pytest.raises(ValueError, match="0 of .* author"):
+        load_known(lambda index: index not in authors, split_by="relation", forget_relations=["author"])
+
+
 def load_known(is_known, **options):
     """`load_facts` with a model that knows the rows for which `is_known(index)` is true."""
 

@@ -249,6 +249,11 @@ def test_whoever_reruns_a_row_gets_it_back(patch_size, runs, bench, tmp_path, on
     lines = study().rerun(study().args.rerun or 2)
     assert len(lines) == 2 and all("comes out the same" in line for line in lines)
     assert {line.split()[2] for line in lines} == {"random", "snip"}
+    rates = sorted({row["learning_rate"] for row in first.rows.rows if row["score"] == "snip"})
+    named = study()
+    named.args.runs = [f"snip 0.05 {rates[-1]!r}", "none 1 1.0"]
+    [line] = named.rerun(5)
+    assert "snip" in line and f"lr {rates[-1]:g} " in line
     changed = study()
     changed.rows.rows[0] |= {"forget": 0.123, "weights_digest": "0"}
     [line] = changed.rerun(1)
@@ -673,7 +678,7 @@ def test_committed_studies_go_on(patch_size, runs, path):
         )
         study = patch_size.Study(args, runs.Rows(path, ("model", "task", "objective")), data)
         missing, planned = study.missing()
-        assert missing < planned
+        assert missing <= planned // 10  # what is missing is told on the page
         assert study.reference(0)["weights_digest"]
 
 

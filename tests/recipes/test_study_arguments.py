@@ -110,6 +110,12 @@ def test_numbers_that_yaml_reads_as_text():
             arguments.check_lists(Given(wrong), ["rates"])
 
 
+@pytest.mark.parametrize("text", ["scores: [1]", "runs: [3]", "model: 3", "objectives: [2]"])
+def test_text_that_yaml_reads_as_a_number(refused, tmp_path, text):
+    (tmp_path / "config.yaml").write_text(f"output_dir: {tmp_path}\n{text}\n")
+    assert f"{text.split(':')[0]} must be text" in refused("patch_size", "--config", str(tmp_path / "config.yaml"))
+
+
 def test_a_model_is_a_folder_or_a_hub_id(tmp_path):
     check_model = importlib.import_module("study_arguments").check_model
     for hub_id in ("gpt2", "HuggingFaceTB/SmolLM2-135M-Instruct"):
