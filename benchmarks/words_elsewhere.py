@@ -86,6 +86,7 @@ RUNS = [
     ("curvature", 1e-3, (0.01, 0.003)),
     ("curvature", 1e-5, (0.055, 0.03)),
     ("answer_rows", 1e-5, (0.03, 0.01)),
+    ("curvature-body", 1e-3, (0.0055,)),
 ]
 KNOWN = 0.25
 MEASURED = {
