@@ -5,8 +5,8 @@ python benchmarks/other_knowledge.py --config recipes/configs/patch_size_tofu.ya
 
 Runs of the study of patch sizes, at the rates that its rule chose, without attacks. *other facts*: the mean probability of the
 bundled facts that the reference model knows and that are no capitals; those whose answer stands in an answer to forget are left
-out (`words_elsewhere.py` measures what becomes of words). *perplexity*: of
-general text, the replies of the bundled polite speakers. What `--output` holds is not run again.
+out (`words_elsewhere.py` measures what becomes of words). *perplexity*: of general text, the replies of the bundled polite
+speakers. What `--output` holds is not run again.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 sys.path.insert(0, str(RECIPES))
-from patch_size import PatchSizeArguments, Study, class_of, given_run  # noqa: E402
+from patch_size import Study, given_run, parse  # noqa: E402
 from patch_size_masks import NO_MASK, spread  # noqa: E402
 from patch_size_runs import Bench, Rows, environment  # noqa: E402
-from words_elsewhere import mean_of, reference_is_there  # noqa: E402
+from words_elsewhere import KNOWN, mean_of, reference_is_there  # noqa: E402
 
-from wagle_trainer.data.facts import all_facts, cloze_probabilities, pad_examples  # noqa: E402
+from wagle_trainer.data.facts import all_facts, cloze_probabilities  # noqa: E402
 from wagle_trainer.data.fictional.speakers import speakers_rows  # noqa: E402
-from wagle_trainer.models.log_probs import token_log_probs  # noqa: E402
-from wagle_trainer.models.modes import evaluation_mode  # noqa: E402
+from wagle_trainer.evaluation.answer_scores import score_answers  # noqa: E402
+from wagle_trainer.evaluation.suites.suite_inputs import continuation, text_ids  # noqa: E402
 from wagle_trainer.utils.table_formats import markdown_table  # noqa: E402
 
 RUNS = {
@@ -44,7 +43,6 @@ RUNS = {
         *("answer_rows 1e-4 0.017", "answer_rows 1e-5 0.1"),
     ],
 }
-KNOWN = 0.25
 MEASURED = {"forget": "forget", "other_facts": "other facts", "perplexity": "perplexity"}
 
 
@@ -64,17 +62,13 @@ def other_facts(bench: Bench) -> list[dict[str, Any]]:
 
 def perplexity(bench: Bench) -> float:
     """Of the general texts: over all their tokens but each one's first."""
-    tokenizer = bench.task.tokenizer
-    texts = [list(tokenizer(row["text"])["input_ids"]) for row in speakers_rows("general")]
-    total, tokens, device = 0.0, 0, next(bench.model.parameters()).device
-    with evaluation_mode(bench.model):
-        for start in range(0, len(texts), 32):
-            examples = [{"input_ids": ids, "labels": ids} for ids in texts[start : start + 32]]
-            batch = {name: tensor.to(device) for name, tensor in pad_examples(examples).items()}
-            found = token_log_probs(bench.model, batch)
-            total += found.sum().sum().item()
-            tokens += sum(len(ids) - 1 for ids in texts[start : start + 32])
-    return math.exp(-total / tokens)
+    texts = [text_ids(bench.task.tokenizer, row["text"]) for row in speakers_rows("general")]
+    names = [f"text {index}" for index in range(len(texts))]
+    scores = score_answers(
+        bench.model, [continuation(ids, 1) for ids in texts], names, eos_token_id=None, progress=False
+    )
+    tokens = sum(score.num_tokens for score in scores)
+    return math.exp(-sum(score.mean_log_prob * score.num_tokens for score in scores) / tokens)
 
 
 def main() -> None:
@@ -87,17 +81,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/other_knowledge.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    args = PatchSizeArguments(**(config | {"model": options.model, "output_dir": str(options.work)}))
-    kind = class_of(args.task)
-    data = (
-        {"relations": ["capital"]}
-        if args.task == "facts"
-        else {"style": "plain", "dataset_name": options.dataset_name}
-    )
-    study = Study(args, Rows(options.work / "results.json"), kind.arguments(**data))
+    given = ["--config", str(options.config), "--model", options.model, "--output_dir", str(options.work)]
+    args, data = parse(given + (["--dataset_name", options.dataset_name] if options.dataset_name else []))
+    study = Study(args, Rows(options.work / "results.json"), data)
     rows, machine = Rows(options.output), environment()
-    settings = {name: config[name] for name in ("steps", "batch_size", "beta", "retain_weight", "examples")}
+    settings = {name: getattr(args, name) for name in ("steps", "batch_size", "beta", "retain_weight", "examples")}
     kept = rows.content.setdefault("settings", {}).setdefault(args.task, settings)
     if kept != settings:
         raise SystemExit(f"{options.output} was made with other settings: {kept}. Give another --output.")
@@ -115,7 +103,6 @@ def main() -> None:
             rows.add(of | numbers, machine)
             print({name: rows.rows[-1][name] for name in ("seed", "score", *MEASURED)}, flush=True)
 
-        bench.reset()
         if not reference_is_there(rows, bench, key):
             measure(key | {"score": "reference model", "weights_digest": bench.digest()})
         for label, density, rate in map(given_run, RUNS[args.task]):

@@ -60,7 +60,7 @@ class Ratio:
         return "95 % " + " ".join(filter(None, ends))
 
     def in_words(self) -> str:
-        """What a score needs: "at least 15 times fewer weights than"."""
+        """What a score needs, where the bounds tell: "at least 15 times fewer weights than"."""
         least, most = (None if bound is None else float(f"{bound:.3g}") for bound in (self.least, self.most))
         if least is not None and least >= 1:
             if most is not None:
@@ -70,9 +70,8 @@ class Ratio:
             if least is not None:
                 return f"between {1 / most:.3g} and {1 / least:.3g} times more weights than"
             return "at least as many weights as" if most == 1 else f"at least {1 / most:.3g} times more weights than"
-        if least is not None and most is not None:
-            return f"between {1 / least:.3g} times more and {most:g} times fewer weights than"
-        return "an unknown number of weights, compared with"
+        assert least is not None and most is not None, "no ratio to put in words: ask `tells` first"
+        return f"between {1 / least:.3g} times more and {most:g} times fewer weights than"
 
 
 def ratio_to_random(group: Group, label: str, robust: bool) -> Ratio | None:
